@@ -208,6 +208,30 @@ impl Client {
         Ok(response.into_inner())
     }
 
+    /// Looks an action up that has no result, for a target of the build `id`, over a connection of its own.
+    pub async fn miss_in_build(address: SocketAddr, id: &str, target: &str, action: &Digest) {
+        let lookup = GetActionResultRequest {
+            action_digest: Some(action.clone()),
+            ..GetActionResultRequest::default()
+        };
+        let mut actions = Self::connect(address).await.action_cache();
+        let missed = actions.get_action_result(in_build(id, target, lookup));
+        let missed = missed.await.expect_err("a miss");
+        assert_eq!(missed.code(), Code::NotFound);
+    }
+
+    /// Stores an empty result of an action for a target of the build `id`.
+    pub async fn store_in_build(&self, id: &str, target: &str, action: &Digest) {
+        let stored = UpdateActionResultRequest {
+            action_digest: Some(action.clone()),
+            action_result: Some(ActionResult::default()),
+            ..UpdateActionResultRequest::default()
+        };
+        let mut actions = self.action_cache();
+        let stored = actions.update_action_result(in_build(id, target, stored));
+        stored.await.expect("the result is stored");
+    }
+
     fn cas(&self) -> ContentAddressableStorageClient<Channel> {
         ContentAddressableStorageClient::new(self.channel())
     }
@@ -219,6 +243,19 @@ impl Client {
     fn byte_stream(&self) -> ByteStreamClient<Channel> {
         ByteStreamClient::new(self.channel())
     }
+}
+
+/// Wraps a message of a build that names its target, as Bazel does.
+fn in_build<T>(id: &str, target: &str, message: T) -> tonic::Request<T> {
+    let metadata = RequestMetadata {
+        tool_invocation_id: id.to_owned(),
+        target_id: target.to_owned(),
+        action_mnemonic: "Mnemonic".to_owned(),
+        ..RequestMetadata::default()
+    };
+    let mut request = tonic::Request::new(message);
+    add_request_metadata(request.metadata_mut(), &metadata);
+    request
 }
 
 /// Adds the metadata of a build to the headers of a call.

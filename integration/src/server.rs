@@ -21,6 +21,7 @@ use self::log::{Log, follow, text};
 use crate::{
     binary,
     process::{self, Process},
+    root,
 };
 
 /// The longest wait for a server to open its port or end; far more than it needs, so that only a hanging
@@ -101,18 +102,25 @@ pub struct Server {
     log: Log,
 }
 
-/// The environment of a server: its disk, the system's certificates, `RUST_LOG` and its limit of open files.
+/// The environment of a server: its disk, the root directory, the system's certificates, `RUST_LOG` and its limit of
+/// open files.
 #[derive(Clone, Debug, Default)]
 struct Surroundings {
     disk: Option<Disk>,
     roots: Option<PathBuf>,
     log: Option<&'static str>,
     descriptors: Option<Descriptors>,
+    /// Set if the server runs in the root directory of the build clients.
+    in_root: bool,
 }
 
 impl Surroundings {
     /// Returns the command to which settings are added.
     fn program(&self) -> Command {
+        if self.in_root {
+            let program = binary::gorego().to_str().expect("the path is UTF-8");
+            return root::command(Path::new("/"), program);
+        }
         let Some(Descriptors { soft, hard }) = self.descriptors else {
             return process::command(binary::gorego());
         };
@@ -178,6 +186,15 @@ impl Server {
     pub fn start_limited(descriptors: Descriptors, settings: &[&str]) -> Self {
         let surroundings = Surroundings {
             descriptors: Some(descriptors),
+            ..Surroundings::default()
+        };
+        Self::within(surroundings, settings)
+    }
+
+    /// Starts a server whose actions use the programs of the root directory of the build clients.
+    pub fn start_in_root(settings: &[&str]) -> Self {
+        let surroundings = Surroundings {
+            in_root: true,
             ..Surroundings::default()
         };
         Self::within(surroundings, settings)

@@ -4,7 +4,8 @@
 use std::{env, fs, path::Path};
 
 use gorego_integration::{
-    bazel::Checkout, browser, lock::Lock, project, server::Server, web, workspace,
+    bazel::Checkout, browser::Browser, client::Client, content::digest_of, link::Link, lock::Lock,
+    peer::FaultyPeer, project, server::Server, web, workspace,
 };
 use tempfile::TempDir;
 
@@ -57,7 +58,7 @@ async fn pages_are_accessible_at_every_width_in_both_schemes() {
     ];
     let urls = pages.map(|page| format!("{base}{page}"));
     let shots = TempDir::new().unwrap();
-    browser::check(&urls, shots.path());
+    Browser::install().check(&urls, shots.path());
     if env::var_os("UPDATE_DOCS").is_some() {
         let docs = project::root().join("docs");
         fs::create_dir_all(&docs).unwrap();
@@ -67,4 +68,46 @@ async fn pages_are_accessible_at_every_width_in_both_schemes() {
         )
         .unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn error_pages_are_accessible_at_every_width_in_both_schemes() {
+    let _lock = Lock::bazel();
+    let served = "telemetry.metrics_addr=127.0.0.1:0";
+    let hidden = Server::start(&[served, "telemetry.ui=off"]);
+    let peer = FaultyPeer::start();
+    let link = Link::to(peer.address());
+    // It reads actions from the backing cache, which answers the server's start only.
+    let waiting = Server::in_front_of(&link.grpc_url(), &[served, "local_cache.enabled=false"]);
+    link.stall();
+    let action = digest_of(b"action").hash;
+    let pages = [
+        format!("403=http://{}/", hidden.metrics()),
+        format!("404=http://{}/nowhere", waiting.metrics()),
+        format!("404=http://{}/builds/none", waiting.metrics()),
+        format!("400=http://{}/builds?from=x", waiting.metrics()),
+        format!("503=http://{}/actions/{action}-6", waiting.metrics()),
+    ];
+    let shots = TempDir::new().unwrap();
+    Browser::install().check(&pages, shots.path());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_of_a_build_in_progress_shows_calls_without_being_loaded_again() {
+    let _lock = Lock::bazel();
+    let server = Server::start(&["telemetry.metrics_addr=127.0.0.1:0"]);
+    let browser = Browser::install();
+    let miss = async |number: usize| {
+        let action = digest_of(&[u8::try_from(number).unwrap()]);
+        Client::miss_in_build(server.address(), "build", "//:t", &action).await;
+        let is_recorded = |response: &web::Response| {
+            response.status == 200 && response.json()["head"]["total"]["misses"] == number
+        };
+        web::wait_for(server.metrics(), "/api/v1/builds/build", is_recorded).await;
+    };
+    miss(1).await;
+    let url = format!("http://{}/builds/build", server.metrics());
+    let page = browser.open(&url, "0 of 1 lookup");
+    miss(2).await;
+    page.expect("0 of 2 lookups");
 }

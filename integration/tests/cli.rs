@@ -2,6 +2,7 @@
 #![cfg(test)]
 
 use std::{
+    fs,
     net::SocketAddr,
     process::{Command, Output, Stdio},
 };
@@ -188,7 +189,7 @@ async fn stats_shows_hits_as_text_and_as_json() {
     let results: Vec<_> = results.expect("a line").split_whitespace().collect();
     assert_eq!(
         results,
-        ["Clients", "results", "33.3", "%", "1", "2", "0", "0"]
+        ["Clients", "results", "33.3", "%", "1", "2", "0", "0", "0"]
     );
     assert!(
         text.lines().all(|line| line.chars().count() <= 80),
@@ -207,6 +208,34 @@ async fn commands_find_the_server_of_the_same_configuration() {
     assert!(text.starts_with("gorego "), "{text}");
     let why = sentence_of(&["stats", "--set", "telemetry.metrics_addr="]);
     assert!(why.contains("telemetry.metrics_addr is empty"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_of_earlier_builds_are_hidden_after_a_change_of_the_patterns_of_secrets() {
+    let mut server = Server::start(&[SERVED]);
+    build(&server).await;
+    server.ask_to_stop();
+    assert!(server.wait().success());
+    let folder = server.data().join("builds");
+    let saved = || {
+        let files = folder.read_dir().unwrap();
+        let contents = files.map(|file| fs::read(file.unwrap().path()).unwrap());
+        String::from_utf8_lossy(&contents.collect::<Vec<_>>().concat()).into_owned()
+    };
+    assert!(saved().contains("-O3"));
+    let server = server.restart_with(&[SERVED, "telemetry.redact=level"]);
+    let path = "/api/v1/builds/second-build";
+    let response = web::wait_for(server.metrics(), path, |response| response.status == 200).await;
+    let explanation = &response.json()["misses"][0]["explanation"];
+    let differences = explanation["comparison"]["differences"].as_array().unwrap();
+    assert_eq!(differences.len(), 2, "{explanation}");
+    for difference in differences {
+        assert_eq!(difference["after"], "[redacted]");
+    }
+    let page = web::get(server.metrics(), "/builds/second-build").await;
+    for text in [saved(), response.content, page.content] {
+        assert!(!text.contains("-O3"), "{text}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

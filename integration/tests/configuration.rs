@@ -107,6 +107,36 @@ async fn connections_beyond_the_limit_wait() {
     waits.await.expect("the second connection is served now");
 }
 
+#[test]
+fn headers_that_http2_forbids_are_refused_with_their_key() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("headers");
+    fs::write(&file, "transfer-encoding=sesame\n").unwrap();
+    let in_file = |key| format!("{key}={}", file.display());
+    let target = "backing_cache.target=grpc://127.0.0.1:1";
+    let endpoint = "telemetry.tracing_endpoint=127.0.0.1:1";
+    for (with, key, header) in [
+        (target, "backing_cache.headers", "connection"),
+        (target, "backing_cache.headers_file", "transfer-encoding"),
+        (endpoint, "telemetry.tracing_headers", "upgrade"),
+        (
+            endpoint,
+            "telemetry.tracing_headers_file",
+            "transfer-encoding",
+        ),
+    ] {
+        let setting = if key.ends_with("_file") {
+            in_file(key)
+        } else {
+            format!("{key}={header}=sesame")
+        };
+        let (_, stderr) = server::refusal(&dir.path().join("data"), &[with, &setting]);
+        let named = format!("{key}: header \"{header}\": ");
+        assert!(stderr.contains(&named), "no {named} in {stderr}");
+        assert!(!stderr.contains("sesame"), "{stderr}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn headers_of_a_file_are_sent_to_the_backing_cache_and_reloaded_at_sighup() {
     let dir = TempDir::new().unwrap();

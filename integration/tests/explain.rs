@@ -208,8 +208,11 @@ async fn changes_of_an_action_are_named(server: &Server, bazel: &mut BazelServer
     // Bazel does not upload inputs for remote caching, so that only the root is known to differ.
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(found[0].starts_with("input (input root): "), "{found:?}");
-    let worth = text(&missed["explanation"]["worth"]);
-    assert!(worth.contains("remote caching never uploads"), "{worth}");
+    let evidence = text(&missed["explanation"]["evidence"]);
+    assert!(
+        evidence.contains("remote caching never uploads"),
+        "{evidence}"
+    );
 
     // The action itself is shown without its secret, too.
     let action = action(server, &missed).await;

@@ -2,19 +2,13 @@
 #![cfg(test)]
 
 use gorego_integration::{
-    binary,
-    client::{Client, add_request_metadata},
+    client::Client,
     content::{blob, digest_of, result_of},
     link::Link,
     metrics::Metrics,
-    package::read,
     peer::FaultyPeer,
-    process,
     server::Server,
     web::{Response, get, get_with, wait_for},
-};
-use reapi::v2::{
-    Digest, GetActionResultRequest, RequestMetadata, action_cache_client::ActionCacheClient,
 };
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
@@ -255,156 +249,4 @@ async fn stalled_connections_do_not_prevent_a_scrape() {
     }
     let metrics = Metrics::of(server.metrics()).await;
     assert!(metrics.has("gorego_build_info"));
-}
-
-/// Looks an action up for a target of the build `id`.
-async fn miss_in_build(server: &Server, id: &str, target: &str, action: &Digest) {
-    let client = Client::connect(server.address()).await;
-    let metadata = RequestMetadata {
-        tool_invocation_id: id.to_owned(),
-        target_id: target.to_owned(),
-        action_mnemonic: "Mnemonic".to_owned(),
-        ..RequestMetadata::default()
-    };
-    let mut request = tonic::Request::new(GetActionResultRequest {
-        action_digest: Some(action.clone()),
-        ..GetActionResultRequest::default()
-    });
-    add_request_metadata(request.metadata_mut(), &metadata);
-    let mut actions = ActionCacheClient::new(client.channel());
-    let missed = actions.get_action_result(request).await.unwrap_err();
-    assert_eq!(missed.code(), Code::NotFound);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn builds_are_removed_once_they_may_not_be_kept() {
-    for setting in ["telemetry.ui=off", "telemetry.history_max=0"] {
-        let mut server = Server::start(&[SERVED]);
-        miss_in_build(&server, "build", "//pkg:t", &digest_of(b"action")).await;
-        server.ask_to_stop();
-        assert!(server.wait().success());
-        let folder = server.data().join("builds");
-        assert!(folder.read_dir().unwrap().next().is_some());
-        let server = server.restart_with(&[SERVED, setting]);
-        assert!(!folder.exists(), "{setting}");
-        let removed = format!(
-            "removed the builds of earlier runs in {}",
-            server.data().display()
-        );
-        server.wait_for_log(&removed);
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_miss_in_an_outage_of_the_backing_cache_is_shown_as_such() {
-    let peer = FaultyPeer::start();
-    let link = Link::to(peer.address());
-    let settings = [
-        SERVED,
-        "backing_cache.on_outage=degrade",
-        "backing_cache.put_retry_count=0",
-    ];
-    let server = Server::in_front_of(&link.grpc_url(), &settings);
-    let action = digest_of(b"action");
-    peer.put_action("", &action, result_of([]));
-    link.down();
-    let client = Client::connect(server.address()).await;
-    let missed = client.get_action(&action).await.unwrap_err();
-    let named = "in the local tier, and the backing cache did not answer";
-    assert!(missed.message().contains(named), "{missed}");
-    miss_in_build(&server, "build", "//:t", &action).await;
-    let metrics = Metrics::of(server.metrics()).await;
-    let outcome = |outcome: &str| {
-        let labels = format!("kind=\"result\",tier=\"client\",outcome=\"{outcome}\"");
-        metrics.get(&format!("gorego_cache_lookups_total{{{labels}}}"))
-    };
-    assert_eq!((outcome("outage"), outcome("miss")), (Some(2), Some(0)));
-
-    let is_recorded = |response: &Response| response.status == 200;
-    let build = wait_for(server.metrics(), "/api/v1/builds/build", is_recorded).await;
-    let explanation = &build.json()["misses"][0]["explanation"];
-    assert_eq!(explanation["cause"]["kind"], "outage", "{build:#?}");
-    let sentence = "The backing cache did not answer, and the local tier has no complete result.";
-    assert_eq!(explanation["sentence"], sentence);
-    for path in ["/builds/build", "/targets?label=%2F%2F:t"] {
-        let page = get(server.metrics(), path).await.content;
-        assert!(page.contains(sentence), "{path}: {page}");
-    }
-    let url = format!("http://{}", server.metrics());
-    let mut explain = process::command(binary::gorego());
-    explain.args(["explain", "//:t", "--url", &url]);
-    let explained = explain.output().unwrap();
-    let text = String::from_utf8(explained.stdout).unwrap();
-    assert!(text.contains("The backing cache did not answer"), "{text}");
-
-    // After the outage, the result is found.
-    link.restore();
-    let found = async { while client.get_action(&action).await.is_err() {} };
-    let in_time = tokio::time::timeout(std::time::Duration::from_mins(1), found).await;
-    in_time.expect("the result is found after the outage");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn every_documented_path_of_the_api_answers() {
-    let server = Server::start(&[SERVED]);
-    let (id, target, action) = ("a/build?", "//pkg:t & <b>", digest_of(b"action"));
-    miss_in_build(&server, id, target, &action).await;
-    let is_recorded = |response: &Response| response.json()["total"] == 1;
-    wait_for(server.metrics(), "/api/v1/builds", is_recorded).await;
-    let digest = format!("{}/{}", action.hash, action.size_bytes);
-    let documented = read("docs/api.md");
-    let paths = documented.lines().filter_map(|line| {
-        let path = line.strip_prefix("## `GET ")?.strip_suffix('`')?;
-        let path = path
-            .replace("{id}", "a%2Fbuild%3F")
-            .replace("{digest}", &digest);
-        Some(path.replace("{label}", "%2F%2Fpkg:t%20%26%20%3Cb%3E"))
-    });
-    let mut answered = 0;
-    for path in paths.filter(|path| path != "/events") {
-        let response = get(server.metrics(), &path).await;
-        assert_eq!(response.status, 200, "{path}: {response:#?}");
-        assert!(response.json().is_object(), "{path}");
-        answered += 1;
-    }
-    assert_eq!(answered, 6);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn pages_of_builds_lead_to_the_action_and_escape_names() {
-    let server = Server::start(&[SERVED]);
-    let (id, target, action) = ("a/build?", "//pkg:t & <b>", digest_of(b"action"));
-    miss_in_build(&server, id, target, &action).await;
-    let page =
-        |path: &'static str| wait_for(server.metrics(), path, |response| response.status == 200);
-    let build = page("/builds/a%2Fbuild%3F").await.content;
-    assert!(
-        build.contains("//pkg:t &amp; &lt;b&gt;") && !build.contains("<b>\""),
-        "{build}"
-    );
-    let link = format!(
-        "/actions/{}-{}?build=a%2Fbuild%3F",
-        action.hash, action.size_bytes
-    );
-    for linked in [&link, "/targets?label=%2F%2Fpkg:t%20%26%20%3Cb%3E"] {
-        assert!(build.contains(&format!("href=\"{linked}\"")), "{build}");
-        let response = get(server.metrics(), linked).await;
-        assert_eq!(response.status, 200, "{response:#?}");
-    }
-    let shown = get(server.metrics(), &link).await.content;
-    assert!(shown.contains("The command cannot be shown"), "{shown}");
-    let recent = get(server.metrics(), "/builds").await.content;
-    assert!(recent.contains("href=\"/builds/a%2Fbuild%3F\""), "{recent}");
-    for (wanted, found) in [
-        (action.hash.as_str(), format!("/actions/{}", action.hash)),
-        ("//pkg:t", "/targets?label=%2F%2Fpkg:t".to_owned()),
-        ("a%2Fbuild%3F", "/builds/a%2Fbuild%3F".to_owned()),
-    ] {
-        let response = get(server.metrics(), &format!("/find?q={wanted}")).await;
-        assert_eq!(response.status, 303, "{response:#?}");
-        let location = format!("location: {found}");
-        let is_named = response.headers.lines().any(|line| line == location);
-        assert!(is_named, "{response:#?}");
-    }
-    assert_eq!(get(server.metrics(), "/builds/other").await.status, 404);
 }

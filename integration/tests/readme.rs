@@ -51,6 +51,19 @@ const OWN: [&str; 4] = [
     "cargo test --workspace",
 ];
 
+/// Commands in the text that no test runs: those of `.ci/run` and of the scripts of this project, builds by Cargo, which
+/// takes the same sources in its tests, and one of which the text says that it was not tried.
+const IN_TEXT: [&str; 8] = [
+    "GOREGO_BAZEL=root tools/bazel build",
+    "bazel build --config=opt //cmd/gorego",
+    "bazel run",
+    "bazel shutdown",
+    "cargo build --release",
+    "cargo run --release",
+    "docker run -p 16686:16686 -p 4317:4317 cr.jaegertracing.io/jaegertracing/jaeger:2.15.0",
+    "tools/client-root make",
+];
+
 fn blocks(readme: &str) -> Vec<Block<'_>> {
     // Text outside and inside of fences alternates.
     let parts: Vec<_> = readme.split("\n```").collect();
@@ -249,6 +262,63 @@ fn check_tried(block: &Block<'_>, client: &str) {
     assert!(
         block.text.contains(":50051"),
         "{block:?} lacks gorego's port"
+    );
+}
+
+/// Returns the commands in the text outside of blocks: what is set as code, and begins with a program and an argument.
+fn commands_in_text(readme: &str) -> Vec<String> {
+    const PROGRAMS: [&str; 10] = [
+        "bazel", "cargo", "curl", "docker", "git", "go", "gorego", "make", "ssh", "tools/",
+    ];
+    let text: Vec<_> = readme.split("\n```").step_by(2).collect();
+    let text = text.join("\n");
+    let codes = text.split('`').skip(1).step_by(2);
+    let codes = codes.map(|code| code.split_whitespace().collect::<Vec<_>>().join(" "));
+    let is_command = |code: &String| {
+        let words: Vec<_> = code.split(' ').filter(|word| !word.contains('=')).collect();
+        let is_program = |program: &&str| match words.first() {
+            Some(first) if program.ends_with('/') => first.starts_with(*program),
+            first => first == Some(program),
+        };
+        words.len() > 1 && PROGRAMS.iter().any(is_program)
+    };
+    codes.filter(is_command).collect()
+}
+
+/// Checks that gorego accepts these arguments.
+fn check_arguments(arguments: &str) {
+    let arguments = arguments.split(' ').filter(|word| !word.starts_with('<'));
+    run(process::command(binary::gorego())
+        .args(arguments)
+        .arg("--help"));
+}
+
+#[test]
+fn every_command_in_the_text_of_the_readme_is_known() {
+    let readme = fs::read_to_string(project::root().join("README.md")).unwrap();
+    let mut commands = commands_in_text(&readme);
+    for known in IN_TEXT {
+        let count = commands.len();
+        commands.retain(|command| command != known);
+        assert!(
+            commands.len() < count,
+            "`{known}` is not in the text any more"
+        );
+    }
+    for command in &commands {
+        let own = ["gorego ", "bazel run //cmd/gorego -- "];
+        match own.iter().find_map(|own| command.strip_prefix(own)) {
+            Some(arguments) => check_arguments(arguments),
+            // The next test runs it.
+            None => assert!(
+                command.starts_with("go tool pprof"),
+                "nothing runs `{command}`"
+            ),
+        }
+    }
+    assert!(
+        commands.iter().any(|command| command.ends_with("-- stats")),
+        "{commands:?}"
     );
 }
 

@@ -396,6 +396,19 @@ async fn the_access_log_names_the_call_its_build_and_its_trace() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_access_log_lacks_the_user_information_of_urls() {
+    let server = Server::start_logging("access=info", &[]);
+    let digest = store(&server, &blob(1, 100)).await;
+    let sent = TraceHeaders {
+        sampled: None,
+        build: Some("https://me:hunter2@ci/job/7"),
+    };
+    read(&server, &digest, sent).await;
+    let log = server.wait_for_log("https://[redacted]@ci/job/7");
+    assert!(!log.contains("hunter2"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_access_log_names_the_trace_of_a_call_that_is_refused_by_its_headers() {
     let server = Server::start_logging("access=info", &[]);
     let client = Client::connect(server.address()).await;

@@ -84,8 +84,19 @@ pub(crate) fn parsed(
 ) -> Result<RemoteHeaders, String> {
     let pair = |header: &Header| (header.name.clone(), header.value.clone());
     let of_file = file.map(headers_of).transpose()?;
-    let given = [Some(configured), of_file.as_ref()].into_iter().flatten();
-    let mut all: Vec<_> = given.flat_map(|headers| &headers.0).map(pair).collect();
+    let mut all = Vec::new();
+    for (key, headers) in [
+        ("headers", Some(configured)),
+        ("headers_file", of_file.as_ref()),
+    ] {
+        let own: Vec<_> = headers
+            .iter()
+            .flat_map(|headers| &headers.0)
+            .map(pair)
+            .collect();
+        RemoteHeaders::parse(&own).map_err(|why| format!("{key}: {why}"))?;
+        all.extend(own);
+    }
     if let Some(default) = default
         && all.iter().all(|(name, _)| *name != default.name)
     {

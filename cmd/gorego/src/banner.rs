@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use gorego_config::{Config, Ui};
 use gorego_telemetry::web::METRICS;
 
-use crate::cli::VERSION;
+use crate::{cli::VERSION, execution};
 
 /// Renders the banner as complete lines: the address, and those of the page and the metrics if they are served.
 pub(crate) fn banner(config: &Config, address: SocketAddr, metrics: Option<SocketAddr>) -> String {
@@ -27,12 +27,33 @@ pub(crate) fn banner(config: &Config, address: SocketAddr, metrics: Option<Socke
         }
         lines.push(format!("metrics on http://{}{METRICS}", reachable(address)));
     }
+    lines.push(executor(config));
     let scheme = if config.tls.enabled { "grpcs" } else { "grpc" };
     let host = reachable(address);
+    let kind = if execution::is_on(config) {
+        "executor"
+    } else {
+        "cache"
+    };
     lines.push(format!(
-        "for Bazel, add to .bazelrc:  build --remote_cache={scheme}://{host}\n"
+        "for Bazel, add to .bazelrc:  build --remote_{kind}={scheme}://{host}\n"
     ));
     lines.join("\n")
+}
+
+/// Returns whether actions are executed, and how.
+fn executor(config: &Config) -> String {
+    if !execution::is_on(config) {
+        return "not executing actions: set execution.enabled to true to let all clients run commands here".to_owned();
+    }
+    let (concurrency, dir) = (
+        execution::concurrency(config),
+        execution::build_root(config),
+    );
+    format!(
+        "executing up to {concurrency} actions at once in {}, without a sandbox: they can read and change what this user can",
+        dir.display()
+    )
 }
 
 /// Returns an address that clients can connect to: the unspecified address stands for `localhost`.

@@ -5,6 +5,7 @@ mod banner;
 mod builds;
 mod cli;
 mod descriptors;
+mod execution;
 mod listen;
 mod memory;
 mod meters;
@@ -87,6 +88,7 @@ fn load(cli: &Cli) -> Result<LoadedConfig, String> {
 }
 
 fn serve(loaded: &LoadedConfig) -> Result<(), String> {
+    let launcher = execution::launcher(&loaded.config).map_err(|error| error.to_string())?;
     let (layer, spans) = traces::layer_of(&loaded.config.telemetry).unzip();
     logs::start(level(loaded.config.log_level), layer)?;
     if let Some(file) = &loaded.file {
@@ -95,7 +97,7 @@ fn serve(loaded: &LoadedConfig) -> Result<(), String> {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    wire::run(loaded, spans).map_err(|error| error.to_string())
+    wire::run(loaded, spans, launcher).map_err(|error| error.to_string())
 }
 
 const fn level(level: LogLevel) -> Level {

@@ -7,7 +7,7 @@ use gorego_storage::BreakerState;
 use gorego_telemetry::{
     Calls, Metrics,
     builds::Builds,
-    web::{self, Backing, Health, Limits, Local, Parts, Site, Ui},
+    web::{self, Backing, Components, Health, Limits, Local, Site, Ui},
 };
 use gorego_tls::Certificate;
 
@@ -45,16 +45,16 @@ pub(crate) fn site(
         pprof: config.telemetry.pprof,
         builds,
         health,
-        parts: Box::new(parts(config, tiers, certificates)),
+        components: Box::new(components(config, tiers, certificates)),
     }
 }
 
 /// Returns the function that reads the state of the tiers.
-fn parts(
+fn components(
     config: &Config,
     tiers: &Tiers,
     certificates: Certificates,
-) -> impl Fn() -> Parts + Send + Sync + use<> {
+) -> impl Fn() -> Components + Send + Sync + use<> {
     let local = tiers.local.clone();
     let dir = config.local_cache.dir.display().to_string();
     let (breaker, waiting) = (tiers.breaker.clone(), tiers.waiting.clone());
@@ -62,7 +62,7 @@ fn parts(
     let target = target.map(ToString::to_string).unwrap_or_default();
     let pending_limit = config.backing_cache.journal_max.bytes();
     let limits = limits(&config.limits);
-    move || Parts {
+    move || Components {
         local: local.as_ref().map(|local| {
             let report = local.report();
             let usage = report.usage;

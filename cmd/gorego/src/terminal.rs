@@ -136,7 +136,7 @@ mod tests {
                     {"tier": "client", "kind": "blob", "hits": 9876543, "misses": 1234567, "incomplete": 0,
                         "outage": 0, "errors": 1},
                     {"tier": "client", "kind": "result", "hits": 18446744073709551615, "misses": 18446744073709551615,
-                        "incomplete": 7, "outage": 8, "errors": 0},
+                        "incomplete": 7, "outage": 2345678, "errors": 3456789},
                     {"tier": "backing", "kind": "result", "hits": 0, "misses": 0, "incomplete": 0, "outage": 0, "errors": 0}
                 ],
                 "transfers": [{"tier": "client", "read": 123456789, "written": 1234}],

@@ -8,10 +8,11 @@ use std::{
 };
 
 use gorego_config::{self as config, Config, LocalCache};
+use gorego_execution as execution;
 use gorego_janitor::{self as janitor, Janitor, Marks};
 use gorego_proxy::{Backing, Depth, OnOutage, Options, Outbox, ProxyActions, ProxyStore};
 use gorego_server::Stores;
-use gorego_storage::{BreakerState, CompletenessChecking, DigestFunction, span::Tier};
+use gorego_storage::{BreakerState, CompletenessChecking, DigestFunction, Links, span::Tier};
 use gorego_storage_local::{LocalOptions, LocalStore, OpenError, SyncMode};
 use gorego_storage_remote::RemoteStore;
 use gorego_telemetry::{Calls, PendingWrites, Sources, web::Health};
@@ -61,6 +62,8 @@ pub(crate) struct Tiers {
     pub(crate) remote: Option<Arc<RemoteStore>>,
     pub(crate) breaker: Option<watch::Receiver<BreakerState>>,
     pub(crate) waiting: Option<watch::Receiver<Depth>>,
+    /// The stores as an executor uses them: not counted as a client's. `None` without a local tier.
+    pub(crate) executor: Option<execution::Stores>,
     meters: Option<Meters>,
     /// Pins pending writes of an earlier configuration with a backing cache.
     _unused: Option<Outbox>,
@@ -97,6 +100,11 @@ impl Tiers {
     /// Completes the stores for clients: digest functions are inferred, and the answers are counted, each once.
     /// `alone` is the local tier, if there is no other.
     fn answer(&mut self, config: &Config, meters: Option<Meters>, alone: Option<&LocalStore>) {
+        self.executor = self.links().map(|links| execution::Stores {
+            blobs: Arc::clone(&self.stores.blobs),
+            results: Arc::clone(&self.stores.actions),
+            links,
+        });
         let functions = inferred_functions(&config.limits);
         let stores = self.stores.clone().inferring(functions);
         self.stores = match &meters {
@@ -104,6 +112,11 @@ impl Tiers {
             None => stores,
         };
         self.meters = meters;
+    }
+
+    fn links(&self) -> Option<Arc<dyn Links>> {
+        let proxy = self.proxy.clone().map(|proxy| Arc::new(proxy) as _);
+        proxy.or_else(|| Some(self.local.clone()? as _))
     }
 
     async fn local(config: &Config, parts: &Parts) -> Result<Self, Error> {
@@ -133,6 +146,7 @@ impl Tiers {
             remote: None,
             breaker: None,
             waiting: None,
+            executor: None,
             meters: None,
             _unused: unused.ok(),
         })
@@ -177,6 +191,7 @@ impl Tiers {
             remote: None,
             breaker: Some(breaker),
             waiting: Some(waiting),
+            executor: None,
             meters: None,
             _unused: None,
         })
@@ -203,6 +218,7 @@ impl Tiers {
             remote: Some(remote),
             breaker,
             waiting: None,
+            executor: None,
             meters: None,
             _unused: None,
         }

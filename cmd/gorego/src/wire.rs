@@ -9,6 +9,7 @@ use std::{
 
 use gorego_config::{self as config, Config, LoadedConfig};
 use gorego_grpc::Limits;
+use gorego_sandbox::Launcher;
 use gorego_server as server;
 use gorego_storage::Chain;
 use gorego_telemetry::{
@@ -26,6 +27,7 @@ use crate::{
     builds,
     cli::VERSION,
     descriptors::Descriptors,
+    execution::{self, LocalExecutor},
     listen::listen,
     memory::Parts,
     meters::Meters,
@@ -47,6 +49,8 @@ pub(crate) enum Error {
     Metrics(String),
     #[error(transparent)]
     Tiers(#[from] tiers::Error),
+    #[error(transparent)]
+    Execution(#[from] execution::Error),
     #[error("{0}")]
     Redact(String),
     #[error("tls.{0}")]
@@ -60,15 +64,23 @@ pub(crate) enum Error {
 }
 
 /// Serves until a signal ends it.
-pub(crate) fn run(loaded: &LoadedConfig, spans: Option<EndedSpans>) -> Result<(), Error> {
+pub(crate) fn run(
+    loaded: &LoadedConfig,
+    spans: Option<EndedSpans>,
+    launcher: Option<Launcher>,
+) -> Result<(), Error> {
     let runtime = Runtime::new()?;
-    let ended = runtime.block_on(serve(loaded, spans));
+    let ended = runtime.block_on(serve(loaded, spans, launcher));
     // Tasks that still block on the disk were cancelled; the process does not wait for them.
     runtime.shutdown_background();
     ended
 }
 
-async fn serve(loaded: &LoadedConfig, spans: Option<EndedSpans>) -> Result<(), Error> {
+async fn serve(
+    loaded: &LoadedConfig,
+    spans: Option<EndedSpans>,
+    launcher: Option<Launcher>,
+) -> Result<(), Error> {
     let config = &loaded.config;
     let shutdown = CancellationToken::new();
     let (signals, hangups) = (signals::handle(shutdown.clone())?, reload::hangups()?);
@@ -86,6 +98,7 @@ async fn serve(loaded: &LoadedConfig, spans: Option<EndedSpans>) -> Result<(), E
     let meters = scraped.as_ref().map(|_| Meters::new(&parts));
     let mut tiers = Tiers::open(config, &parts, backing, meters).await?;
     let recorded = builds::record(config, redaction, scraped.is_some(), &mut tiers);
+    let executor = LocalExecutor::new(config, launcher, &tiers)?;
     announce(config, &listener, scraped.as_ref())?;
 
     let tasks = TaskTracker::new();
@@ -113,8 +126,11 @@ async fn serve(loaded: &LoadedConfig, spans: Option<EndedSpans>) -> Result<(), E
         observers.spawn(web::serve(listener, site, observing.clone()));
     }
 
-    let options = options(config, descriptors, parts, tls, healthy, observer, chain);
-    let served = serve_and_save(listener, &tiers, options, shutdown).await;
+    let options = server::Options {
+        executor: executor.as_ref().map(|local| Arc::clone(&local.executor)),
+        ..options(config, descriptors, parts, tls, healthy, observer, chain)
+    };
+    let served = serve_and_save(listener, &tiers, executor, options, shutdown).await;
     tiers.close().await;
     // Uploads that wait for room need the janitor, so it ends after the last of them.
     evicting.cancel();
@@ -191,6 +207,7 @@ fn options(
 async fn serve_and_save(
     listener: TcpListener,
     tiers: &Tiers,
+    executor: Option<LocalExecutor>,
     options: server::Options,
     shutdown: CancellationToken,
 ) -> Result<(), gorego_grpc::Error> {
@@ -204,7 +221,12 @@ async fn serve_and_save(
         shutdown.cancelled().await;
         tiers.save().await;
     };
-    let (served, ()) = tokio::join!(serving, saving);
+    let executing = async {
+        if let Some(executor) = &executor {
+            executor.run(&shutdown).await;
+        }
+    };
+    let (served, (), ()) = tokio::join!(serving, saving, executing);
     served
 }
 
@@ -319,7 +341,7 @@ mod tests {
                 sleep(MINUTE).await;
             };
             tokio::select! {
-                ended = serve(&loaded, None) => panic!("{ended:?}"),
+                ended = serve(&loaded, None, None) => panic!("{ended:?}"),
                 () = second_minute => {}
             }
         });

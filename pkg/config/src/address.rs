@@ -1,5 +1,5 @@
 use std::fmt;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use crate::number::all_digits;
 use crate::places::Places;
@@ -18,6 +18,17 @@ pub struct ListenAddr {
 }
 
 impl ListenAddr {
+    /// Returns whether only programs on this machine can connect: `localhost`, or a loopback address.
+    pub fn is_loopback(&self) -> bool {
+        let is_loopback = |host: &str| {
+            let address = host.parse::<IpAddr>();
+            address.map_or(host.eq_ignore_ascii_case("localhost"), |ip| {
+                ip.is_loopback()
+            })
+        };
+        self.host.as_deref().is_some_and(is_loopback)
+    }
+
     pub(crate) fn from_text(text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         let port = Some(port).filter(|port| all_digits(port))?.parse().ok()?;
@@ -97,6 +108,17 @@ impl Value for Option<ListenAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_addresses_of_this_machine_are_loopback() {
+        let is_loopback = |text| ListenAddr::from_text(text).unwrap().is_loopback();
+        for text in ["localhost:1", "127.0.0.1:1", "127.1.2.3:1", "[::1]:1"] {
+            assert!(is_loopback(text), "{text}");
+        }
+        for text in [":1", "0.0.0.0:1", "[::]:1", "10.0.0.1:1", "build.example:1"] {
+            assert!(!is_loopback(text), "{text}");
+        }
+    }
 
     #[test]
     fn addresses_keep_host_and_port() {

@@ -117,6 +117,29 @@ choice! {
 }
 
 choice! {
+    /// A feature that can be left to gorego (`execution.enabled`).
+    Switch {
+        /// On where it is safe.
+        Auto = "auto",
+        /// On.
+        On = "true" | "on" | "t" | "yes" | "y" | "1",
+        /// Off.
+        Off = "false" | "off" | "f" | "no" | "n" | "0"
+    }
+}
+
+choice! {
+    /// The handling of actions that require a platform property that this node does not have
+    /// (`execution.unknown_platform`).
+    UnknownPlatform {
+        /// They are refused.
+        Reject = "reject",
+        /// They are executed.
+        Ignore = "ignore"
+    }
+}
+
+choice! {
     /// The protocol of traces (`telemetry.tracing_protocol`).
     TracingProtocol {
         /// gRPC.

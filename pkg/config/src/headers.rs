@@ -1,9 +1,9 @@
 use std::fmt;
 
+use crate::pairs;
 use crate::places::Places;
 use crate::raw::{HIDDEN, Raw};
-use crate::value::{Value, split_commas};
-use crate::yaml;
+use crate::value::Value;
 
 /// An HTTP header. Its value is a secret, so neither `Debug` nor any message shows it.
 #[derive(Clone, PartialEq, Eq)]
@@ -31,7 +31,7 @@ impl Headers {
         let lines = text.lines().enumerate();
         let lines = lines.filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'));
         lines
-            .map(|(at, line)| name_and_value(line).ok_or(at + 1))
+            .map(|(at, line)| pairs::split(line, header).ok_or(at + 1))
             .collect::<Result<_, _>>()
             .map(Self)
     }
@@ -43,26 +43,11 @@ impl Value for Headers {
     const TAKES_EMPTY: bool = true;
 
     fn from_word(word: &str, places: &Places) -> Option<Self> {
-        if word.starts_with(['{', '[']) {
-            return Self::parse(&yaml::parse(word).ok()?, places);
-        }
-        let headers = split_commas(word).map(name_and_value);
-        headers.collect::<Option<_>>().map(Self)
+        pairs::parse_word(word, places, header).map(Self)
     }
 
     fn parse(raw: &Raw, places: &Places) -> Option<Self> {
-        let headers: Option<_> = match raw {
-            Raw::Map(pairs) => pairs
-                .iter()
-                .map(|pair| header(&pair.key, pair.value.word()?))
-                .collect(),
-            Raw::List(items) => items
-                .iter()
-                .map(|item| name_and_value(item.word()?))
-                .collect(),
-            raw => return Self::from_word(raw.word()?, places),
-        };
-        headers.map(Self)
+        pairs::parse(raw, places, header).map(Self)
     }
 
     fn render(&self) -> String {
@@ -77,11 +62,6 @@ impl Value for Headers {
     fn is_secret(&self) -> bool {
         !self.0.is_empty()
     }
-}
-
-fn name_and_value(text: &str) -> Option<Header> {
-    let (name, value) = text.split_once('=')?;
-    header(name, value.trim())
 }
 
 fn header(name: &str, value: &str) -> Option<Header> {

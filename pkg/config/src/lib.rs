@@ -10,12 +10,14 @@ mod choice;
 pub mod docs;
 mod duration;
 mod endpoint;
+mod execution;
 mod headers;
 mod later;
 mod layers;
 mod load;
 mod number;
 mod origin;
+mod pairs;
 mod places;
 mod raw;
 mod schema;
@@ -31,14 +33,16 @@ mod yaml;
 pub use address::ListenAddr;
 pub use backing::{BackingCache, BackingTls};
 pub use choice::{
-    ClientAuth, Compression, DiscoveryMode, InferredFunction, LogLevel, OnOutage, Sync,
-    TracingProtocol, Ui,
+    ClientAuth, Compression, DiscoveryMode, InferredFunction, LogLevel, OnOutage, Switch, Sync,
+    TracingProtocol, Ui, UnknownPlatform,
 };
 pub use endpoint::Endpoint;
+pub use execution::{Execution, Sandbox};
 pub use headers::{Header, Headers};
-pub use later::{Cluster, Execution, Sandbox};
+pub use later::Cluster;
 pub use load::{LoadedConfig, Problems};
 pub use origin::Origin;
+pub use pairs::Pairs;
 pub use places::Places;
 pub use schema::{ActionCache, Config, Limits, LocalCache, Telemetry, Tls};
 pub use size::{ByteSize, GibSize, Size};

@@ -7,8 +7,9 @@ use crate::address::ListenAddr;
 use crate::backing::BackingCache;
 use crate::choice::{ClientAuth, InferredFunction, LogLevel, Sync, TracingProtocol, Ui};
 use crate::endpoint::Endpoint;
+use crate::execution::Execution;
 use crate::headers::Headers;
-use crate::later::{Cluster, Execution};
+use crate::later::Cluster;
 use crate::section::section;
 use crate::size::{ByteSize, GibSize};
 
@@ -143,8 +144,9 @@ section! {
         /// 'http://localhost:9090/debug/pprof/profile?seconds=10'`. `ui` applies, too.
         pprof: bool = false,
         /// Regular expressions for the names of secrets: flags, environment variables, headers and platform
-        /// properties. Their values are replaced by `[redacted]` before builds are recorded or shown. User
-        /// information in URLs is always replaced.
+        /// properties. Their values are replaced by `[redacted]` before builds are recorded or shown. After a change,
+        /// so are all values of these kinds in the builds of earlier runs. User information in URLs is always replaced,
+        /// in logs and traces, too.
         redact: Vec<String> =
             vec!["(?i)token|secret|passw|key|auth|cookie|credential".to_owned()],
         /// The most disk space for recent builds, in `builds/` below `local_cache.dir`; not part of

@@ -1,6 +1,7 @@
 //! Checks of ranges, combinations of keys, and features that are not implemented yet.
 
 mod backing;
+mod execution;
 
 use crate::choice::{ClientAuth, TracingProtocol};
 use crate::schema::{Config, Limits, LocalCache, Telemetry, Tls};
@@ -36,6 +37,7 @@ impl Findings<'_> {
         self.check_limits(&config.limits);
         self.check_backing(config);
         self.check_tracing(&config.telemetry);
+        self.check_execution(config);
         self.check_later_features(config);
     }
 
@@ -188,13 +190,8 @@ impl Findings<'_> {
     }
 
     fn check_later_features(&mut self, config: &Config) {
-        for (key, is_wanted) in [
-            ("execution.enabled", config.execution.enabled),
-            ("cluster.enabled", config.cluster.enabled),
-        ] {
-            if is_wanted {
-                self.warn(key, "not implemented yet, ignored");
-            }
+        if config.cluster.enabled {
+            self.warn("cluster.enabled", "not implemented yet, ignored");
         }
     }
 }

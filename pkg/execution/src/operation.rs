@@ -224,7 +224,7 @@ impl CachedExecution {
     /// Returns the only message about the operation.
     pub fn into_operation(self) -> Operation {
         self.head.completed(&ExecuteResponse {
-            result: Some(self.found.result),
+            result: Some(*self.found.result),
             cached_result: true,
             ..ExecuteResponse::default()
         })

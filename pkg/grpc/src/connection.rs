@@ -145,7 +145,8 @@ impl<S: Service> Connections<S> {
                 ready(refusal).left_future()
             } else {
                 let router = Arc::clone(&router);
-                async move { router.call(request, peer).await }.right_future()
+                // Boxed, since the future of a call is large, and moved several times before it runs.
+                Box::pin(async move { router.call(request, peer).await }).right_future()
             };
             answer.map(Ok::<_, Infallible>)
         });

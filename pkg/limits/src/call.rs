@@ -3,7 +3,7 @@
 use std::{
     any::Any,
     sync::{
-        Arc, OnceLock, Weak,
+        Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -39,15 +39,15 @@ impl Client {
 
     /// Creates a call on this connection.
     pub fn call(&self) -> Call {
-        self.new_call(false, OnceLock::new())
+        self.new_call(false, None)
     }
 
-    fn new_call(&self, detached: bool, attached: OnceLock<Attachment>) -> Call {
+    fn new_call(&self, detached: bool, attached: Option<Attachment>) -> Call {
         Call(Arc::new(CallState {
             client: self.clone(),
             detached,
             grants: Mutex::default(),
-            attached,
+            attached: Mutex::new(attached),
         }))
     }
 
@@ -72,7 +72,7 @@ struct CallState {
     client: Client,
     detached: bool,
     grants: Mutex<Vec<Weak<Grant>>>,
-    attached: OnceLock<Attachment>,
+    attached: Mutex<Option<Attachment>>,
 }
 
 impl Call {
@@ -87,12 +87,14 @@ impl Call {
     /// Attaches a value to the call of the current task, unless it has one. Work that the call detaches later shares
     /// the value.
     pub fn attach(value: Attachment) {
-        let _ = CURRENT.try_with(|call| call.0.attached.set(value));
+        let _ = CURRENT.try_with(|call| {
+            call.0.attached.lock().get_or_insert(value);
+        });
     }
 
     /// Returns the value attached to the call of the current task.
     pub fn attached() -> Option<Attachment> {
-        let attached = CURRENT.try_with(|call| call.0.attached.get().cloned());
+        let attached = CURRENT.try_with(|call| call.0.attached.lock().clone());
         attached.ok().flatten()
     }
 
@@ -110,7 +112,7 @@ impl Call {
     /// are queued with those of the connection, but ending this call does not release them.
     #[must_use]
     pub fn detached(&self) -> Self {
-        self.client().new_call(true, self.0.attached.clone())
+        self.client().new_call(true, self.0.attached.lock().clone())
     }
 
     pub(crate) fn is_detached(&self) -> bool {

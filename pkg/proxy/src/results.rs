@@ -105,11 +105,11 @@ impl Results {
         let epoch = self.tiers.backing.epoch();
         let found = self.tiers.backing_results.get(instance, action, memory);
         let found = found.await?;
-        if local != Some(&found.result) {
+        if local != Some(&*found.result) {
             self.check(action, &found.result, local.is_none()).await?;
             // A write to the disk does not end with its caller, so the lock must not either.
             let store = Arc::clone(self);
-            let (name, result) = (name.clone(), found.result.clone());
+            let (name, result) = (name.clone(), (*found.result).clone());
             let store = async move {
                 let current = version.lock().await;
                 if *current == before && !store.tiers.outbox.has_result(&name.0, &name.1) {

@@ -339,7 +339,8 @@ impl Ord for Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.hex(), self.size)
+        f.write_str(&self.hex())?;
+        write!(f, "/{}", self.size)
     }
 }
 

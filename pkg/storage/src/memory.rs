@@ -168,7 +168,7 @@ impl Uploads for MemoryStore {
 impl ActionCache for MemoryStore {
     async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
         let name = (instance.to_owned(), *action);
-        let found = self.results.lock().get(&name).cloned();
+        let found = self.results.lock().get(&name).cloned().map(Box::new);
         let result = found.ok_or(Error::NoResult(*action))?;
         let bytes = result_memory(result.encoded_len() as u64);
         let permit = memory.reserve(bytes).await.map_err(Error::no_memory)?;

@@ -87,8 +87,8 @@ pub trait Uploads: Send + Sync + fmt::Debug + 'static {
 /// An action result and its memory.
 #[derive(Debug)]
 pub struct CachedResult {
-    /// The result.
-    pub result: ActionResult,
+    /// The result; boxed, since each layer of the stores moves it.
+    pub result: Box<ActionResult>,
     /// The permit for the result's memory. Drop it with the result.
     pub permit: Permit,
 }
@@ -137,7 +137,7 @@ pub trait ActionCacheExt: ActionCache {
     async fn find(&self, instance: &str, action: &Digest) -> Result<Option<ActionResult>> {
         let memory = Budget::memory("memory for an action result", u64::MAX);
         match self.get(instance, action, &memory).await {
-            Ok(found) => Ok(Some(found.result)),
+            Ok(found) => Ok(Some(*found.result)),
             Err(error) if error.is_miss() => Ok(None),
             Err(error) => Err(error),
         }

@@ -90,11 +90,18 @@ struct Shared {
 }
 
 impl Builds {
-    /// Creates the records, and the worker that fills them.
+    /// Creates the records, and the worker that fills them. Blocks while builds that were saved under another redaction
+    /// are written anew.
     pub fn new(options: BuildsOptions) -> (Self, BuildsWorker) {
         let (send, events) = mpsc::channel(MAX_WAITING);
         let history = options.dir;
         let history = history.map(|dir| History::new(&dir, options.history_max));
+        let redacted = history
+            .iter()
+            .try_for_each(|it| it.redact(&options.redaction.fingerprint()));
+        if let Err(error) = redacted {
+            tracing::warn!(%error, "failed to redact earlier builds in builds/ of local_cache.dir anew");
+        }
         let builds = Self(Arc::new(Shared {
             records: Mutex::new(BuildRecords::new()),
             redaction: options.redaction,

@@ -1,16 +1,16 @@
 //! The context of a call, which everything that runs for the call can read.
 
 use std::{
+    borrow::Cow,
     net::SocketAddr,
     sync::{Arc, OnceLock},
-    time::SystemTime,
 };
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::trace::SpanContext;
 use reapi::{metadata, v2::RequestMetadata};
 
-use crate::traces::context;
+use crate::{traces::context, user_info};
 
 /// The header with the encoded `RequestMetadata` (REAPI, "Request metadata").
 pub static METADATA: HeaderName = HeaderName::from_static(metadata::HEADER);
@@ -22,8 +22,6 @@ pub struct Call {
     pub method: &'static str,
     /// The client's address.
     pub peer: SocketAddr,
-    /// The arrival of the call's headers.
-    pub began: SystemTime,
     /// The context of the span that sent this call, if the client traces.
     pub(crate) parent: Option<SpanContext>,
     /// The context of this call's span, if the call is traced here.
@@ -36,11 +34,10 @@ pub struct Call {
 impl Call {
     /// Creates the context of a call with these headers.
     pub(crate) fn new(method: &'static str, headers: &HeaderMap, peer: SocketAddr) -> Self {
-        let header = headers.get(&METADATA).map(http::HeaderValue::as_bytes);
+        let header = context::find(headers, &METADATA).map(HeaderValue::as_bytes);
         Self {
             method,
             peer,
-            began: SystemTime::now(),
             parent: context::read(headers),
             trace: OnceLock::new(),
             // Copied, since the value shares its memory with the other headers.
@@ -71,11 +68,13 @@ impl Call {
         })
     }
 
-    /// Returns what the client sent about itself. `None` if it sent nothing, or nothing that can be decoded.
+    /// Returns what the client sent about itself, without the user information of URLs: it is logged, traced and
+    /// shown. `None` if it sent nothing, or nothing that can be decoded.
     pub fn metadata(&self) -> Option<&RequestMetadata> {
         let decode = || {
-            let value = self.header.as_deref()?;
-            metadata::decode(value).map(Box::new)
+            let mut sent = metadata::decode(self.header.as_deref()?)?;
+            redact(&mut sent);
+            Some(Box::new(sent))
         };
         self.metadata.get_or_init(decode).as_deref()
     }
@@ -96,9 +95,29 @@ impl Call {
     }
 }
 
+/// Replaces the user information of URLs in all texts.
+fn redact(sent: &mut RequestMetadata) {
+    let tool = sent.tool_details.iter_mut();
+    let texts = [
+        &mut sent.tool_invocation_id,
+        &mut sent.correlated_invocations_id,
+        &mut sent.configuration_id,
+        &mut sent.action_id,
+        &mut sent.action_mnemonic,
+        &mut sent.target_id,
+    ];
+    let of_tool = tool.flat_map(|tool| [&mut tool.tool_name, &mut tool.tool_version]);
+    for text in texts.into_iter().chain(of_tool) {
+        if let Cow::Owned(redacted) = user_info::redacted(text) {
+            *text = redacted;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    use prost::Message as _;
 
     use super::*;
 
@@ -106,6 +125,30 @@ mod tests {
         let value = HeaderValue::from_str(header).unwrap();
         let headers = HeaderMap::from_iter([(METADATA.clone(), value)]);
         Call::new("Read", &headers, ([127, 0, 0, 1], 1).into())
+    }
+
+    #[test]
+    fn metadata_lacks_the_user_information_of_urls() {
+        let sent = |secret: &str| {
+            let text = |name| format!("https://{secret}@host/{name}");
+            RequestMetadata {
+                tool_details: Some(reapi::v2::ToolDetails {
+                    tool_name: text("tool"),
+                    tool_version: text("version"),
+                }),
+                tool_invocation_id: text("invocation"),
+                correlated_invocations_id: text("correlated"),
+                configuration_id: text("configuration"),
+                action_id: text("action"),
+                action_mnemonic: text("mnemonic"),
+                target_id: text("target"),
+            }
+        };
+        let header = STANDARD.encode(sent("me:hunter2").encode_to_vec());
+        let call = call(&header);
+        assert_eq!(call.metadata(), Some(&sent("[redacted]")));
+        // The backing cache gets what the client sent.
+        assert_eq!(call.metadata_header(), Some(header.as_bytes()));
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod requests;
 pub mod spans;
 mod stores;
 pub mod traces;
+mod user_info;
 pub mod web;
 
 pub use call::{Call, METADATA};

@@ -78,10 +78,10 @@ pub(crate) struct Method(usize);
 impl Method {
     /// Returns the method at a path such as `/package.Service/Method`.
     fn of(path: &str) -> Self {
-        let known = METHODS.iter().position(|known| {
-            let service = path.strip_suffix(known);
-            service.is_some_and(|service| service.ends_with('/'))
-        });
+        let name = path.as_bytes().rsplit(|byte| *byte == b'/').next();
+        let known = METHODS
+            .iter()
+            .position(|known| Some(known.as_bytes()) == name);
         Self(known.unwrap_or(METHODS.len() - 1))
     }
 

@@ -111,26 +111,29 @@ impl Counts {
         self.count(|tier| &tier.blobs, digest, found);
     }
 
-    async fn timed<T>(
-        &self,
-        operation: Operation,
-        call: impl Future<Output = T>,
-        has_failed: impl FnOnce(&T) -> bool,
-    ) -> T {
-        let Some(counts) = self.calls.as_ref().and_then(|calls| calls.of(operation)) else {
-            return call.await;
+    /// Begins a call; one that is measured if the store is the backing cache.
+    fn begin(&self, operation: Operation) -> Timer<'_> {
+        let counts = self.calls.as_ref().and_then(|calls| calls.of(operation));
+        Timer(counts.map(|counts| (counts, Instant::now())))
+    }
+}
+
+/// A call in progress, if it is measured.
+struct Timer<'a>(Option<(&'a OperationCounts, Instant)>);
+
+impl Timer<'_> {
+    fn ended(self, has_failed: impl FnOnce() -> bool) {
+        let Some((counts, started)) = self.0 else {
+            return;
         };
-        let started = Instant::now();
-        let answer = call.await;
         let trace = Call::current().and_then(|call| call.trace_id());
         counts.seconds.observe(started.elapsed(), trace);
-        let total = if has_failed(&answer) {
+        let total = if has_failed() {
             &counts.errors
         } else {
             &counts.ok
         };
         total.fetch_add(1, Relaxed);
-        answer
     }
 }
 
@@ -157,19 +160,24 @@ impl<S: fmt::Debug + ?Sized> fmt::Debug for Metered<S> {
 #[async_trait]
 impl<S: BlobStore + ?Sized> BlobStore for Metered<S> {
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
-        let call = self.inner.find_missing(digests);
-        let found = self.counts.timed(Operation::FindMissing, call, failed);
-        let found = found.await;
+        let timer = self.counts.begin(Operation::FindMissing);
+        let found = self.inner.find_missing(digests).await;
+        timer.ended(|| failed(&found));
         if let Ok(missing) = &found {
+            // As in `count`: a blob that is missing under the first of two digest functions is looked up again.
+            let repeats =
+                |digest: &&Digest| self.counts.calls.is_some() && digest.other().is_some();
+            let repeated = missing.iter().filter(repeats).count();
             let traffic = &self.counts.traffic;
-            traffic.add_presence(digests.len(), missing.len());
+            traffic.add_presence(digests.len() - repeated, missing.len() - repeated);
         }
         found
     }
 
     async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
-        let call = self.inner.get(digest, offset);
-        let found = self.counts.timed(Operation::Read, call, failed).await;
+        let timer = self.counts.begin(Operation::Read);
+        let found = self.inner.get(digest, offset).await;
+        timer.ended(|| failed(&found));
         self.counts.blob(digest, &found);
         Ok(counted_read(found?, &self.counts.traffic))
     }
@@ -188,8 +196,9 @@ impl<S: BlobStore + ?Sized> BlobStore for Metered<S> {
             }),
             whole => whole,
         };
-        let call = self.inner.put(digest, blob);
-        let put = self.counts.timed(Operation::Write, call, failed).await;
+        let timer = self.counts.begin(Operation::Write);
+        let put = self.inner.put(digest, blob).await;
+        timer.ended(|| failed(&put));
         if matches!(put, Ok(Put::Stored)) {
             traffic.add_written(whole);
         }
@@ -215,11 +224,9 @@ impl<S: BlobStore + ?Sized> BlobStore for Metered<S> {
     }
 
     async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
-        let call = self.inner.get_batch(digests);
-        let read = self
-            .counts
-            .timed(Operation::ReadBatch, call, |all| any_failed(all));
-        let read = read.await;
+        let timer = self.counts.begin(Operation::ReadBatch);
+        let read = self.inner.get_batch(digests).await;
+        timer.ended(|| any_failed(&read));
         let mut bytes = 0;
         for (digest, found) in digests.iter().zip(&read) {
             self.counts.blob(digest, found);
@@ -231,11 +238,9 @@ impl<S: BlobStore + ?Sized> BlobStore for Metered<S> {
 
     async fn put_batch(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {
         let sizes: Vec<u64> = blobs.iter().map(|(digest, _)| digest.size()).collect();
-        let call = self.inner.put_batch(blobs);
-        let put = self
-            .counts
-            .timed(Operation::WriteBatch, call, |all| any_failed(all));
-        let put = put.await;
+        let timer = self.counts.begin(Operation::WriteBatch);
+        let put = self.inner.put_batch(blobs).await;
+        timer.ended(|| any_failed(&put));
         let stored = put.iter().zip(sizes);
         let stored = stored.filter(|(put, _)| matches!(put, Ok(Put::Stored)));
         let bytes = stored.map(|(_, size)| size).sum();
@@ -247,15 +252,18 @@ impl<S: BlobStore + ?Sized> BlobStore for Metered<S> {
 #[async_trait]
 impl<A: ActionCache + ?Sized> ActionCache for Metered<A> {
     async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
-        let call = self.inner.get(instance, action, memory);
-        let found = self.counts.timed(Operation::GetResult, call, failed).await;
+        let timer = self.counts.begin(Operation::GetResult);
+        let found = self.inner.get(instance, action, memory).await;
+        timer.ended(|| failed(&found));
         self.counts.count(|tier| &tier.results, action, &found);
         found
     }
 
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
-        let call = self.inner.put(instance, action, result);
-        self.counts.timed(Operation::PutResult, call, failed).await
+        let timer = self.counts.begin(Operation::PutResult);
+        let put = self.inner.put(instance, action, result).await;
+        timer.ended(|| failed(&put));
+        put
     }
 }
 

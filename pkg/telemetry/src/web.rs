@@ -31,7 +31,7 @@ pub use health::{Health, Part, Readiness};
 pub use history::{History, Rate};
 pub use serve::serve;
 pub use snapshot::{Lookups, MethodCalls, Snapshot, Traffic, Transfer};
-pub use status::{Backing, Certificate, Limits, Local, Parts, Status};
+pub use status::{Backing, Certificate, Components, Limits, Local, Status};
 
 use crate::{Calls, Metrics, builds::Builds};
 
@@ -54,7 +54,7 @@ pub struct Site {
     /// The recent builds, if they are recorded.
     pub builds: Option<Builds>,
     /// The state of the tiers.
-    pub parts: Box<dyn Fn() -> Parts + Send + Sync>,
+    pub components: Box<dyn Fn() -> Components + Send + Sync>,
     /// The calls of clients.
     pub calls: Calls,
     /// The traffic of the tiers, by their labels.

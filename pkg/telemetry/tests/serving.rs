@@ -6,7 +6,7 @@ use std::{net::SocketAddr, time::Duration};
 use gorego_storage::BreakerState;
 use gorego_telemetry::{
     Calls, Metrics, Sources,
-    web::{Health, Parts, Site, Ui, serve},
+    web::{Components, Health, Site, Ui, serve},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -50,7 +50,7 @@ impl Running {
             ui,
             pprof: true,
             health,
-            parts: Box::new(Parts::default),
+            components: Box::new(Components::default),
             calls: Calls::default(),
             builds: None,
             tiers: Vec::new(),
@@ -128,6 +128,38 @@ async fn errors_for_other_paths_and_methods_name_the_accepted_ones() {
         assert!(response.starts_with("HTTP/1.1 405 "), "{response}");
         assert!(response.contains("allow: GET, HEAD\r\n"), "{response}");
     }
+}
+
+#[tokio::test]
+async fn errors_are_pages_in_a_browser_and_text_elsewhere() {
+    let running = Running::start().await;
+    let local = "host: localhost\r\naccept: text/html,*/*;q=0.8\r\n";
+    let foreign = "host: cache.example\r\naccept: text/html\r\n";
+    for (path, headers, status, shown) in [
+        ("/nowhere", local, "404", "<p>not found; the page is at /,"),
+        ("/builds?from=x", local, "400", "<p>Failed to deserialize"),
+        (
+            "/builds",
+            foreign,
+            "403",
+            "<p>the page is served as localhost",
+        ),
+    ] {
+        let response = running.request_with(&format!("GET {path}"), headers).await;
+        assert!(
+            response.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{response}"
+        );
+        assert!(response.contains("content-type: text/html"), "{response}");
+        assert!(
+            response.contains(shown) && response.ends_with("</html>"),
+            "{response}"
+        );
+        // Its client may load nothing else.
+        assert_eq!(response.contains("href"), status != "403", "{response}");
+    }
+    let response = running.request_with("GET /api/v1/nothing", local).await;
+    assert!(response.contains("content-type: text/plain"), "{response}");
 }
 
 #[tokio::test(start_paused = true)]

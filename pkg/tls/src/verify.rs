@@ -60,7 +60,8 @@ pub fn describe(error: &Error) -> String {
         // The message of rustls does not include the inner error.
         Error::InvalidCertificate(CertificateError::Other(flaw)) => flaw.to_string(),
         Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
-            "the peer's certificate is signed by none of the trusted authorities (ca_file)"
+            "no trusted authority issued the peer's certificate: add its issuer, or the certificate \
+             itself, to ca_file"
                 .to_owned()
         }
         Error::InvalidMessage(InvalidMessage::InvalidContentType) => {

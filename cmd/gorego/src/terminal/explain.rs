@@ -112,6 +112,9 @@ pub(super) fn action(view: &ActionView, now_ms: u64) -> String {
             &format!("The action cannot be shown: {}.", clean(why)),
         );
     }
+    if let Some(why) = &view.inputs_left_out {
+        text += &wrap(INDENT, &clean(why));
+    }
     if view.outputs.is_some() {
         text += &wrap(INDENT, "The cache has a result of this action now.");
     }
@@ -158,7 +161,7 @@ fn explanation(explained: &Explanation) -> String {
     if let Some(comparison) = &explained.comparison {
         text += &differences(comparison);
     }
-    text + &wrap(INDENT, &format!("({})", clean(&explained.worth)))
+    text + &wrap(INDENT, &format!("({})", clean(&explained.evidence)))
 }
 
 fn differences(comparison: &Comparison) -> String {
@@ -225,7 +228,7 @@ mod tests {
                     sentence:
                         "The action differs from the nearest known one, abc/142, in 5 places."
                             .to_owned(),
-                    worth: "Both actions were read from the cache. "
+                    evidence: "Both actions were read from the cache. "
                         .repeat(4)
                         .trim()
                         .to_owned(),
@@ -290,13 +293,14 @@ mod tests {
         let view = ActionView {
             action: "abc/1".to_owned(),
             unreadable: Some("action abc/1 is missing".to_owned()),
+            inputs_left_out: Some("Inputs are left out: there are too many.".to_owned()),
             outputs: Some(Vec::new()),
             ..ActionView::default()
         };
         assert_eq!(
             action(&view, 0),
             "action abc/1\n\x20 No miss of this action is recorded.\n\x20 The action cannot be shown: action \
-             abc/1 is missing.\n\x20 The cache has a result of this action now.\n"
+             abc/1 is missing.\n\x20 Inputs are left out: there are too many.\n\x20 The cache has a result of this action now.\n"
         );
     }
 

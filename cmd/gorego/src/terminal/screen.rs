@@ -26,9 +26,9 @@ const TOOL: usize = 20;
 /// The columns of the bar of a hit rate.
 const BAR: usize = 10;
 
-/// The numbers of one moment.
+/// The statistics of one moment.
 #[derive(Debug)]
-pub(super) struct Numbers {
+pub(super) struct Statistics {
     pub(super) snapshot: Snapshot,
     /// The recent builds, if they are recorded.
     pub(super) builds: Option<RecentBuilds>,
@@ -39,7 +39,7 @@ pub(super) struct Numbers {
 pub(super) struct Screen {
     address: Address,
     history: History,
-    numbers: Option<Numbers>,
+    numbers: Option<Statistics>,
     /// The reason why the numbers are not the latest.
     pub(super) problem: Option<String>,
 }
@@ -56,7 +56,7 @@ impl Screen {
     }
 
     /// Replaces the numbers.
-    pub(super) fn update(&mut self, numbers: Numbers) {
+    pub(super) fn update(&mut self, numbers: Statistics) {
         self.history.add(&numbers.snapshot);
         self.numbers = Some(numbers);
         self.problem = None;
@@ -93,7 +93,7 @@ fn length(lines: &[Line<'_>]) -> u16 {
     u16::try_from(lines.len()).unwrap_or(u16::MAX)
 }
 
-fn body(numbers: &Numbers) -> Vec<Line<'static>> {
+fn body(numbers: &Statistics) -> Vec<Line<'static>> {
     let snapshot = &numbers.snapshot;
     let mut lines = vec![Line::from("")];
     lines.extend(table(stats::lookups(&snapshot.traffic).lines()));
@@ -124,7 +124,7 @@ fn recent(builds: &RecentBuilds, now_ms: u64) -> Table {
         let share = hit_rate(total);
         let tool = format!("{} {}", clean(&build.tool), clean(&build.tool_version));
         vec![
-            format!("{} ago", span(build.seen_ms, now_ms)),
+            format!("{} ago", span(build.last_call_ms, now_ms)),
             fit(tool.trim(), TOOL),
             bar(share),
             percent(share),
@@ -237,7 +237,7 @@ mod tests {
     use super::*;
     use crate::terminal::tests::{address, snapshot};
 
-    fn numbers(at_ms: u64, hits: u64) -> Numbers {
+    fn numbers(at_ms: u64, hits: u64) -> Statistics {
         let mut snapshot = snapshot();
         snapshot.at_ms = at_ms;
         for (index, found) in snapshot.traffic.lookups.iter_mut().enumerate() {
@@ -248,7 +248,7 @@ mod tests {
             id: "3f2a\u{1b}[2J".to_owned(),
             tool: "bazel".to_owned(),
             tool_version: "8.4.2".to_owned(),
-            seen_ms: at_ms.saturating_sub(120_000),
+            last_call_ms: at_ms.saturating_sub(120_000),
             total: Tally {
                 hits: 3,
                 misses: 1,
@@ -260,7 +260,7 @@ mod tests {
             builds: vec![build],
             ..RecentBuilds::default()
         };
-        Numbers {
+        Statistics {
             snapshot,
             builds: Some(builds),
         }
@@ -283,7 +283,7 @@ mod tests {
             "backing cache: does not answer",
             "Hit rate          100 %",
             "█",
-            "Clients        blobs       100 %    30",
+            "Clients  blobs    100 %    30",
             "Local tier     8.00 GiB of 10.0 GiB (80 %)",
             "2 min ago  bazel 8.4.2  ████████··      75 %     3       1  3f2a",
             "q, Esc or Ctrl-C quits",

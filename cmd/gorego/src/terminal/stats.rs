@@ -56,8 +56,8 @@ pub(super) fn problems(status: &Status) -> Vec<String> {
 fn tier(label: &str) -> String {
     match label {
         "client" => "Clients".to_owned(),
-        "local" => "Local tier".to_owned(),
-        "backing" => "Backing cache".to_owned(),
+        "local" => "Local".to_owned(),
+        "backing" => "Backing".to_owned(),
         other => clean(other),
     }
 }
@@ -67,10 +67,11 @@ pub(super) fn lookups(traffic: &Traffic) -> Table {
     let header = [
         "Lookups",
         "kind",
-        "hit rate",
+        "rate",
         "hits",
         "misses",
         "incomplete",
+        "outages",
         "errors",
     ];
     let mut table = Table::new(2, header);
@@ -80,9 +81,13 @@ pub(super) fn lookups(traffic: &Traffic) -> Table {
             "result" => "results".to_owned(),
             other => clean(other),
         };
-        // A line has no room for another column.
-        let misses = found.misses.saturating_add(found.outage);
-        let counts = [found.hits, misses, found.incomplete, found.errors];
+        let counts = [
+            found.hits,
+            found.misses,
+            found.incomplete,
+            found.outage,
+            found.errors,
+        ];
         let mut row = vec![tier(&found.tier), kind, percent(found.hit_rate())];
         row.extend(counts.map(count));
         row
@@ -91,7 +96,7 @@ pub(super) fn lookups(traffic: &Traffic) -> Table {
 }
 
 fn transfers(traffic: &Traffic) -> Table {
-    let mut table = Table::new(1, ["Bytes        ", "     read", "  written"]);
+    let mut table = Table::new(1, ["Bytes  ", "     read", "  written"]);
     let rows = traffic.transfers.iter();
     table.rows.extend(rows.map(|moved| {
         let (read, written) = (bytes(moved.read), bytes(moved.written));
@@ -113,16 +118,16 @@ fn methods(traffic: &Traffic) -> Table {
 
 /// Renders the tiers and the certificates.
 pub(super) fn storage(snapshot: &Snapshot) -> Vec<String> {
-    let parts = &snapshot.status.parts;
-    let local = parts.local.as_ref().map_or_else(
+    let components = &snapshot.status.components;
+    let local = components.local.as_ref().map_or_else(
         || vec!["off: every request goes to the backing cache".to_owned()],
         local,
     );
-    let backing = parts.backing.as_ref().map_or_else(
+    let backing = components.backing.as_ref().map_or_else(
         || vec!["none: backing_cache.target is empty".to_owned()],
         backing,
     );
-    let certificates = parts.certificates.iter();
+    let certificates = components.certificates.iter();
     let certificates = certificates.map(|found| certificate(found, snapshot.at_ms));
     [
         section("Local tier", local),
@@ -207,7 +212,7 @@ fn certificate(found: &Certificate, now_ms: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use gorego_telemetry::web::Parts;
+    use gorego_telemetry::web::Components;
 
     use super::*;
     use crate::terminal::{
@@ -222,8 +227,10 @@ mod tests {
 gorego 1.2.3\\u{1b}[2J at http://localhost:9090: ready, running for 28 h
 backing cache: does not answer
 
-Lookups        kind     hit rate       hits     misses  incomplete  errors
-Clients        blobs      88.9 %  9 876 543  1 234 567           0       1
+Lookups  kind       rate       hits     misses  incomplete    outages     errors
+Clients  blobs    88.9 %  9 876 543  1 234 567           0          0          1
+Clients  results   100 %     18.4 E     18.4 E           7  2 345 678  3 456 789
+Backing  results       -          0          0           0          0          0
 ";
         assert!(text.starts_with(expected), "{text}");
         let expected = "
@@ -245,7 +252,7 @@ FindMissingBlobs  12 345       2  500 µs                -
     #[test]
     fn a_missing_tier_is_named() {
         let mut snapshot = snapshot();
-        snapshot.status.parts = Parts::default();
+        snapshot.status.components = Components::default();
         snapshot.status.readiness.ready = false;
         let text = render(&address(), &snapshot);
         assert!(text.contains("NOT READY"), "{text}");

@@ -21,7 +21,7 @@ use tokio::{
 use super::{
     STATUS,
     client::Client,
-    screen::{self, Numbers, Screen},
+    screen::{self, Screen, Statistics},
 };
 
 /// The interval between two requests.
@@ -91,14 +91,14 @@ async fn show(
 }
 
 /// Requests the numbers at that time.
-async fn request_at(client: &Client, at: Instant) -> (Instant, Result<Numbers, String>) {
+async fn request_at(client: &Client, at: Instant) -> (Instant, Result<Statistics, String>) {
     sleep_until(at).await;
     (at, request(client).await)
 }
 
-async fn request(client: &Client) -> Result<Numbers, String> {
+async fn request(client: &Client) -> Result<Statistics, String> {
     let (snapshot, builds) = tokio::join!(client.get(STATUS), client.find(BUILDS));
-    Ok(Numbers {
+    Ok(Statistics {
         snapshot: snapshot?.value,
         builds: builds?.map(|found| found.value),
     })

@@ -372,21 +372,65 @@ fn tls_settings_without_effect_cause_warnings() {
 
 #[test]
 fn unimplemented_features_cause_warnings_when_enabled() {
-    for setting in ["execution.enabled=true", "cluster.enabled=true"] {
-        let warnings = load(&arguments(&[setting])).warnings;
-        assert_eq!(warnings.len(), 1, "{warnings:?}");
-        assert!(warnings[0].starts_with("--set: "), "{warnings:?}");
-        assert!(
-            warnings[0].ends_with("not implemented yet, ignored"),
-            "{warnings:?}"
-        );
-    }
-    let off = [
-        "execution.enabled=false",
-        "cluster.enabled=no",
-        "telemetry.metrics_addr=:9090",
-    ];
+    let warnings = load(&arguments(&["cluster.enabled=true"])).warnings;
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].starts_with("--set: "), "{warnings:?}");
+    assert!(
+        warnings[0].ends_with("not implemented yet, ignored"),
+        "{warnings:?}"
+    );
+    let off = ["cluster.enabled=no", "telemetry.metrics_addr=:9090"];
     assert_eq!(load(&arguments(&off)).warnings, [""; 0]);
+}
+
+#[test]
+fn execution_for_unknown_clients_on_other_machines_causes_a_warning() {
+    let on = "execution.enabled=true";
+    let warnings = load(&arguments(&[on])).warnings;
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(
+        warnings[0].contains("can run commands here"),
+        "{warnings:?}"
+    );
+    for setting in [on, "execution.enabled=auto", "execution.enabled=no"] {
+        let set = [setting, "listen_addr=localhost:50051"];
+        assert_eq!(load(&arguments(&set)).warnings, [""; 0]);
+    }
+    let certificates = [
+        on,
+        "tls.enabled=true",
+        "tls.cert_file=a",
+        "tls.key_file=b",
+        "tls.ca_file=c",
+        "tls.client_auth=require_and_verify",
+    ];
+    assert_eq!(load(&arguments(&certificates)).warnings, [""; 0]);
+}
+
+#[test]
+fn impossible_settings_of_execution_are_refused() {
+    for (settings, expected) in [
+        (
+            &[
+                "execution.enabled=true",
+                "local_cache.enabled=false",
+                "backing_cache.target=a:1",
+            ][..],
+            "execution.enabled = true: needs the local cache",
+        ),
+        (&["execution.default_timeout=0"], "more than 0"),
+        (
+            &["execution.max_timeout=1m"],
+            "at most execution.max_timeout",
+        ),
+        (&["execution.queue_size=0"], "1 or more"),
+        (&["execution.environment=A=1,A=2"], "each name once"),
+        (&["execution.environment={A=B: c}"], "names without `=`"),
+    ] {
+        let problems = problems(&arguments(settings));
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].contains(expected), "{problems:?}");
+    }
 }
 
 proptest! {

@@ -67,10 +67,26 @@ const KEYS: &[(&str, &str)] = &[
     ("telemetry.tracing_headers_file", r#""""#),
     ("telemetry.tracing_ca_file", r#""""#),
     ("telemetry.tracing_sample_ratio", "0.01"),
-    ("execution.enabled", "false"),
+    ("execution.enabled", "auto"),
+    ("execution.run_as_root", "false"),
     ("execution.concurrency", "0"),
     ("execution.build_root", r#""""#),
-    ("execution.queue_size", "1000"),
+    ("execution.queue_size", "10000"),
+    ("execution.default_timeout", "30m"),
+    ("execution.max_timeout", "2h"),
+    ("execution.abandon_after", "1m"),
+    ("execution.retain_completed", "10m"),
+    ("execution.max_retries", "2"),
+    ("execution.max_input_bytes", "0"),
+    ("execution.max_output_bytes", "0"),
+    ("execution.max_log_bytes", "64MiB"),
+    (
+        "execution.environment",
+        r#"["PATH=/usr/local/bin:/usr/bin:/bin"]"#,
+    ),
+    ("execution.platform", "[]"),
+    ("execution.unknown_platform", "reject"),
+    ("execution.memory", "0"),
     ("execution.sandbox.enabled", "false"),
     ("execution.sandbox.binary_path", r#""""#),
     ("execution.sandbox.network_isolation", "true"),
@@ -146,10 +162,7 @@ fn a_file_of_the_go_program_loads_with_one_warning() {
         panic!("not one warning: {:?}", loaded.warnings);
     };
     assert!(warning.contains("execution.enabled"), "{warning}");
-    assert!(
-        warning.ends_with("not implemented yet, ignored"),
-        "{warning}"
-    );
+    assert!(warning.contains("can run commands here"), "{warning}");
 
     let config = loaded.config;
     assert_eq!(config.log_level, LogLevel::Warn);

@@ -54,7 +54,7 @@ impl ActionCache for LocalStore {
             if disk.options.force_update_atime && result.is_some() {
                 disk.files.set_atime(&path, now_ms())?;
             }
-            result.ok_or(Error::NoResult(action))
+            result.map(Box::new).ok_or(Error::NoResult(action))
         };
         let result = disk.run(load).await?;
         Ok(CachedResult { result, permit })

@@ -54,6 +54,11 @@ impl RemoteHeaders {
             if lower.starts_with("grpc-") || RESERVED.contains(&lower.as_str()) {
                 return Err(error("is set by gRPC itself"));
             }
+            if OF_CONNECTION.contains(&lower.as_str()) {
+                return Err(error(
+                    "describes a connection of HTTP/1.1, and cannot be sent over HTTP/2",
+                ));
+            }
             let name = HeaderName::from_bytes(lower.as_bytes())
                 .map_err(|_| error("is no valid name of an HTTP header"))?;
             let mut value = HeaderValue::from_str(value)
@@ -66,6 +71,20 @@ impl RemoteHeaders {
 }
 
 const RESERVED: [&str; 5] = ["te", "content-type", "user-agent", "host", "content-length"];
+
+/// The headers that make a request of HTTP/2 malformed (RFC 9113, section 8.2.2), and those of hop-by-hop
+/// authentication, which a peer behind a proxy would never see.
+const OF_CONNECTION: [&str; 9] = [
+    "connection",
+    "http2-settings",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
 
 /// The options of the breaker, which suspends calls to a peer that does not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -62,7 +62,7 @@ fn memory_of(result: &ActionResult) -> u64 {
 impl ActionCache for RemoteStore {
     /// A result for which there is no memory at once is dropped, and fetched again when there is.
     async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
-        let result = self.fetch(instance, action).await?;
+        let result = Box::new(self.fetch(instance, action).await?);
         // A reservation beyond the budget gets all of it, and otherwise would never succeed at once.
         let bytes = memory_of(&result).min(memory.total());
         if let Some(permit) = memory.try_reserve(bytes) {
@@ -70,7 +70,7 @@ impl ActionCache for RemoteStore {
         }
         drop(result);
         let permit = memory.reserve(bytes).await.map_err(Error::no_memory)?;
-        let result = self.fetch(instance, action).await?;
+        let result = Box::new(self.fetch(instance, action).await?);
         Ok(CachedResult { result, permit })
     }
 

@@ -59,7 +59,7 @@ fn incomplete(blob: Option<String>, evicted_ms: Option<u64>, now: u64) -> Explan
         (Some(blob), None) => format!("There is a result, but its output {blob} is missing."),
         (None, _) => "There is a result, but it is malformed.".to_owned(),
     };
-    let worth = match (&blob, evicted_ms) {
+    let evidence = match (&blob, evicted_ms) {
         (Some(_), None) => {
             "Certain. No eviction of the blob is recorded: it was removed in another way, is corrupt, was evicted by \
              the backing cache, or the record of its eviction is too old. Further outputs may be missing as well."
@@ -69,7 +69,7 @@ fn incomplete(blob: Option<String>, evicted_ms: Option<u64>, now: u64) -> Explan
     explanation(
         Cause::Incomplete { blob, evicted_ms },
         sentence,
-        worth.to_owned(),
+        evidence.to_owned(),
     )
 }
 
@@ -78,7 +78,7 @@ fn outage(blob: Option<String>, evicted_ms: Option<u64>, now: u64) -> Explanatio
         Some(blob) => format!("a result without its output {blob}"),
         None => "no complete result".to_owned(),
     };
-    let mut worth =
+    let mut evidence =
         "Certain. The backing cache may have a complete result; a lookup after the outage shows it."
             .to_owned();
     if let Some(at) = evicted_ms {
@@ -86,12 +86,12 @@ fn outage(blob: Option<String>, evicted_ms: Option<u64>, now: u64) -> Explanatio
             " The local tier evicted it {} before this lookup.",
             span(at, now)
         );
-        worth.push_str(&eviction);
+        evidence.push_str(&eviction);
     }
     explanation(
         Cause::Outage,
         format!("The backing cache did not answer, and the local tier has {lacking}."),
-        worth,
+        evidence,
     )
 }
 
@@ -144,16 +144,16 @@ fn never_seen(
         } = names;
         format!("No earlier result of any {mnemonic} action of {target} is recorded.")
     };
-    let mut worth = format!(
+    let mut evidence = format!(
         "gorego has recorded actions for {}. It does not know older ones, those beyond the limits of its records, and \
          those that only a backing cache has.",
         span(known.since_ms(), now)
     );
     if let Some(forgotten) = evictions.forgotten_ms() {
         let known = format!(" Evictions are recorded for {}.", span(forgotten, now));
-        worth.push_str(&known);
+        evidence.push_str(&known);
     }
-    explanation(Cause::NeverSeen, sentence, worth)
+    explanation(Cause::NeverSeen, sentence, evidence)
 }
 
 /// Explains a miss of an action that is not in the cache, and of which no eviction is recorded.
@@ -254,30 +254,30 @@ pub(crate) fn differs(comparison: Comparison, unread: usize, limit: Option<&str>
             "The action differs in {count} places from each of {ties} known ones, which are equally near."
         ),
     };
-    let mut worth = format!(
+    let mut evidence = format!(
         "Both actions were read from the cache. The nearest is the one with the fewest differences among the last \
          {MAX_CANDIDATES} of the same target, mnemonic and, if any, first output; it may be from any earlier build."
     );
     if unread > 0 {
-        let _ = write!(worth, " {} could not be read.", number(unread));
+        let _ = write!(evidence, " {} could not be read.", number(unread));
     }
     if let Some(limit) = limit {
         let _ = write!(
-            worth,
+            evidence,
             " Inputs are compared only as far as their directories are in the cache, and remote caching never uploads \
              them: {limit}. The execution logs of both builds (--execution_log_json_file) show which inputs differ."
         );
     }
-    let mut explanation = explanation(Cause::Differs, sentence, worth);
+    let mut explanation = explanation(Cause::Differs, sentence, evidence);
     explanation.comparison = Some(comparison);
     explanation
 }
 
-const fn explanation(cause: Cause, sentence: String, worth: String) -> Explanation {
+const fn explanation(cause: Cause, sentence: String, evidence: String) -> Explanation {
     Explanation {
         cause,
         sentence,
-        worth,
+        evidence,
         comparison: None,
     }
 }

@@ -9,13 +9,16 @@ use super::{
     contents::{ActionParts, Contents, Node},
     model::{MAX_TEXT, clip},
     redact::RedactedCommand,
-    walk::{Walk, below},
+    walk::{Bounds, Walk, below},
 };
 
 /// The most differences that are listed.
 const MAX_DIFFERENCES: usize = 50;
-/// The most directories read to find the inputs that differ.
-const MAX_DIRECTORIES: usize = 1000;
+/// The bounds of the pairs of directories read to find the inputs that differ.
+const WALK: Bounds = Bounds {
+    directories: 500,
+    mib: 8,
+};
 /// The characters shown before the first difference of two long texts.
 const CONTEXT: usize = 60;
 
@@ -33,8 +36,12 @@ impl Differences {
         self.kept.len() + self.left_out
     }
 
+    const fn is_full(&self) -> bool {
+        self.kept.len() >= MAX_DIFFERENCES
+    }
+
     fn add(&mut self, aspect: Aspect, name: &str, before: Option<&str>, after: Option<&str>) {
-        if self.kept.len() >= MAX_DIFFERENCES {
+        if self.is_full() {
             self.left_out += 1;
             return;
         }
@@ -112,7 +119,7 @@ pub(crate) async fn compare_inputs(
         found.add(Aspect::Input, "", None, None);
         return;
     };
-    let mut walk = Walk::new(MAX_DIRECTORIES / 2, (before, after));
+    let mut walk = Walk::new(WALK, (before, after));
     while let Some((path, (before, after))) = walk.next() {
         match entries(contents, &before, &after).await {
             Ok((old, new)) => entries_differ(found, &mut walk, redaction, &path, (&old, &new)),
@@ -132,6 +139,11 @@ pub(crate) async fn compare_inputs(
             }
         }
     }
+}
+
+fn beyond_bounds() -> String {
+    let Bounds { directories, mib } = WALK;
+    format!("more than {directories} directories differ, or these take more than {mib} MiB")
 }
 
 type Entries = BTreeMap<String, Node>;
@@ -163,19 +175,23 @@ fn entries_differ(
         if before == after {
             continue;
         }
-        let path = below(path, name, redaction);
+        let path = || below(path, name, redaction);
         if let (Some(Node::Directory(Some(before))), Some(Node::Directory(Some(after)))) =
             (before, after)
         {
-            if walk.add(&path, (*before, *after)) {
+            let size = before.size().saturating_add(after.size());
+            if walk.add(path, (*before, *after), size) {
                 continue;
             }
-            let limit = || format!("more than {MAX_DIRECTORIES} directories differ");
-            found.limit.get_or_insert_with(limit);
+            found.limit.get_or_insert_with(beyond_bounds);
+        }
+        if found.is_full() {
+            found.left_out += 1;
+            continue;
         }
         let describe = |node: Option<&Node>| node.map(|node| redaction.name(&node.describe()));
         let (before, after) = (describe(before), describe(after));
-        found.add(Aspect::Input, &path, before.as_deref(), after.as_deref());
+        found.add(Aspect::Input, &path(), before.as_deref(), after.as_deref());
     }
 }
 

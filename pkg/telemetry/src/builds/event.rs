@@ -1,6 +1,7 @@
 //! Calls of the action cache, as they are handed over to the worker.
 
 use std::{
+    fmt::Write as _,
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -17,6 +18,8 @@ use crate::Call;
 
 /// The longest id of a build, a configuration or a tool that is recorded, in bytes.
 const MAX_ID: usize = 128;
+/// The length in bytes that the text of an action's digest seldom exceeds.
+const ACTION_LEN: usize = 80;
 /// The most outputs of a result that are read.
 const MAX_OUTPUTS: usize = 256;
 
@@ -174,8 +177,11 @@ impl CallNames {
 
     /// Returns the names of the action that `event` is about.
     pub(crate) fn action_names(&self, event: &Event) -> ActionNames {
+        // Allocated once: it is made for each call.
+        let mut action = String::with_capacity(ACTION_LEN);
+        let _ = write!(action, "{}", event.action);
         ActionNames {
-            action: event.action.to_string(),
+            action,
             instance: clip(&event.instance, MAX_ID),
             target: self.target.clone(),
             mnemonic: self.mnemonic.clone(),

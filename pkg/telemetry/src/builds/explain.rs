@@ -1,5 +1,7 @@
 //! The explanation of a miss by a comparison with the known actions.
 
+use std::sync::Arc;
+
 use super::{
     Comparison, Evictions, Explanation, Redaction, cause,
     compare::{Differences, compare, compare_inputs},
@@ -25,7 +27,7 @@ pub(crate) async fn explain(
         return cause::forgotten();
     }
     match contents.action(action).await {
-        Ok(parts) => nearest(contents, redaction, &parts, candidates).await,
+        Ok(parts) => nearest(contents, redaction, Arc::new(parts), candidates).await,
         Err(Unreadable::Missing(what, _)) if what.starts_with("action ") => {
             let evicted = parse(action).and_then(|action| evictions.of_blob(&action));
             let others = candidates.len();
@@ -42,21 +44,27 @@ pub(crate) async fn explain(
 async fn nearest(
     contents: &Contents,
     redaction: &Redaction,
-    action: &ActionParts,
+    action: Arc<ActionParts>,
     candidates: &[KnownAction],
 ) -> Explanation {
     let mut unread = Vec::new();
     let mut nearest: Option<(Differences, Vec<String>)> = None;
     for candidate in candidates {
         let known = match contents.action(&candidate.action).await {
-            Ok(known) => known,
+            Ok(known) => Arc::new(known),
             Err(why) => {
                 unread.push(why);
                 continue;
             }
         };
-        let mut found = compare(&known, action, redaction);
-        compare_inputs(&mut found, contents, redaction, &known, action).await;
+        let sides = (Arc::clone(&known), Arc::clone(&action));
+        let compared = redaction.run(move |redaction| compare(&sides.0, &sides.1, redaction));
+        let Some(mut found) = compared.await else {
+            let why = format!("the comparison with {} failed", candidate.action);
+            unread.push(Unreadable::Failed(why));
+            continue;
+        };
+        compare_inputs(&mut found, contents, redaction, &known, &action).await;
         let digest = candidate.action.clone();
         match &mut nearest {
             Some((best, _)) if best.count() < found.count() => {}

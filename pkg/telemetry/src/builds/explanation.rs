@@ -10,7 +10,7 @@ pub struct Explanation {
     /// The cause as a sentence.
     pub sentence: String,
     /// The evidence of the explanation and its limits, as sentences.
-    pub worth: String,
+    pub evidence: String,
     /// The differences from the nearest known action of the same target and mnemonic, if both could be read.
     pub comparison: Option<Comparison>,
 }
@@ -105,6 +105,11 @@ pub enum Aspect {
 }
 
 impl Aspect {
+    /// Returns whether the patterns of secrets apply to the values.
+    pub(crate) const fn is_redacted(self) -> bool {
+        matches!(self, Self::Argument | Self::Variable | Self::Platform)
+    }
+
     /// Returns the name of the part.
     pub const fn name(self) -> &'static str {
         match self {

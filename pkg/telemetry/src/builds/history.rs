@@ -1,7 +1,7 @@
-//! The builds on the disk: a file for each build, and one each for the known actions and the evictions.
+//! The builds on the disk: a file for each build, and one each for the known actions, the evictions and the redaction.
 //!
 //! A file begins with a line with the checksum of the rest, and is renamed into place. A truncated or corrupt file of a
-//! build is removed; of the other two, it is ignored until it is written again. A whole file that this release cannot
+//! build is removed; of the others, it is ignored until it is written again. A whole file that this release cannot
 //! parse may be of another one, and stays within the limit.
 
 use std::{
@@ -24,6 +24,10 @@ const BUILD: &str = ".build";
 const KNOWN: &str = "actions";
 /// The file of evictions.
 const EVICTIONS: &str = "evictions";
+/// The file with the fingerprint of the redaction under which the builds were saved.
+const REDACTION: &str = "redaction";
+/// The files that are no builds, and not removed one by one.
+const RECORDS: [&str; 3] = [KNOWN, EVICTIONS, REDACTION];
 /// The end of the names of files that are being written.
 const PARTIAL: &str = ".new";
 /// The largest file that is read: more than the largest that is written.
@@ -47,6 +51,34 @@ impl History {
             max_bytes,
             max_files: MAX_BUILDS,
         }
+    }
+
+    /// Hides the values in builds that were saved under a redaction with another fingerprint. Removes those builds that
+    /// cannot be read or written.
+    pub(crate) fn redact(&self, fingerprint: &str) -> io::Result<()> {
+        let path = self.folder.join(REDACTION);
+        if content_of(&path)?.is_some_and(|saved| saved == fingerprint.as_bytes()) {
+            return Ok(());
+        }
+        self.remove_partial()?;
+        for file in self.files(BUILD)? {
+            if self.hide_values(&file).is_err() {
+                fs::remove_file(&file.path)?;
+            }
+        }
+        self.write(&path, fingerprint.as_bytes())
+    }
+
+    /// Hides the values in a build. Its file keeps its age.
+    fn hide_values(&self, file: &BuildFile) -> io::Result<()> {
+        let content = content_of(&file.path)?.ok_or(io::ErrorKind::InvalidData)?;
+        let mut build: Build = serde_json::from_slice(&content)?;
+        if !build.hide_values() {
+            return Ok(());
+        }
+        self.write(&file.path, &serde_json::to_vec(&build)?)?;
+        let written = fs::File::options().write(true).open(&file.path)?;
+        written.set_modified(file.modified)
     }
 
     /// Reads the builds, the newest first, until `see` returns `false`. Removes those that are damaged or beyond
@@ -152,7 +184,7 @@ impl History {
     pub(crate) fn clear(&self) -> io::Result<usize> {
         self.remove_partial()?;
         let mut removed = 0;
-        let records = [KNOWN, EVICTIONS].map(|name| self.folder.join(name));
+        let records = RECORDS.map(|name| self.folder.join(name));
         let builds = self.files(BUILD)?.into_iter().map(|file| file.path);
         for path in builds.chain(records) {
             removed += usize::from(remove_if_present(&path)?);
@@ -186,7 +218,7 @@ impl History {
     fn trim(&self) -> io::Result<Vec<String>> {
         let files = self.files(BUILD)?;
         let mut ids = Vec::new();
-        let records = [KNOWN, EVICTIONS].map(|name| fs::symlink_metadata(self.folder.join(name)));
+        let records = RECORDS.map(|name| fs::symlink_metadata(self.folder.join(name)));
         let records = records.iter().flatten().map(disk_bytes);
         let mut total: u64 = files.iter().map(|file| file.bytes).chain(records).sum();
         for (remaining, file) in (1..=files.len()).rev().zip(files) {

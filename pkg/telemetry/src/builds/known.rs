@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use gorego_storage::{Digest, DigestFunction};
+use gorego_storage::Digest;
 use serde::{Deserialize, Serialize};
 
 /// The most outputs that are indexed, over all targets.
@@ -11,6 +11,8 @@ const MAX_OUTPUTS: usize = 20 * 1024;
 const DROPPED: usize = MAX_OUTPUTS / 8;
 /// The most actions recorded for each output.
 const MAX_ACTIONS: usize = 3;
+/// The hash of no text.
+const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
 /// The most actions that a miss is compared with.
 pub(crate) const MAX_CANDIDATES: usize = 4;
 
@@ -98,11 +100,10 @@ impl KnownActions {
         } = names;
         let output = output.filter(|_| !target.is_empty());
         let family = family(target, mnemonic);
-        let key = output.map_or_else(
-            || hash(&["", action]),
-            |output| key(target, mnemonic, output),
-        );
-        // A newer time alone is not worth saving.
+        let key = output.map_or_else(|| hash(BASIS, &["", action]), |output| key(family, output));
+        if self.record_again(names, family, key, now).is_some() {
+            return;
+        }
         self.changes += u64::from(!self.actions.contains_key(action));
         let first_ms = self.last_result(action).map_or(now, |last| last.first_ms);
         let known = self.outputs.entry(key).or_default();
@@ -123,6 +124,41 @@ impl KnownActions {
         if self.outputs.len() > MAX_OUTPUTS {
             self.drop_oldest();
         }
+    }
+
+    /// Records that the known actions of the target and mnemonic precede a lookup at `at_ms`. Those with a later time
+    /// are from before the clock was set back.
+    pub(crate) fn precede(&mut self, names: &ActionNames, at_ms: u64) {
+        let family = family(&names.target, &names.mnemonic);
+        let keys = self.families.get(&family);
+        for key in keys
+            .filter(|_| !names.target.is_empty())
+            .into_iter()
+            .flatten()
+        {
+            let known = self.outputs.get_mut(key);
+            let known = known.into_iter().flat_map(|known| &mut known.actions);
+            for known in known.filter(|known| known.first_ms > at_ms) {
+                known.first_ms = at_ms;
+                self.changes += 1;
+            }
+        }
+    }
+
+    /// Records a newer time of an action, which alone is not worth saving. `None` if its names are not those recorded.
+    fn record_again(&mut self, names: &ActionNames, family: u64, key: u64, now: u64) -> Option<()> {
+        if self.actions.get(&names.action) != Some(&key) {
+            return None;
+        }
+        let known = self.outputs.get_mut(&key);
+        let known = known.filter(|known| known.family == family)?;
+        let is_same = |known: &KnownAction| known.action == names.action;
+        let place = known.actions.iter().position(is_same)?;
+        let mut again = known.actions.remove(place);
+        again.at_ms = now;
+        again.instance.clone_from(&names.instance);
+        known.actions.push(again);
+        Some(())
     }
 
     /// Returns this action as it was last known to have a result.
@@ -148,13 +184,14 @@ impl KnownActions {
         if target.is_empty() {
             return Vec::new();
         }
+        let family = family(target, mnemonic);
         let is_candidate =
             |known: &&KnownAction| known.action != *action && known.first_ms <= until;
-        let same = output.and_then(|output| self.outputs.get(&key(target, mnemonic, output)));
+        let same = output.and_then(|output| self.outputs.get(&key(family, output)));
         let same = same.into_iter().flat_map(|known| &known.actions);
         let mut candidates: Vec<_> = same.filter(is_candidate).cloned().collect();
         if candidates.is_empty() {
-            let keys = self.families.get(&family(target, mnemonic));
+            let keys = self.families.get(&family);
             let outputs = keys
                 .into_iter()
                 .flatten()
@@ -226,25 +263,26 @@ impl KnownActions {
 }
 
 fn family(target: &str, mnemonic: &str) -> u64 {
-    hash(&[target, mnemonic])
+    hash(BASIS, &[target, mnemonic])
 }
 
 /// Returns the key of an output. Its configuration does not count, so that actions of another one can be compared.
-fn key(target: &str, mnemonic: &str, output: &str) -> u64 {
+fn key(family: u64, output: &str) -> u64 {
     let below = output.strip_prefix("bazel-out/");
     let output = below
         .and_then(|below| below.split_once('/'))
         .map_or(output, |(_, rest)| rest);
-    hash(&[target, mnemonic, output])
+    hash(family, &[output])
 }
 
-/// Returns a hash that is the same in each process, and that no client can make collide.
-fn hash(parts: &[&str]) -> u64 {
-    let digest = DigestFunction::Sha256.digest(parts.join("\0").as_bytes());
-    digest
-        .hash()
-        .first_chunk()
-        .map_or(0, |first| u64::from_le_bytes(*first))
+/// Continues a hash that is the same in each process and release: FNV-1a. A client that makes it collide gains what it
+/// has by naming another's target: a record that misses of that target are compared with.
+fn hash(start: u64, parts: &[&str]) -> u64 {
+    const PRIME: u64 = 0x0100_0000_01b3;
+    let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
+    bytes.fold(start, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(PRIME)
+    })
 }
 
 /// Parses a digest of the form `hash/size`. The function is inferred from the hash.
@@ -303,6 +341,17 @@ mod tests {
         known.record(&compile("a"), Some("o"), 5);
         assert_eq!(digests(&known.candidates(&compile("b"), Some("o"), 2)), "a");
         assert_eq!(digests(&known.candidates(&compile("b"), Some("o"), 0)), "");
+    }
+
+    #[test]
+    fn the_actions_of_an_output_are_those_last_recorded() {
+        let mut known = KnownActions::default();
+        for (action, at) in [("a", 1), ("b", 2), ("c", 3), ("a", 4), ("d", 5)] {
+            known.record(&compile(action), Some("o"), at);
+        }
+        let candidates = known.candidates(&compile("new"), Some("o"), 9);
+        assert_eq!(digests(&candidates), "d a c");
+        assert_eq!(known.changes(), 4);
     }
 
     #[test]

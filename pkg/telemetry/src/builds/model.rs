@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::Explanation;
+use super::{Explanation, REDACTED};
 
 /// The most targets of a build that are counted separately.
 pub(crate) const MAX_TARGETS: usize = 2000;
@@ -14,6 +14,8 @@ pub(crate) const MAX_TARGETS: usize = 2000;
 pub(crate) const MAX_MNEMONICS: usize = 200;
 /// The most misses of a build that are recorded.
 pub(crate) const MAX_MISSES: usize = 2000;
+/// The time since its last call for which a build is in progress, in milliseconds.
+const IN_PROGRESS: u64 = 10_000;
 /// The longest label, path or other text of a client that is recorded, in bytes.
 pub(crate) const MAX_TEXT: usize = 512;
 
@@ -46,7 +48,7 @@ pub struct BuildHead {
     /// The time of the first call, in milliseconds since the Unix epoch.
     pub started_ms: u64,
     /// The time of the last call, in milliseconds since the Unix epoch.
-    pub seen_ms: u64,
+    pub last_call_ms: u64,
     /// The counts of the whole build.
     pub total: Tally,
     /// The numbers of calls and misses that exceed the limits.
@@ -134,6 +136,13 @@ pub enum LookupOutcome {
     Error,
 }
 
+impl BuildHead {
+    /// Returns whether the last call is at most ten seconds before `now`, in milliseconds since the Unix epoch.
+    pub const fn is_in_progress(&self, now: u64) -> bool {
+        now.abs_diff(self.last_call_ms) <= IN_PROGRESS
+    }
+}
+
 impl Tally {
     /// Returns the number of lookups.
     pub const fn lookups(&self) -> u64 {
@@ -167,6 +176,25 @@ impl Build {
         let of_mnemonic = entry(&mut self.mnemonics, mnemonic, most(MAX_MNEMONICS));
         head.left_out.mnemonics += u64::from(of_mnemonic.is_none());
         [Some(&mut head.total), of_target, of_mnemonic]
+    }
+
+    /// Replaces all values of arguments, variables and properties, whose redaction depends on the whole command. Returns
+    /// whether there were any.
+    pub(crate) fn hide_values(&mut self) -> bool {
+        let explanations = self
+            .misses
+            .iter_mut()
+            .filter_map(|it| it.explanation.as_mut());
+        let comparisons = explanations.filter_map(|it| it.comparison.as_mut());
+        let differences = comparisons.flat_map(|it| &mut it.differences);
+        let of_command = differences.filter(|it| it.aspect.is_redacted());
+        let values = of_command.flat_map(|it| it.before.iter_mut().chain(&mut it.after));
+        let mut hidden = false;
+        for value in values.filter(|value| *value != REDACTED) {
+            REDACTED.clone_into(value);
+            hidden = true;
+        }
+        hidden
     }
 
     /// Estimates the memory of the build, in bytes.
@@ -203,7 +231,7 @@ impl Explanation {
         let differences: usize = differences
             .map(|it| 128 + it.name.len() + text(&it.before) + text(&it.after))
             .sum();
-        512 + self.sentence.len() + self.worth.len() + differences
+        512 + self.sentence.len() + self.evidence.len() + differences
     }
 }
 

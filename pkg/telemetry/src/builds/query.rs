@@ -12,7 +12,7 @@ use super::{
     known::ActionNames,
     model::{MAX_TEXT, clip},
     records::Job,
-    walk::{Walk, below},
+    walk::{Bounds, Walk, below},
 };
 
 /// The most builds of a page.
@@ -23,15 +23,18 @@ const MAX_SHOWN: usize = 2000;
 const MAX_VALUE: usize = 16 * 1024;
 /// The most inputs of a page.
 const MAX_INPUTS: usize = 500;
-/// The most directories that are read for a page.
-const MAX_DIRECTORIES: usize = 2000;
+/// The bounds of the directories that are read for a page.
+const WALK: Bounds = Bounds {
+    directories: 2000,
+    mib: 16,
+};
 
 impl Builds {
     /// Returns a page of recent builds: at most `limit` from number `offset`, the one seen last first.
     pub fn recent(&self, offset: usize, limit: usize) -> RecentBuilds {
         let records = self.0.records.lock();
         let mut heads: Vec<&BuildHead> = records.heads().collect();
-        heads.sort_by(|a, b| (b.seen_ms, &b.id).cmp(&(a.seen_ms, &a.id)));
+        heads.sort_by(|a, b| (b.last_call_ms, &b.id).cmp(&(a.last_call_ms, &a.id)));
         let page = heads.iter().skip(offset).take(limit.min(MAX_PAGE));
         RecentBuilds {
             builds: page.map(|head| (*head).clone()).collect(),
@@ -86,7 +89,13 @@ impl Builds {
         let _permit = self.0.views.acquire().await.ok()?;
         match self.0.contents.action(&name).await {
             Ok(parts) => {
-                self.show(&mut view, &parts);
+                let builds = self.clone();
+                let shown = self.0.redaction.run(move |_| {
+                    builds.show(&mut view, &parts);
+                    (view, parts)
+                });
+                let (shown, parts) = shown.await?;
+                view = shown;
                 self.list_inputs(&mut view, &parts, inputs_from).await;
             }
             Err(why) => view.unreadable = Some(why.to_string()),
@@ -169,22 +178,22 @@ impl Builds {
             return;
         };
         let redaction = &self.0.redaction;
-        let mut walk = Walk::new(MAX_DIRECTORIES, root);
+        let mut walk = Walk::new(WALK, root);
         let mut position = 0;
         while let Some((path, digest)) = walk.next() {
             let entries = match self.0.contents.directory(&digest).await {
                 Ok(entries) => entries,
                 Err(why) => {
-                    view.inputs_unreadable.get_or_insert(why.to_string());
+                    let left_out = || format!("Inputs are left out: {why}.");
+                    view.inputs_left_out.get_or_insert_with(left_out);
                     continue;
                 }
             };
             for (name, node) in entries {
-                let path = below(&path, &name, redaction);
+                let path = || below(&path, &name, redaction);
                 if let Node::Directory(Some(child)) = node {
-                    if !walk.add(&path, child) {
-                        let limit = || format!("more than {MAX_DIRECTORIES} directories");
-                        view.inputs_unreadable.get_or_insert_with(limit);
+                    if !walk.add(path, child, child.size()) {
+                        view.inputs_left_out.get_or_insert_with(beyond_bounds);
                     }
                     continue;
                 }
@@ -194,7 +203,7 @@ impl Builds {
                 }
                 if position >= from {
                     view.inputs.push(Entry {
-                        path,
+                        path: path(),
                         content: clip(&redaction.name(&node.describe()), MAX_TEXT),
                     });
                 }
@@ -252,6 +261,13 @@ impl Builds {
         view.outputs = Some(bounded(entries, &mut view.left_out));
         view.exit_code = Some(result.exit_code);
     }
+}
+
+fn beyond_bounds() -> String {
+    let Bounds { directories, mib } = WALK;
+    format!(
+        "Inputs are left out: they are in more than {directories} directories, or these take more than {mib} MiB."
+    )
 }
 
 /// Returns the first items up to the limit, and counts the others.

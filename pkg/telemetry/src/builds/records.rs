@@ -10,12 +10,10 @@ use super::{
 };
 
 /// The most memory of the details of builds, by estimate, in bytes.
-const MAX_MEMORY: usize = 10 * 1024 * 1024;
+pub(crate) const MAX_MEMORY: usize = 10 * 1024 * 1024;
 /// The memory from which on the details of builds in progress no longer grow, but their totals do. Otherwise several
 /// large builds would drive each other out, and each of their calls would read a build from the disk.
 const FULL: usize = MAX_MEMORY / 4 * 3;
-/// The time since its last call for which a build is in progress, in milliseconds.
-const IN_PROGRESS: u64 = 10_000;
 /// The least time between two searches for builds that are not in progress, in milliseconds.
 const SEARCHED: u64 = 1000;
 /// The memory of one build from which on no more explanations of its misses are recorded. Those are explained when their
@@ -120,7 +118,7 @@ impl BuildRecords {
     ) -> Option<Job> {
         let id = &call.build.id;
         let has_room = self.make_room(id, event.at_ms);
-        let known = &self.known;
+        let known = &mut self.known;
         let kept = self.builds.entry(id.clone()).or_default();
         let before = kept.memory;
         kept.dirty = true;
@@ -128,6 +126,7 @@ impl BuildRecords {
         kept.count(names, &event.outcome, has_room);
         let job = match &event.outcome {
             Outcome::Miss | Outcome::Incomplete(_) | Outcome::Outage(_) => {
+                known.precede(names, event.at_ms);
                 let explanation = || cause::at_once(event, names, known, evictions);
                 kept.miss(event, call, names, explanation, has_room);
                 None
@@ -243,7 +242,7 @@ impl BuildRecords {
     fn make_room(&mut self, current: &str, now: u64) -> bool {
         if self.memory > FULL && now.abs_diff(self.searched_ms) >= SEARCHED {
             self.searched_ms = now;
-            let is_idle = |head: &BuildHead| now.abs_diff(head.seen_ms) > IN_PROGRESS;
+            let is_idle = |head: &BuildHead| !head.is_in_progress(now);
             self.drop_details(current, FULL / 8 * 7, is_idle);
         }
         self.memory <= FULL
@@ -256,7 +255,7 @@ impl BuildRecords {
             self.drop_details(current, MAX_MEMORY / 8 * 7, |_| true);
         }
         if self.heads.len() + self.builds.len() > MAX_BUILDS {
-            let heads = self.heads.iter().map(|(id, head)| (head.seen_ms, id));
+            let heads = self.heads.iter().map(|(id, head)| (head.last_call_ms, id));
             let mut heads: Vec<_> = heads.map(|(seen, id)| (seen, id.clone())).collect();
             heads.sort_unstable();
             let heads = heads.into_iter().map(|(_, id)| id);
@@ -289,7 +288,7 @@ impl BuildRecords {
     /// Returns the builds with details, but not `current`: first those that are on the disk, by time.
     fn oldest_first(&self, current: &str) -> Vec<String> {
         let others = self.builds.iter().filter(|(id, _)| *id != current);
-        let key = |kept: &KeptBuild| (kept.dirty, kept.build.head.seen_ms);
+        let key = |kept: &KeptBuild| (kept.dirty, kept.build.head.last_call_ms);
         let mut others: Vec<_> = others.map(|(id, kept)| (key(kept), id.clone())).collect();
         others.sort_unstable();
         others.into_iter().map(|(_, id)| id).collect()
@@ -304,7 +303,7 @@ impl KeptBuild {
             own.started_ms = now;
             self.memory = Build::default().memory();
         }
-        own.seen_ms = own.seen_ms.max(now);
+        own.last_call_ms = own.last_call_ms.max(now);
     }
 
     fn find(&mut self, action: &str) -> Option<&mut Miss> {

@@ -13,9 +13,14 @@
 
 mod reading;
 
+use std::sync::Arc;
+
+use gorego_storage::DigestFunction;
 use regex::{Regex, RegexSet};
+use tokio::{sync::Semaphore, task::spawn_blocking};
 
 use self::reading::{Place, Word, is_name_part, is_name_start, structure, word};
+use crate::user_info;
 
 /// The replacement of a secret.
 pub const REDACTED: &str = "[redacted]";
@@ -24,8 +29,6 @@ pub const REDACTED: &str = "[redacted]";
 const MIN_SECRET: usize = 6;
 /// The most values of one command whose other occurrences are replaced.
 const MAX_SECRETS: usize = 64;
-/// User information in a URL.
-const USER_INFO: &str = r#"([A-Za-z][A-Za-z0-9+.\-]*:(?:\\*/){2})[^/?#\s"'<>\\]*@"#;
 /// The characters between a name and its value: the end of the name, and an operator. Lines may be continued.
 const SEPARATOR: &str = r#"^(?<close>[\\"'\])}]*)(?:\s|\\\s)*(?<operator>[.!+*/%^?:|&~-]{0,2}=[=>~]?|:|[;,>&|]{1,2}|<{1,3})?(?:\s|\\\s)*"#;
 /// The ends of file names that have no value, even if the rest of the name reads like that of a secret.
@@ -33,6 +36,8 @@ const FILES: &[&str] = &[
     "a", "bzl", "c", "cc", "class", "cpp", "d", "go", "h", "hpp", "jar", "java", "js", "json",
     "kt", "o", "proto", "py", "rs", "sh", "so", "swift", "ts", "txt", "yaml",
 ];
+/// The most threads that redact commands at once. A command of 1 MB takes tenths of a second.
+const MAX_RUNNING: usize = 2;
 /// The first words of credentials that consist of two.
 const SCHEMES: &[&str] = &["basic", "bearer", "digest", "negotiate"];
 
@@ -40,8 +45,8 @@ const SCHEMES: &[&str] = &["basic", "bearer", "digest", "negotiate"];
 #[derive(Clone, Debug)]
 pub struct Redaction {
     names: RegexSet,
-    user_info: Regex,
     separator: Regex,
+    running: Arc<Semaphore>,
 }
 
 /// A pattern that is no regular expression, or too large a one.
@@ -90,9 +95,30 @@ impl Redaction {
         };
         Ok(Self {
             names: RegexSet::new(patterns).map_err(|error| InvalidPattern::new(all(), &error))?,
-            user_info: regex(USER_INFO)?,
             separator: regex(SEPARATOR)?,
+            running: Arc::new(Semaphore::new(MAX_RUNNING)),
         })
+    }
+
+    /// Returns a hash of the patterns, as hexadecimal digits.
+    pub(crate) fn fingerprint(&self) -> String {
+        let patterns = self.names.patterns().join("\0");
+        DigestFunction::Sha256.digest(patterns.as_bytes()).hex()
+    }
+
+    /// Runs `work`, which redacts commands, on a thread that may block. Waits while too many run, those whose callers
+    /// are gone included. `None` if it panicked, or the runtime shuts down.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Option<T> {
+        let permit = Arc::clone(&self.running).acquire_owned().await.ok()?;
+        let redaction = self.clone();
+        let running = spawn_blocking(move || {
+            let _permit = permit;
+            work(&redaction)
+        });
+        running.await.ok()
     }
 
     /// Redacts the whole of a command. Items stay at their places.
@@ -136,11 +162,7 @@ impl Redaction {
 
     /// Redacts a name that is shown, such as a label or a path: only user information of URLs.
     pub fn name(&self, name: &str) -> String {
-        if !name.contains('@') {
-            return name.to_owned();
-        }
-        let replacement = format!("${{1}}{REDACTED}@");
-        self.user_info.replace_all(name, replacement).into_owned()
+        user_info::redacted(name).into_owned()
     }
 
     fn is_secret(&self, name: &str) -> bool {

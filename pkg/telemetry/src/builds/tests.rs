@@ -15,7 +15,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::*;
 use crate::Call;
 
+mod load;
 mod misses;
+mod redaction;
 
 /// A server with recorded builds, in memory but for the history.
 struct Server {
@@ -48,6 +50,10 @@ impl Server {
             history_max,
             ..options(dir, &store)
         };
+        Self::with(options, store)
+    }
+
+    fn with(options: BuildsOptions, store: Arc<MemoryStore>) -> Self {
         let evictions = Arc::clone(&options.evictions);
         let (builds, worker) = Builds::new(options);
         let memory = Budget::memory("trees", u64::MAX);

@@ -72,8 +72,9 @@ pub struct ActionView {
     pub inputs: Vec<Entry>,
     /// The offset of the next page, if there is one.
     pub next_inputs: Option<usize>,
-    /// The reason why inputs are missing from the list.
-    pub inputs_unreadable: Option<String>,
+    /// The sentence that says why inputs are left out of all pages; `None` if none are.
+    #[serde(default)]
+    pub inputs_left_out: Option<String>,
     /// The outputs of the result; `None` if there is none under the instance names that were searched.
     pub outputs: Option<Vec<Entry>>,
     /// The instance name of that result, else the ones that were searched.

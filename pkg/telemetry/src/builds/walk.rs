@@ -7,19 +7,32 @@ use super::{
     model::{MAX_TEXT, clip},
 };
 
+/// The bounds of a walk.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// The most directories that are read.
+    pub(crate) directories: usize,
+    /// The most MiB of the directories below the root.
+    pub(crate) mib: u64,
+}
+
 /// The directories that remain to be read, with their paths. A client can refer to many of them in few bytes, so the
-/// number of all that are ever added is limited.
+/// number and size of all that are ever added are limited.
 pub(crate) struct Walk<T> {
     waiting: VecDeque<(String, T)>,
-    left: usize,
+    /// The number of directories that can still be added.
+    directories: usize,
+    /// The bytes of directories that can still be added.
+    bytes: u64,
 }
 
 impl<T> Walk<T> {
-    /// Begins at `root`. At most `most` directories are read, `root` included.
-    pub(crate) fn new(most: usize, root: T) -> Self {
+    /// Begins at `root`, which is one of the directories.
+    pub(crate) fn new(bounds: Bounds, root: T) -> Self {
         Self {
             waiting: VecDeque::from([(String::new(), root)]),
-            left: most.saturating_sub(1),
+            directories: bounds.directories.saturating_sub(1),
+            bytes: bounds.mib << 20,
         }
     }
 
@@ -28,13 +41,14 @@ impl<T> Walk<T> {
         self.waiting.pop_front()
     }
 
-    /// Adds a directory. Returns `false` if it would be one too many.
-    pub(crate) fn add(&mut self, path: &str, directory: T) -> bool {
-        let Some(left) = self.left.checked_sub(1) else {
+    /// Adds a directory of this size. Returns `false` if it would exceed the bounds.
+    pub(crate) fn add(&mut self, path: impl FnOnce() -> String, directory: T, size: u64) -> bool {
+        let left = self.directories.checked_sub(1);
+        let Some((directories, bytes)) = left.zip(self.bytes.checked_sub(size)) else {
             return false;
         };
-        self.left = left;
-        self.waiting.push_back((path.to_owned(), directory));
+        (self.directories, self.bytes) = (directories, bytes);
+        self.waiting.push_back((path(), directory));
         true
     }
 }
@@ -54,16 +68,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn directories_beyond_the_limit_are_not_kept() {
-        let mut walk = Walk::new(3, 0);
+    fn directories_beyond_the_bounds_are_not_kept() {
+        let bounds = Bounds {
+            directories: 4,
+            mib: 1,
+        };
+        let mut walk = Walk::new(bounds, 0);
         assert_eq!(walk.next(), Some((String::new(), 0)));
-        assert_eq!(
-            [1, 2, 3].map(|number| walk.add("a", number)),
-            [true, true, false]
-        );
+        let mut add = |number, size| walk.add(|| "a".to_owned(), number, size);
+        assert!(add(1, 1 << 19));
+        assert!(!add(2, (1 << 19) + 1), "too large");
+        assert!(add(3, 1 << 19));
+        assert!(!add(4, 1), "too large together with the others");
+        assert!(add(5, 0));
         assert_eq!(walk.next(), Some(("a".to_owned(), 1)));
-        assert!(!walk.add("b", 4), "those that were read count, too");
-        assert_eq!(walk.next(), Some(("a".to_owned(), 2)));
+        assert!(
+            !walk.add(|| "b".to_owned(), 6, 0),
+            "those that were read count, too"
+        );
+        assert_eq!(walk.next(), Some(("a".to_owned(), 3)));
+        assert_eq!(walk.next(), Some(("a".to_owned(), 5)));
         assert_eq!(walk.next(), None);
     }
 

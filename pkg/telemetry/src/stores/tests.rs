@@ -144,6 +144,26 @@ async fn results_count_as_hits_and_misses_and_presence_by_blob() {
 }
 
 #[tokio::test]
+async fn a_blob_of_unnamed_digest_function_counts_once_as_present_or_missing() {
+    let (store, counts) = metered();
+    let content = Bytes::from_static(b"known");
+    let put = Blob::Bytes(content.clone());
+    blobs_of(&store).put(&digest(&content), put).await.unwrap();
+    let unnamed = |digest: Digest| {
+        let size = digest.size().try_into().unwrap();
+        Digest::parse(None, &digest.hex(), size).unwrap()
+    };
+    let (known, unknown) = (unnamed(digest(&content)), unnamed(digest(b"unknown")));
+    // As the server does: what is missing under the first function is looked up under the second.
+    let missing = store.find_missing(&[known, unknown]).await.unwrap();
+    assert_eq!(missing, [unknown]);
+    let second = unknown.other().unwrap();
+    assert_eq!(store.find_missing(&[second]).await.unwrap(), [second]);
+    let presence = [&counts.traffic.present, &counts.traffic.missing];
+    assert_eq!(presence.map(|total| total.load(Relaxed)), [1, 1]);
+}
+
+#[tokio::test]
 async fn misses_are_no_failures_of_the_backing_cache() {
     let (store, counts) = metered();
     let calls = counts.calls.unwrap();

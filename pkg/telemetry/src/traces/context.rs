@@ -14,7 +14,7 @@ const MAX_STATE: usize = 512;
 
 /// Reads the context of the caller's span from headers. Ignores an invalid one.
 pub fn read(headers: &HeaderMap) -> Option<SpanContext> {
-    let parent = headers.get(&TRACEPARENT)?.to_str().ok()?;
+    let parent = find(headers, &TRACEPARENT)?.to_str().ok()?;
     let mut parts = parent.split('-');
     let mut part = |digits| parts.next().filter(|part| is_hex(part, digits));
     let (version, trace, span, flags) = (part(2)?, part(32)?, part(16)?, part(2)?);
@@ -35,6 +35,13 @@ pub fn read(headers: &HeaderMap) -> Option<SpanContext> {
         state.unwrap_or_default(),
     );
     context.is_valid().then_some(context)
+}
+
+/// Returns the first value of a header. Comparing the few names of a call costs less than hashing one.
+pub(crate) fn find<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
+    let mut headers = headers.iter();
+    let (_, value) = headers.find(|(found, _)| *found == name)?;
+    Some(value)
 }
 
 fn is_hex(text: &str, digits: usize) -> bool {

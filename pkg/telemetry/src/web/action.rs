@@ -135,7 +135,7 @@ fn inputs(action: &ActionView, from: usize) -> Markup {
     html! {
         h2 #inputs { "Inputs" }
         @if let Some(root) = &action.input_root { p.muted { "Root: " code { (root) } } }
-        @if let Some(why) = &action.inputs_unreadable { p.empty { "Not all inputs can be listed: " (why) } }
+        @if let Some(why) = &action.inputs_left_out { p.empty { (why) } }
         @if !action.inputs.is_empty() { (entries("Inputs", &action.inputs)) }
         @if from > 0 || action.next_inputs.is_some() {
             nav.pager aria-label="Inputs" {

@@ -1,6 +1,6 @@
 //! The pages of builds.
 
-use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
+use std::{cmp::Reverse, collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{
     extract::{Path, Query, State},
@@ -15,7 +15,7 @@ use super::{
     format,
     layout::table,
     links, misses,
-    site::{App, html, not_recorded},
+    site::{App, html, not_recorded, now_ms},
 };
 use crate::builds::{Build, BuildHead, RecentBuilds, Tally};
 
@@ -27,6 +27,12 @@ const MISSES: usize = 100;
 const TOP: usize = 15;
 /// The number of recent builds among which those of the same command are searched.
 const SEARCHED: usize = 200;
+/// The time after which an open page reads a build in progress again.
+const REREAD: Duration = Duration::from_secs(2);
+/// The time after which it reads a build again that has had no call for a while, such as during a long action.
+const REREAD_QUIET: Duration = Duration::from_secs(10);
+/// The time since its last call after which a build is not read again.
+const QUIET: Duration = Duration::from_mins(10);
 
 /// The page that is requested, from its first row.
 #[derive(Deserialize)]
@@ -112,7 +118,7 @@ pub(super) fn heads(label: &str, heads: &[BuildHead]) -> Markup {
                     th scope="row" { a href=(links::build(&head.id)) { code { (short(&head.id)) } } }
                     td.text { (client(head)) }
                     td { (format::time(head.started_ms)) }
-                    td { (milliseconds(head.seen_ms.saturating_sub(head.started_ms))) }
+                    td { (milliseconds(head.last_call_ms.saturating_sub(head.started_ms))) }
                     td.share { (rate(&head.total)) }
                     td { (format::count(head.total.hits)) }
                     td { (format::count(missed(&head.total))) }
@@ -133,25 +139,63 @@ pub(super) async fn page(
         return not_recorded("Build", &format!("No build {id} is recorded."));
     };
     let from = page.from.unwrap_or(0);
-    let head = &build.head;
+    let id = &build.head.id;
+    let parts = parts(&app, &build, from);
     let content = html! {
-        h1 { "Build " code { (head.id) } }
-        p.state {
-            span.muted {
-                (client(head)) ", started " (format::time(head.started_ms))
-                ", last call " (format::time(head.seen_ms))
-            }
+        h1 { "Build " code { (id) } }
+        div data-reread=[reread_ms(&build.head, now_ms())] {
+            @for (id, part) in parts { div id=(id) { (part) } }
         }
-        (totals(&head.total))
-        (correlated(&app, head))
-        (tops(&build))
-        h2 #misses { "Misses" }
-        (misses::of_build(&build, from, MISSES))
-        (links::pager(&format!("{}?from=", links::build(&head.id)), from, MISSES, build.misses.len()))
-        (left_out(&build))
-        p { a href=(links::api(&links::build(&head.id))) { "This page as JSON" } }
+        p { a href=(links::api(&links::build(id))) { "This page as JSON" } }
     };
     html(StatusCode::OK, "Build", &content)
+}
+
+/// Returns the time after which an open page reads the build again, in milliseconds. `None` once it is not expected to
+/// change.
+fn reread_ms(head: &BuildHead, now: u64) -> Option<u128> {
+    let quiet = Duration::from_millis(now.abs_diff(head.last_call_ms));
+    let interval = if head.is_in_progress(now) {
+        REREAD
+    } else {
+        REREAD_QUIET
+    };
+    (quiet < QUIET).then_some(interval.as_millis())
+}
+
+/// Renders the parts of the page of a build, which change while it is in progress.
+fn parts(app: &App, build: &Build, from: usize) -> [(&'static str, Markup); 4] {
+    [
+        ("state", state(&build.head, now_ms())),
+        ("totals", totals(&build.head.total)),
+        (
+            "tops",
+            html! { (correlated(app, &build.head)) (tops(build)) },
+        ),
+        ("misses", miss_rows(build, from)),
+    ]
+}
+
+fn state(head: &BuildHead, now: u64) -> Markup {
+    html! {
+        p.state {
+            @if head.is_in_progress(now) { span.pill.good { "In progress" } }
+            span.muted {
+                (client(head)) ", started " (format::time(head.started_ms))
+                ", last call " (format::time(head.last_call_ms))
+            }
+        }
+    }
+}
+
+fn miss_rows(build: &Build, from: usize) -> Markup {
+    let pages = format!("{}?from=", links::build(&build.head.id));
+    html! {
+        h2 { "Misses" }
+        (misses::of_build(build, from, MISSES))
+        (links::pager(&pages, from, MISSES, build.misses.len()))
+        (left_out(build))
+    }
 }
 
 /// Renders totals as cards.

@@ -1,5 +1,6 @@
 //! The frame of every page.
 
+use http::StatusCode;
 use maud::{DOCTYPE, Markup, html};
 
 use super::{METRICS, assets};
@@ -10,10 +11,7 @@ pub(super) fn page(title: &str, content: &Markup) -> Markup {
         (DOCTYPE)
         html lang="en" {
             head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                meta name="color-scheme" content="light dark";
-                title { (title) " · goREgo" }
+                (meta(title))
                 link rel="stylesheet" href=(assets::STYLE.path);
                 link rel="icon" href=(assets::ICON.path) type="image/svg+xml";
                 script defer src=(assets::SCRIPT.path) {}
@@ -42,6 +40,29 @@ pub(super) fn page(title: &str, content: &Markup) -> Markup {
                 }
             }
         }
+    }
+}
+
+/// Renders an error as a page.
+pub(super) fn error(status: StatusCode, text: &str) -> Markup {
+    let title = status.canonical_reason().unwrap_or("Error");
+    let content = html! { h1 { (title) } p { (text) } };
+    if status == StatusCode::FORBIDDEN {
+        // A client that may not see this page may not load styles either, or follow links.
+        return html! {
+            (DOCTYPE)
+            html lang="en" { head { (meta(title)) } body { main { (content) } } }
+        };
+    }
+    page(title, &content)
+}
+
+fn meta(title: &str) -> Markup {
+    html! {
+        meta charset="utf-8";
+        meta name="viewport" content="width=device-width, initial-scale=1";
+        meta name="color-scheme" content="light dark";
+        title { (title) " · goREgo" }
     }
 }
 

@@ -73,7 +73,7 @@ pub(super) fn explanation(explanation: &Explanation) -> Markup {
     html! {
         div.card {
             p.lead { (explanation.sentence) }
-            p.muted { (explanation.worth) }
+            p.muted { (explanation.evidence) }
             @if let Some(comparison) = &explanation.comparison {
                 p {
                     "Nearest known action: "

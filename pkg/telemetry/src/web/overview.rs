@@ -59,7 +59,7 @@ fn parts(snapshot: &Snapshot, rates: &[Rate]) -> [(&'static str, Markup); 7] {
         ("lookups", lookups(&snapshot.traffic.lookups)),
         (
             "storage",
-            storage::section(&snapshot.status.parts, snapshot.at_ms),
+            storage::section(&snapshot.status.components, snapshot.at_ms),
         ),
         ("methods", methods(&snapshot.traffic.methods)),
     ]

@@ -1,7 +1,8 @@
-// Replaces the parts of the overview that change. The server renders them; this file knows no numbers.
+// Replaces the parts of a page that change: of the overview by events, of a build in progress by reading its page again.
+// The server renders them; this file knows no numbers.
 "use strict";
-const place = document.querySelector("[data-live]");
-if (place && window.EventSource) {
+const place = document.querySelector("[data-live], [data-reread]");
+if (place) {
   const box = document.getElementById("live-state");
   const text = document.createElement("span");
   const button = document.createElement("button");
@@ -10,7 +11,8 @@ if (place && window.EventSource) {
   box.append(text, button);
 
   const shown = new Map();
-  let source = null;
+  // Ends the updates; null while there are none.
+  let end = null;
 
   const say = (words, on) => {
     text.className = on ? "on" : "";
@@ -22,9 +24,9 @@ if (place && window.EventSource) {
     return part.contains(document.activeElement) ||
       (marked && !marked.isCollapsed && part.contains(marked.anchorNode));
   };
-  const show = (event) => {
+  const show = (fragments) => {
     say("Live", true);
-    for (const { id, html } of JSON.parse(event.data).fragments) {
+    for (const { id, html } of fragments) {
       const part = document.getElementById(id);
       if (!part || shown.get(id) === html || inUse(part)) continue;
       const left = [...part.querySelectorAll(".scroll")].map((table) => table.scrollLeft);
@@ -33,33 +35,74 @@ if (place && window.EventSource) {
       shown.set(id, html);
     }
   };
-  const start = () => {
-    source = new EventSource(place.dataset.live);
-    source.onmessage = show;
+  const listen = () => {
+    const source = new EventSource(place.dataset.live);
+    source.onmessage = (event) => show(JSON.parse(event.data).fragments);
     source.onerror = () => {
       // After a refusal, unlike a broken connection, the browser does not try again.
       const given_up = source.readyState === EventSource.CLOSED;
       say(given_up ? "Not live: reload the page" : "Reconnecting", false);
     };
-    button.textContent = "Pause";
     say("Connecting", false);
+    return () => source.close();
+  };
+
+  const parts = (page) => [...page.querySelectorAll("[data-reread] > [id]")].map(
+    (part) => ({ id: part.id, html: part.innerHTML }));
+  // The milliseconds between two requests, as the last answer says. A page that no longer changes has none.
+  let interval = Number(place.dataset.reread);
+  let last = Date.now();
+  const reread = () => {
+    const ended = new AbortController();
+    const wait = () => setTimeout(read, Math.max(0, last + interval - Date.now()));
+    const read = async () => {
+      last = Date.now();
+      try {
+        const response = await fetch(location.href, { signal: ended.signal });
+        if (response.status >= 500) throw new Error(response.statusText);
+        const page = new DOMParser().parseFromString(await response.text(), "text/html");
+        show(parts(page));
+        const next = page.querySelector("[data-reread]");
+        if (!next) {
+          stop();
+          say("Not live: reload the page", false);
+          return;
+        }
+        interval = Number(next.dataset.reread);
+      } catch {
+        if (ended.signal.aborted) return;
+        say("Reconnecting", false);
+      }
+      timer = wait();
+    };
+    let timer = wait();
+    say("Live", true);
+    return () => {
+      clearTimeout(timer);
+      ended.abort();
+    };
+  };
+  const start = () => {
+    end = place.dataset.live ? listen() : reread();
+    button.textContent = "Pause";
   };
   const stop = () => {
-    source.close();
-    source = null;
+    end();
+    end = null;
     button.textContent = "Resume";
     say("Paused", false);
   };
-  button.addEventListener("click", () => (source ? stop() : start()));
+  button.addEventListener("click", () => (end ? stop() : start()));
   // A page in the background needs no numbers.
-  let resume = false;
+  let resume = document.hidden;
   document.addEventListener("visibilitychange", () => {
     if (document.hidden) {
-      resume = source !== null;
+      resume = end !== null;
       if (resume) stop();
-    } else if (resume && !source) {
+    } else if (resume && !end) {
       start();
     }
   });
-  start();
+  for (const { id, html } of parts(document)) shown.set(id, html);
+  if (!document.hidden) start();
 }

@@ -39,6 +39,10 @@ use crate::builds::{ActionView, Build, Builds, TargetView};
 const OPEN: [&str; 3] = [METRICS, "/healthz", "/readyz"];
 /// The beginnings of the paths that programs request rather than people.
 const FOR_PROGRAMS: [&str; 4] = ["/api/", "/events", "/statusz", profile::DEBUG];
+/// The content type of pages.
+const HTML: &str = "text/html; charset=utf-8";
+/// The longest text of an error, in bytes.
+const MAX_ERROR: usize = 64 * 1024;
 /// The number of builds on the overview.
 const RECENT: usize = 5;
 /// The longest time to make an answer.
@@ -81,7 +85,7 @@ impl App {
             started: (now_ms() / 1000).saturating_sub(uptime),
             uptime_seconds: uptime,
             readiness: self.site.health.readiness(),
-            parts: (self.site.parts)(),
+            components: (self.site.components)(),
         }
     }
 
@@ -180,6 +184,7 @@ impl Answers {
         B: http_body::Body,
     {
         let (mut parts, body) = request.into_parts();
+        let shows_pages = shows_pages(&parts);
         let has_body = !body.is_end_stream();
         drop(body);
         let mut response = if let Some(refused) = self.refusal(&parts, has_body, &peer) {
@@ -202,6 +207,9 @@ impl Answers {
                 IntoResponse::into_response,
             )
         };
+        if shows_pages {
+            response = error_page(response).await;
+        }
         let headers = response.headers_mut();
         for (name, value) in SECURITY {
             headers.insert(name, HeaderValue::from_static(value));
@@ -234,7 +242,7 @@ impl Answers {
         {
             return Some(plain(StatusCode::FORBIDDEN, profile::FOREIGN));
         }
-        let for_program = FOR_PROGRAMS.iter().any(|start| path.starts_with(start));
+        let for_program = is_for_programs(path);
         let why = self
             .app
             .site
@@ -298,6 +306,36 @@ fn not_found() -> Response {
     plain(StatusCode::NOT_FOUND, text)
 }
 
+/// Returns whether a browser shows the response to a person.
+fn shows_pages(request: &Parts) -> bool {
+    let path = request.uri.path();
+    let is_page = !OPEN.contains(&path) && !is_for_programs(path);
+    let accept = request.headers.get(header::ACCEPT);
+    is_page && accept.is_some_and(|it| it.as_bytes().starts_with(b"text/html"))
+}
+
+fn is_for_programs(path: &str) -> bool {
+    FOR_PROGRAMS.iter().any(|start| path.starts_with(start))
+}
+
+/// Makes a page of an error that is a line of text.
+async fn error_page(response: Response) -> Response {
+    let status = response.status();
+    let content_type = response.headers().get(header::CONTENT_TYPE);
+    let is_text = content_type.is_some_and(|it| it.as_bytes().starts_with(b"text/plain"));
+    if !is_text || !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    let (mut parts, body) = response.into_parts();
+    let text = axum::body::to_bytes(body, MAX_ERROR).await;
+    let text = text.unwrap_or_default();
+    let page = layout::error(status, String::from_utf8_lossy(&text).trim()).into_string();
+    parts.headers.remove(header::CONTENT_LENGTH);
+    let content_type = HeaderValue::from_static(HTML);
+    parts.headers.insert(header::CONTENT_TYPE, content_type);
+    Response::from_parts(parts, page.into())
+}
+
 /// Returns a response of text.
 pub(super) fn plain(status: StatusCode, text: impl Into<String>) -> Response {
     let content_type = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
@@ -331,7 +369,7 @@ pub(super) fn not_recorded(title: &str, text: &str) -> Response {
 
 /// Returns a page.
 pub(super) fn html(status: StatusCode, title: &str, content: &Markup) -> Response {
-    let content_type = [(header::CONTENT_TYPE, "text/html; charset=utf-8")];
+    let content_type = [(header::CONTENT_TYPE, HTML)];
     let page = layout::page(title, content).into_string();
     (status, content_type, page).into_response()
 }

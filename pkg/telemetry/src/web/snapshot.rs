@@ -170,7 +170,7 @@ impl Traffic {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::web::{Health, Parts};
+    use crate::web::{Components, Health};
 
     /// Returns a snapshot of a ready server with this traffic.
     pub(in crate::web) fn snapshot(traffic: Traffic) -> Snapshot {
@@ -181,7 +181,7 @@ pub(super) mod tests {
                 started: 1_699_999_000,
                 uptime_seconds: 1000,
                 readiness: Health::default().readiness(),
-                parts: Parts::default(),
+                components: Components::default(),
             },
             traffic,
             builds: Vec::new(),

@@ -20,12 +20,12 @@ pub struct Status {
     pub readiness: Readiness,
     /// The state of what the program opened.
     #[serde(flatten)]
-    pub parts: Parts,
+    pub components: Components,
 }
 
 /// The state of the tiers and their surroundings.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
-pub struct Parts {
+pub struct Components {
     /// The local tier.
     pub local: Option<Local>,
     /// The backing cache.

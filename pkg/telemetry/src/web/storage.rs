@@ -6,33 +6,33 @@ use super::{
     chart::bar,
     format,
     layout::table,
-    status::{Backing, Certificate, Local, Parts},
+    status::{Backing, Certificate, Components, Local},
 };
 
 /// The seconds before its expiry at which a certificate is shown as a problem.
 const SOON: i64 = 14 * 86_400;
 
 /// Renders the state of the tiers and the certificates.
-pub(super) fn section(parts: &Parts, now_ms: u64) -> Markup {
+pub(super) fn section(components: &Components, now_ms: u64) -> Markup {
     html! {
         h2 { "Storage" }
         div.pair {
             div.card {
                 h3 { "Local tier" }
-                @match &parts.local {
+                @match &components.local {
                     Some(disk) => (local(disk)),
                     None => p { "Off: every request goes to the backing cache." },
                 }
             }
             div.card {
                 h3 { "Backing cache" }
-                @match &parts.backing {
+                @match &components.backing {
                     Some(cache) => (backing(cache)),
                     None => p { "None: " code { "backing_cache.target" } " is empty." },
                 }
             }
         }
-        (certificates(&parts.certificates, now_ms))
+        (certificates(&components.certificates, now_ms))
     }
 }
 

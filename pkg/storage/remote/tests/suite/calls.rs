@@ -279,7 +279,7 @@ async fn a_large_result_is_fetched_once_if_memory_is_free() {
         let memory = Budget::memory("memory for results", bytes);
         let found = within(ActionCache::get(&store, "", &action, &memory)).await;
         let found = found.unwrap();
-        assert_eq!(found.result, result);
+        assert_eq!(*found.result, result);
         assert!((100 << 10..=bytes).contains(&found.permit.bytes()));
     }
     assert_eq!(peer.calls("result").len(), 2);

@@ -61,6 +61,13 @@ async fn invalid_options_are_refused_without_secrets_in_the_error() {
         ("x-key", "sesame\n"),
         ("no name", "sesame"),
         ("te", "sesame"),
+        ("Host", "sesame"),
+        ("Content-Length", "sesame"),
+        ("Connection", "sesame"),
+        ("transfer-encoding", "sesame"),
+        ("Upgrade", "sesame"),
+        ("keep-alive", "sesame"),
+        ("proxy-connection", "sesame"),
         ("x-bin", "sesame"),
     ] {
         let header = (name.to_owned(), value.to_owned());

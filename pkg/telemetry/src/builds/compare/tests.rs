@@ -235,7 +235,8 @@ async fn directories_beyond_the_limit_differ_as_a_whole() {
     let found = inputs_differ(store, before, after).await;
     assert_eq!(found.count(), 600);
     let limit = found.limit.as_deref();
-    assert_eq!(limit, Some("more than 1000 directories differ"));
+    let expected = "more than 500 directories differ, or these take more than 8 MiB";
+    assert_eq!(limit, Some(expected));
     let whole = rendered(&found).remove(0);
     assert!(
         whole.ends_with(&format!(": directory {old} > directory {new}")),

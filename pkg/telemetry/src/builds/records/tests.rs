@@ -94,7 +94,7 @@ fn actions_known_before_the_clock_was_set_back_count_as_seen() {
     records.apply(&event(1000, Outcome::Miss), &call, &EVICTIONS);
     let build = records.build("b").unwrap();
     assert_eq!(build.misses[0].explanation, None, "not never seen");
-    assert!(build.head.seen_ms >= build.head.started_ms);
+    assert!(build.head.last_call_ms >= build.head.started_ms);
 }
 
 #[test]
@@ -229,4 +229,26 @@ fn long_names_are_cut() {
         names.target.len() <= 512 && names.target.ends_with('…'),
         "{names:?}"
     );
+}
+
+#[test]
+fn a_miss_after_the_clock_was_set_back_is_compared_with_what_was_known() {
+    let mut records = BuildRecords::new();
+    let call = call("b", "//:t", "Genrule");
+    let call = CallNames::of(Some(&call), &REDACTION);
+    let mut apply = |number, at_ms, outcome| {
+        let event = Event {
+            at_ms,
+            ..event(number, outcome)
+        };
+        records.apply(&event, &call, &EVICTIONS)
+    };
+    apply(1, 9_000_000, Outcome::Stored(ResultFacts::default()));
+    apply(2, 1_000_000, Outcome::Miss);
+    // Another action is stored after that lookup, and is not compared with it.
+    apply(3, 1_000_001, Outcome::Stored(ResultFacts::default()));
+    let job = apply(2, 1_000_002, Outcome::Stored(ResultFacts::default())).unwrap();
+    let known = DigestFunction::Sha256.digest(&1_usize.to_le_bytes());
+    let candidates: Vec<_> = job.candidates.iter().map(|it| &*it.action).collect();
+    assert_eq!(candidates, [known.to_string()]);
 }

@@ -297,3 +297,35 @@ fn a_pattern_that_is_no_regular_expression_is_refused() {
     assert!(error.contains("accepted: regular expressions"), "{error}");
     assert!(error.contains("(token"), "{error}");
 }
+
+#[tokio::test]
+async fn commands_are_redacted_beside_the_runtime_and_only_a_few_at_once() {
+    use std::sync::mpsc;
+
+    let (redaction, (started, starts)) = (redaction(), mpsc::channel());
+    let (ends, runs): (Vec<_>, Vec<_>) = (0..=MAX_RUNNING)
+        .map(|_| {
+            let (end, ended) = mpsc::channel::<()>();
+            let started = started.clone();
+            // A thread of the runtime would block forever: there is only one.
+            let run = async {
+                redaction
+                    .run(move |_| started.send(()).is_ok() && ended.recv().is_ok())
+                    .await
+            };
+            (end, Box::pin(run))
+        })
+        .unzip();
+    let mut runs = futures::future::join_all(runs);
+    assert!(futures::poll!(&mut runs).is_pending());
+    for _ in 0..MAX_RUNNING {
+        starts.recv().unwrap();
+    }
+    // A caller that gives up leaves its thread running, which counts until it ends.
+    drop(runs);
+    assert!(futures::poll!(Box::pin(redaction.run(|_| ()))).is_pending());
+    for end in ends {
+        let _ = end.send(());
+    }
+    assert_eq!(redaction.run(|_| ()).await, Some(()));
+}

@@ -113,10 +113,10 @@ async fn a_miss_is_compared_with_an_action_that_was_hit_after_it() {
         .action(&changed.to_string(), None, 0)
         .await
         .unwrap();
-    let worth = view.explanation.unwrap().worth;
+    let evidence = view.explanation.unwrap().evidence;
     assert!(
-        worth.starts_with("One other action of the same target"),
-        "{worth}"
+        evidence.starts_with("One other action of the same target"),
+        "{evidence}"
     );
     let output = server.blob(b"output".to_vec()).await;
     server.upload(&["two"]).await;
@@ -161,7 +161,7 @@ async fn explain_unknown(
 #[tokio::test]
 async fn without_known_actions_no_difference_is_claimed() {
     let explained = explain_unknown(false, &[], None).await;
-    let text = format!("{} {}", explained.sentence, explained.worth);
+    let text = format!("{} {}", explained.sentence, explained.evidence);
     assert!(!text.contains("differs"), "{text}");
     assert_eq!(explained.cause, Cause::NotComparable);
 }
@@ -197,8 +197,11 @@ async fn evicted_lost_and_never_seen_results_are_distinguished() {
         matches!(explanation.cause, Cause::Evicted { at_ms } if at_ms > 0),
         "{explanation:?}"
     );
-    let worth = explanation.worth;
-    assert!(worth.contains("answered that it has no result"), "{worth}");
+    let evidence = explanation.evidence;
+    assert!(
+        evidence.contains("answered that it has no result"),
+        "{evidence}"
+    );
 
     // A store that lacks the result that it was given.
     let empty = RecordedActions::new(Arc::new(MemoryStore::default()), server.builds.clone());
@@ -214,7 +217,7 @@ async fn evicted_lost_and_never_seen_results_are_distinguished() {
         matches!(explanation.cause, Cause::Lost { .. }),
         "{explanation:?}"
     );
-    let text = format!("{} {}", explanation.sentence, explanation.worth);
+    let text = format!("{} {}", explanation.sentence, explanation.evidence);
     assert!(text.contains("the lookup found none"), "{text}");
     let explanation = server.explanation("cother", &lost).await;
     let expected = Cause::OtherInstance {
@@ -252,8 +255,8 @@ async fn a_miss_in_an_outage_of_the_backing_cache_is_no_ordinary_miss() {
         missed.unwrap_err();
         let explanation = server.explanation(build, &action).await;
         assert_eq!(explanation.cause, Cause::Outage);
-        let evicted = explanation.worth.contains("The local tier evicted it");
-        assert_eq!(evicted, is_evicted, "{}", explanation.worth);
+        let evicted = explanation.evidence.contains("The local tier evicted it");
+        assert_eq!(evicted, is_evicted, "{}", explanation.evidence);
     }
 }
 

@@ -1,0 +1,252 @@
+//! The executor's settings, from the configuration and the machine.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    num::NonZeroU64,
+    path::PathBuf,
+    sync::Arc,
+    thread,
+    time::{Duration, SystemTime},
+};
+
+use gorego_config::{Config, Pairs, Switch, UnknownPlatform};
+use gorego_execution::{BuildRootError, Executor, NodeWorker, Options};
+use gorego_sandbox::Launcher;
+use gorego_scheduler::{Generation, NameError};
+use rustix::process::geteuid;
+use tokio_util::sync::CancellationToken;
+
+use crate::tiers::Tiers;
+
+/// The most completed operations that are kept, and their bytes.
+const MAX_COMPLETED: usize = 10_000;
+const MAX_COMPLETED_BYTES: u64 = 16 << 20;
+
+/// The part of `limits.drain_timeout` in which actions may end; the rest is for their last messages.
+const DRAIN: f64 = 0.8;
+
+/// The error of an executor that cannot start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(
+        "execution.enabled = true: gorego runs as root, and so would actions, with nothing to keep them from changing \
+         this system; accepted: another user, or execution.run_as_root: true"
+    )]
+    Root,
+    #[error("cannot start the launcher of actions: {0}")]
+    Launcher(#[from] io::Error),
+    #[error("execution.build_root: {0}")]
+    BuildRoot(#[from] BuildRootError),
+    #[error("cluster.node_id: {0}")]
+    Node(#[from] NameError),
+}
+
+/// Returns whether actions are executed.
+pub(crate) fn is_on(config: &Config) -> bool {
+    config.execution.enabled == Switch::On
+}
+
+/// Starts the process that starts the commands of actions, if there is an executor. To be called before other threads
+/// start.
+pub(crate) fn launcher(config: &Config) -> Result<Option<Launcher>, Error> {
+    if !is_on(config) {
+        return Ok(None);
+    }
+    if geteuid().is_root() && !config.execution.run_as_root {
+        return Err(Error::Root);
+    }
+    Ok(Some(Launcher::start()?))
+}
+
+/// The executor of this node.
+#[derive(Debug)]
+pub(crate) struct LocalExecutor {
+    pub(crate) executor: Arc<Executor>,
+    worker: Arc<NodeWorker>,
+    drain: Duration,
+}
+
+impl LocalExecutor {
+    /// Creates the executor; `None` without a launcher or a local tier.
+    pub(crate) fn new(
+        config: &Config,
+        launcher: Option<Launcher>,
+        tiers: &Tiers,
+    ) -> Result<Option<Self>, Error> {
+        let Some((launcher, stores)) = launcher.zip(tiers.executor.clone()) else {
+            return Ok(None);
+        };
+        let options = options(config);
+        let generation = generation(&options)?;
+        let blobs = Arc::clone(&stores.blobs);
+        let worker = Arc::new(NodeWorker::new(
+            options.clone(),
+            stores,
+            Arc::new(launcher),
+        )?);
+        // Its lookups are those of clients.
+        let actions = Arc::clone(&tiers.stores.actions);
+        let running = Arc::clone(&worker) as _;
+        let executor = Arc::new(Executor::new(options, blobs, actions, generation, running));
+        Ok(Some(Self {
+            executor,
+            worker,
+            drain: config.limits.drain_timeout.mul_f64(DRAIN),
+        }))
+    }
+
+    /// Lets actions end once `shutdown` is cancelled, and stops those that take too long.
+    pub(crate) async fn run(&self, shutdown: &CancellationToken) {
+        shutdown.cancelled().await;
+        self.executor.shut_down(self.drain).await;
+        self.worker.close().await;
+    }
+}
+
+/// Returns the directory in which actions run.
+pub(crate) fn build_root(config: &Config) -> PathBuf {
+    let given = &config.execution.build_root;
+    if given.as_os_str().is_empty() {
+        config.local_cache.dir.join("exec")
+    } else {
+        given.clone()
+    }
+}
+
+/// Returns the number of actions that run at once.
+pub(crate) fn concurrency(config: &Config) -> u32 {
+    match config.execution.concurrency {
+        0 => thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1)),
+        given => given,
+    }
+}
+
+/// Returns the executor's settings.
+fn options(config: &Config) -> Options {
+    let execution = &config.execution;
+    let sixty_percent = config.local_cache.max_size_gb.bytes() / 5 * 3;
+    let or = |given: u64, default| if given == 0 { default } else { given };
+    Options {
+        node: node(&config.cluster.node_id),
+        build_root: build_root(config),
+        concurrency: concurrency(config),
+        memory: or(execution.memory.bytes(), usable_memory() / 10 * 9),
+        default_timeout: execution.default_timeout,
+        max_timeout: execution.max_timeout,
+        kill_delay: execution.sandbox.kill_delay,
+        max_input_bytes: or(execution.max_input_bytes.bytes(), sixty_percent),
+        max_output_bytes: NonZeroU64::new(execution.max_output_bytes.bytes()).map(NonZeroU64::get),
+        // The rest of a response has to fit into a message, too.
+        max_inline_bytes: config.limits.max_batch_bytes.bytes() / 2,
+        max_log_bytes: execution.max_log_bytes.bytes(),
+        environment: execution.environment.0.iter().cloned().collect(),
+        platform: platform(&execution.platform),
+        ignore_unknown_platform: execution.unknown_platform == UnknownPlatform::Ignore,
+        scheduler: gorego_scheduler::Options {
+            queue_size: usize::try_from(execution.queue_size).unwrap_or(usize::MAX),
+            abandon_after: execution.abandon_after,
+            retain_completed: execution.retain_completed,
+            max_completed: MAX_COMPLETED,
+            max_completed_bytes: MAX_COMPLETED_BYTES,
+            max_retries: execution.max_retries,
+            max_losses: execution.max_retries,
+        },
+    }
+}
+
+/// Returns the properties of this machine, and the configured ones.
+fn platform(configured: &Pairs) -> BTreeMap<String, Vec<String>> {
+    // The names that Bazel's users and other executors give to processors.
+    let (isa, arch) = match std::env::consts::ARCH {
+        "x86_64" => ("x86-64", "amd64"),
+        "aarch64" => ("arm-a64", "arm64"),
+        other => (other, other),
+    };
+    let machine = [
+        ("OSFamily", std::env::consts::OS),
+        ("ISA", isa),
+        ("Arch", arch),
+        ("Arch", std::env::consts::ARCH),
+    ];
+    let machine = machine.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let mut platform = BTreeMap::<_, Vec<_>>::new();
+    for (name, value) in machine.into_iter().chain(configured.0.iter().cloned()) {
+        platform.entry(name).or_default().push(value);
+    }
+    platform
+}
+
+/// Returns the name of this node: the configured one, or that of the host.
+fn node(configured: &str) -> String {
+    let name = match configured {
+        "" => rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned(),
+        given => given.to_owned(),
+    };
+    let accepted = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let name = name.chars().map(|c| if accepted(c) { c } else { '-' });
+    // The longest name that operations can have.
+    let name: String = name.take(63).collect();
+    if name.is_empty() {
+        "gorego".to_owned()
+    } else {
+        name
+    }
+}
+
+/// Returns the current run of this node.
+fn generation(options: &Options) -> Result<Generation, NameError> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let now = now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
+    Generation::new(&options.node, now)
+}
+
+/// Returns the memory of the machine, or that of the control group if it is less, in bytes.
+fn usable_memory() -> u64 {
+    let limits = [
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+    ];
+    let limits = limits
+        .iter()
+        .filter_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok());
+    let system = rustix::system::sysinfo();
+    let total = u64::from(system.mem_unit.max(1)).saturating_mul(system.totalram);
+    limits.fold(total, u64::min)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_properties_of_the_machine_can_be_extended() {
+        let platform = platform(&Pairs(vec![
+            ("OSFamily".to_owned(), "debian".to_owned()),
+            ("Pool".to_owned(), "*".to_owned()),
+        ]));
+        assert_eq!(platform["OSFamily"], [std::env::consts::OS, "debian"]);
+        assert_eq!(platform["Pool"], ["*"]);
+        assert!(platform["Arch"].contains(&std::env::consts::ARCH.to_owned()));
+    }
+
+    #[test]
+    fn every_name_of_a_node_can_be_part_of_an_operation() {
+        for name in ["", "build-7", "bücher", &"x".repeat(200)] {
+            let name = node(name);
+            assert!(Generation::new(&name, 1).is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn defaults_come_from_the_machine_and_the_cache() {
+        let options = options(&Config::default());
+        assert!(options.concurrency >= 1);
+        assert!(options.memory > 0 && options.memory < usable_memory());
+        assert_eq!(options.max_input_bytes, 6 << 30);
+        assert_eq!(options.max_output_bytes, None);
+    }
+}

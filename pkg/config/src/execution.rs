@@ -1,0 +1,73 @@
+//! The section `execution`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::choice::{Switch, UnknownPlatform};
+use crate::pairs::Pairs;
+use crate::section::section;
+use crate::size::ByteSize;
+
+section! {
+    /// The execution of actions.
+    Execution {
+        /// Executes actions for clients: whoever reaches `listen_addr` then runs commands here. `auto` is off for
+        /// now. `true` needs the local cache.
+        enabled: Switch = Switch::Auto,
+        /// Executes actions as root although they are not kept from changing this system.
+        run_as_root: bool = false,
+        /// The number of actions that run at once. 0 for the number of processors.
+        concurrency: u32 = 0,
+        /// The directory in which actions run. If empty, `exec` in `local_cache.dir`. On another file system, inputs
+        /// are copied instead of linked.
+        build_root: PathBuf = PathBuf::new(),
+        /// The most operations that wait. Beyond that, clients are asked to retry.
+        queue_size: u32 = 10_000,
+        /// The timeout of an action that names none.
+        default_timeout: Duration = Duration::from_mins(30),
+        /// The longest timeout that an action may ask for.
+        max_timeout: Duration = Duration::from_hours(2),
+        /// The time without a watching client after which an operation is cancelled.
+        abandon_after: Duration = Duration::from_mins(1),
+        /// The time for which the outcome of an operation is kept for clients that lost their connection.
+        retain_completed: Duration = Duration::from_mins(10),
+        /// The number of retries after errors of the executor itself, not of the command.
+        max_retries: u32 = 2,
+        /// The most bytes of one action's inputs. 0 for 60 % of `local_cache.max_size_gb`.
+        max_input_bytes: ByteSize = ByteSize::from_bytes(0),
+        /// The most bytes of one action's outputs. 0 for no limit.
+        max_output_bytes: ByteSize = ByteSize::from_bytes(0),
+        /// The most bytes kept of a command's standard output, and of its standard error. Of a longer one, the
+        /// beginning and the end are kept.
+        max_log_bytes: ByteSize = ByteSize::from_bytes(64 << 20),
+        /// The variables that a command gets if it has none of that name. `HOME` and `TMPDIR` are a directory of the
+        /// action unless they are set here.
+        environment: Pairs = Pairs::of([("PATH", "/usr/local/bin:/usr/bin:/bin")]),
+        /// The platform properties that this node has in addition to `OSFamily`, `ISA` and `Arch` of the machine. The
+        /// value `*` accepts any, such as `container-image=*`. A name can be given several times.
+        platform: Pairs = Pairs::default(),
+        /// The handling of actions that require a property that this node does not have.
+        unknown_platform: UnknownPlatform = UnknownPlatform::Reject,
+        /// The memory that the running actions may use together. 0 for 90 % of what the machine or the cgroup has.
+        memory: ByteSize = ByteSize::from_bytes(0),
+    }
+    sections { sandbox: Sandbox, }
+}
+
+section! {
+    /// The sandbox around an action. Not implemented yet, except for `kill_delay`.
+    Sandbox {
+        /// Runs actions in a sandbox.
+        enabled: bool = false,
+        /// The program that creates the sandbox (Bazel's `linux-sandbox`).
+        binary_path: PathBuf = PathBuf::new(),
+        /// Keeps actions off the network.
+        network_isolation: bool = true,
+        /// Paths outside the sandbox that actions may write to.
+        writable_paths: Vec<String> = Vec::new(),
+        /// The time to clean up that a command gets after its timeout, before it is killed.
+        kill_delay: Duration = Duration::from_secs(5),
+        /// Logs the actions of the sandbox.
+        debug: bool = false,
+    }
+}

@@ -1,0 +1,64 @@
+//! Checks of the section `execution`.
+
+use super::Findings;
+use crate::choice::{ClientAuth, Switch};
+use crate::execution::Execution;
+use crate::schema::Config;
+
+const ENABLED: &str = "execution.enabled";
+
+impl Findings<'_> {
+    pub(super) fn check_execution(&mut self, config: &Config) {
+        let execution = &config.execution;
+        if execution.enabled == Switch::On {
+            let local = "local_cache.enabled";
+            if !config.local_cache.enabled {
+                self.refuse(
+                    &[ENABLED, local],
+                    "needs the local cache; accepted: false or auto",
+                );
+            }
+            let authenticated =
+                config.tls.enabled && config.tls.client_auth == ClientAuth::RequireAndVerify;
+            if !authenticated && !config.listen_addr.is_loopback() {
+                let reason = "whoever reaches listen_addr can run commands here; \
+                              tls.client_auth: require_and_verify admits only known clients";
+                self.warn(ENABLED, reason);
+            }
+        }
+        self.check_timeouts(execution);
+        if execution.queue_size == 0 {
+            self.refuse(
+                &["execution.queue_size"],
+                "would refuse every action; accepted: 1 or more",
+            );
+        }
+        let environment = "execution.environment";
+        let mut names: Vec<_> = execution
+            .environment
+            .0
+            .iter()
+            .map(|(name, _)| name)
+            .collect();
+        names.sort_unstable();
+        if names.iter().any(|name| name.contains('=')) {
+            self.refuse(&[environment], "accepted: names without `=`");
+        } else if names
+            .windows(2)
+            .any(|pair| matches!(pair, [a, b] if a == b))
+        {
+            self.refuse(&[environment], "accepted: each name once");
+        }
+    }
+
+    fn check_timeouts(&mut self, execution: &Execution) {
+        let (default, max) = ("execution.default_timeout", "execution.max_timeout");
+        if execution.default_timeout.is_zero() {
+            let reason = "would end every action at once; accepted: more than 0";
+            self.refuse(&[default], reason);
+        } else if execution.default_timeout > execution.max_timeout {
+            let reason = format!("accepted: a {default} of at most {max}");
+            self.refuse(&[default, max], &reason);
+        }
+    }
+}
