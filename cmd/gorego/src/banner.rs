@@ -50,8 +50,12 @@ fn executor(config: &Config) -> String {
         execution::concurrency(config),
         execution::build_root(config),
     );
+    let users = match execution::first_user(config) {
+        Some(first) => format!("as users from {first} on"),
+        None => "as this user".to_owned(),
+    };
     format!(
-        "executing up to {concurrency} actions at once in {}, without a sandbox: they can read and change what this user can",
+        "executing up to {concurrency} actions at once in {}, {users}, without a sandbox",
         dir.display()
     )
 }

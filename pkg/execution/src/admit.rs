@@ -15,7 +15,7 @@ use crate::{
     Failure, Inputs, Job, Options,
     action::CheckedAction,
     command::check_command,
-    inputs::{self, Resident},
+    inputs::{Loaded, Resident, load},
     platform::check_platform,
 };
 
@@ -109,8 +109,11 @@ impl Admission<'_> {
         if let Some(command) = &command {
             self.check(command)?;
         }
-        let (inputs, directories) =
-            inputs::load(self.blobs, self.resident, self.action.root).await?;
+        let Loaded {
+            inputs,
+            missing: directories,
+            memory: loading,
+        } = load(self.blobs, self.resident, self.action.root).await?;
         self.check_size(&inputs)?;
         missing.extend(directories);
         self.look_up(&inputs, &mut missing).await?;
@@ -132,6 +135,7 @@ impl Admission<'_> {
             inline_output_files: request.inline_output_files.clone(),
             queued: self.queued,
         });
+        drop(loading);
         self.resident.add_job(&job, memory)?;
         Ok(job)
     }

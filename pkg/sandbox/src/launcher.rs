@@ -98,6 +98,7 @@ async fn order(control: &UnixStream, launch: Launch) -> io::Result<()> {
         timeout: launch.timeout,
         kill_delay: launch.kill_delay,
         limits: launch.limits,
+        user: launch.user,
     })?;
     let descriptors = [
         launch.root.as_fd(),

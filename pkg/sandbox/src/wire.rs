@@ -41,6 +41,7 @@ pub(crate) struct Order {
     pub(crate) timeout: Duration,
     pub(crate) kill_delay: Duration,
     pub(crate) limits: Limits,
+    pub(crate) user: Option<u32>,
 }
 
 /// The answer to an order.

@@ -9,7 +9,7 @@ use reapi::v2::ExecuteResponse;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use super::{NodeWorker, block, build_root::ActionDir};
+use super::{NodeWorker, block, build_root::ActionDir, users::User};
 use crate::{
     Failure, Job,
     abort::Abort,
@@ -21,6 +21,9 @@ use crate::{
 
 /// The variables whose default is the folder for temporary files of the action.
 const TEMPORARY: [&str; 2] = ["HOME", "TMPDIR"];
+
+/// The most processes of an action that runs as a user of its own.
+const MAX_PROCESSES: u64 = 4096;
 
 /// An action that runs on a worker.
 pub(super) struct Run<'a> {
@@ -35,6 +38,8 @@ pub(super) struct Run<'a> {
 /// The files of an action that is ready to run.
 struct Staged {
     dir: ActionDir,
+    /// The user that the command runs as, if it is not gorego's own. Released with the directory.
+    user: Option<User>,
     /// The inputs that are links to blobs.
     linked: HashSet<Digest>,
     stdout: LogFile,
@@ -111,11 +116,14 @@ impl Run<'_> {
         let (job, stop) = (Arc::clone(self.job), self.stop.clone());
         let links = Arc::clone(&self.worker.stores.links);
         let build_root = Arc::clone(&self.worker.build_root);
+        let user = self.worker.users.take()?;
         block(move || {
-            let dir = build_root.create()?;
+            let id = user.as_ref().map(User::id);
+            let dir = build_root.create(id)?;
             let source = Source {
                 links: &*links,
                 copies,
+                user: id,
                 stop: &stop,
             };
             Ok(Staged {
@@ -123,6 +131,7 @@ impl Run<'_> {
                 stdout: LogFile::create(&dir.dir, "stdout")?,
                 stderr: LogFile::create(&dir.dir, "stderr")?,
                 dir,
+                user,
             })
         })
         .await
@@ -131,6 +140,7 @@ impl Run<'_> {
     async fn launch(&self, staged: &Staged) -> Result<Ended, Abort> {
         let (command, options) = (&self.job.command, &self.worker.options);
         let root = staged.dir.root.try_clone();
+        let user = staged.user.as_ref().map(User::id);
         let launch = Launch {
             argv: command.arguments.clone(),
             environment: self.environment(&staged.dir),
@@ -140,7 +150,12 @@ impl Run<'_> {
             stderr: staged.stderr.writer()?,
             timeout: self.job.timeout,
             kill_delay: options.kill_delay,
-            limits: Limits::default(),
+            limits: Limits {
+                // As the limit counts the processes of a user, it needs one that runs nothing else.
+                processes: user.map(|_| MAX_PROCESSES),
+                ..Limits::default()
+            },
+            user,
         };
         let ended = self.worker.runner.run(launch, self.stop.clone()).await;
         let ended = ended.map_err(|error| match error {
@@ -200,6 +215,7 @@ impl Run<'_> {
                 dir,
                 stdout,
                 stderr,
+                user: _user,
                 ..
             } = staged;
             let stdout = stdout.bound(&dir.dir, max_log)?;
