@@ -183,7 +183,8 @@ fn options(config: &Config) -> Options {
         kill_delay: execution.sandbox.kill_delay,
         max_input_bytes: or(execution.max_input_bytes.bytes(), sixty_percent),
         max_output_bytes: NonZeroU64::new(execution.max_output_bytes.bytes()).map(NonZeroU64::get),
-        max_inline_bytes: config.limits.max_batch_bytes.bytes(),
+        // The rest of a response has to fit into a message, too.
+        max_inline_bytes: config.limits.max_batch_bytes.bytes() / 2,
         max_log_bytes: execution.max_log_bytes.bytes(),
         environment: execution.environment.0.iter().cloned().collect(),
         platform: platform(&execution.platform),

@@ -128,8 +128,8 @@ impl Run<'_> {
             };
             Ok(Staged {
                 linked: stage(&job, &dir.root, source)?,
-                stdout: LogFile::create(&dir.dir, "stdout")?,
-                stderr: LogFile::create(&dir.dir, "stderr")?,
+                stdout: LogFile::create(&dir.dir, "stdout", id)?,
+                stderr: LogFile::create(&dir.dir, "stderr", id)?,
                 dir,
                 user,
             })

@@ -2,6 +2,7 @@
 
 use prost_types::Timestamp;
 use reapi::v2::NodeProperties;
+use rustix::process::geteuid;
 
 use crate::{
     Test,
@@ -35,6 +36,10 @@ pub(crate) const TESTS: &[Test] = &[
         no_working_directory,
     ),
     ("directories_of_actions_are_removed", clean),
+    (
+        "a_user_of_the_action_owns_its_directories_and_logs",
+        other_user,
+    ),
 ];
 
 fn modes(fixture: &Fixture) {
@@ -264,6 +269,30 @@ fn clean(fixture: &Fixture) {
         let node = fixture.node().await;
         let script = "mkdir -p d/e; echo x > d/e/f; chmod 000 d/e d; mkfifo p; ln -s / s";
         node.succeed(&Action::script(script)).await;
+        node.is_clean().await;
+    });
+}
+
+fn other_user(fixture: &Fixture) {
+    if !geteuid().is_root() {
+        // Only root starts commands as others.
+        return;
+    }
+    fixture.run(async {
+        let node = fixture
+            .node_with(|options| options.first_user = Some(61184))
+            .await;
+        let script = "id -u; stat -c '%u %n' . d d/new input; echo again >> /dev/stdout
+            echo x > d/new/out; if echo x >> input; then exit 1; fi 2> errors";
+        let action = Action::script(script)
+            .folder("d")
+            .file("input", "content")
+            .outputs(&["d/new/out"]);
+        let result = node.succeed(&action).await;
+        assert_eq!(result.output_files.len(), 1);
+        let stdout = node.log(result.stdout_digest.as_ref()).await;
+        let owners = "61184 .\n61184 d\n61184 d/new\n0 input\n";
+        assert_eq!(stdout, format!("61184\n{owners}again\n"));
         node.is_clean().await;
     });
 }
