@@ -122,6 +122,8 @@ impl LocalExecutor {
         let options = options(config);
         let generation = generation(&options)?;
         let blobs = Arc::clone(&stores.blobs);
+        // Clients look an action up before they execute it, so that this lookup does not count.
+        let actions = Arc::clone(&stores.results);
         let worker = Arc::new(NodeWorker::new(
             options.clone(),
             stores,
@@ -130,8 +132,6 @@ impl LocalExecutor {
         if options.first_user.is_some() {
             check_access(&options.build_root)?;
         }
-        // Clients look an action up before they execute it, so that this lookup does not count.
-        let actions = Arc::clone(&stores.results);
         let running = Arc::clone(&worker) as _;
         let executor = Arc::new(Executor::new(options, blobs, actions, generation, running));
         Ok(Some(Self {
