@@ -107,7 +107,8 @@ impl KnownActions {
         self.changes += u64::from(!self.actions.contains_key(action));
         let first_ms = self.last_result(action).map_or(now, |last| last.first_ms);
         let known = self.outputs.entry(key).or_default();
-        known.family = family;
+        // Without an output, the entry is that of the action, which another target may name.
+        let former = std::mem::replace(&mut known.family, family);
         known.actions.retain(|known| known.action != *action);
         let dropped = (known.actions.len() >= MAX_ACTIONS).then(|| known.actions.remove(0));
         known.actions.push(KnownAction {
@@ -116,6 +117,7 @@ impl KnownActions {
             at_ms: now,
             first_ms,
         });
+        self.unlink(former, key);
         self.families.entry(family).or_default().insert(key);
         self.actions.insert(action.clone(), key);
         if let Some(dropped) = dropped {
@@ -252,11 +254,16 @@ impl KnownActions {
             for known in &dropped.actions {
                 self.unmap(&known.action, key);
             }
-            if let Some(keys) = self.families.get_mut(&dropped.family) {
-                keys.remove(&key);
-                if keys.is_empty() {
-                    self.families.remove(&dropped.family);
-                }
+            self.unlink(dropped.family, key);
+        }
+    }
+
+    /// Removes an output from those of a target and mnemonic.
+    fn unlink(&mut self, family: u64, output: u64) {
+        if let Some(outputs) = self.families.get_mut(&family) {
+            outputs.remove(&output);
+            if outputs.is_empty() {
+                self.families.remove(&family);
             }
         }
     }
@@ -392,6 +399,17 @@ mod tests {
             ""
         );
         assert_eq!(digests(&known.candidates(&compile("d"), Some("o"), 9)), "c");
+    }
+
+    #[test]
+    fn an_action_without_output_belongs_to_the_last_target_that_named_it() {
+        let mut known = KnownActions::default();
+        for number in 0..10 {
+            known.record(&names("a", &number.to_string(), "Test"), None, number);
+        }
+        assert_eq!(known.families.len(), 1);
+        let find = |target| digests(&known.candidates(&names("b", target, "Test"), None, 99));
+        assert_eq!((find("8"), find("9")), (String::new(), "a".to_owned()));
     }
 
     #[test]
