@@ -18,7 +18,7 @@ pub(super) fn of_build(build: &Build, from: usize, page: usize) -> Markup {
                         th scope="row" { (link(miss, &build.head.id)) }
                         td.text { (miss.mnemonic) }
                         td.text {
-                            // recc names no targets.
+                            // A client may name none.
                             @if !miss.target.is_empty() { a href=(links::target(&miss.target)) { (miss.target) } }
                         }
                         td.wrap { (why(miss)) }
