@@ -1,8 +1,12 @@
-//! `fork` and the operations that only a forked process may do: the crate's one file with unsafe code.
+//! `fork` and the operations that only a forked process may do, and `mount_setattr`: the crate's one file with unsafe
+//! code.
 //!
 //! The standard library cannot replace it: its `Command` starts a program anew, which takes 3 ms for a binary as large
 //! as gorego, and inherits the caller's signal mask.
-#![allow(unsafe_code, reason = "no safe interface to fork and sigaction exists")]
+#![allow(
+    unsafe_code,
+    reason = "no safe interface to fork, sigaction and mount_setattr exists"
+)]
 
 use std::{
     fs, io,
@@ -14,7 +18,7 @@ use std::{
 };
 
 use nix::{
-    libc,
+    libc::{self, c_int, c_long},
     sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
     unistd::{self, ForkResult},
 };
@@ -54,15 +58,67 @@ pub(crate) fn fork(child: impl FnOnce() -> io::Result<()>) -> io::Result<Pid> {
     // SAFETY: the process has one thread, which `Launcher::start` checks; launchers and supervisors start none. So no
     // lock is held by a thread that the child lacks, and the child may do anything.
     match unsafe { unistd::fork() }? {
-        ForkResult::Parent { child } => {
-            Pid::from_raw(child.as_raw()).ok_or_else(|| io::Error::other("fork returned no pid"))
-        }
-        ForkResult::Child => {
-            let ended = panic::catch_unwind(AssertUnwindSafe(child));
-            let succeeded = matches!(ended, Ok(Ok(())));
-            // SAFETY: ends the process, without the exit handlers and buffers of its parent.
-            unsafe { libc::_exit((!succeeded).into()) }
-        }
+        ForkResult::Parent { child } => parent(child.as_raw()),
+        ForkResult::Child => run_child(child),
+    }
+}
+
+/// Runs `child` as [`fork()`] does, in new namespaces (`CLONE_NEW*`).
+pub(crate) fn fork_into(
+    namespaces: c_int,
+    child: impl FnOnce() -> io::Result<()>,
+) -> io::Result<Pid> {
+    let flags = c_long::from(namespaces | libc::SIGCHLD);
+    let none: c_long = 0;
+    // SAFETY: without a stack and `CLONE_VM` this is a fork; see there. The handlers of libc and of the allocator for
+    // forks do not run, but release only locks that other threads hold.
+    match unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) } {
+        0 => run_child(child),
+        -1 => Err(io::Error::last_os_error()),
+        pid => parent(pid.try_into().unwrap_or_default()),
+    }
+}
+
+fn parent(child: i32) -> io::Result<Pid> {
+    Pid::from_raw(child).ok_or_else(|| io::Error::other("fork returned no pid"))
+}
+
+fn run_child(child: impl FnOnce() -> io::Result<()>) -> ! {
+    let ended = panic::catch_unwind(AssertUnwindSafe(child));
+    let succeeded = matches!(ended, Ok(Ok(())));
+    // SAFETY: ends the process, without the exit handlers and buffers of its parent.
+    unsafe { libc::_exit((!succeeded).into()) }
+}
+
+/// Adds attributes (`MOUNT_ATTR_*`) to the mount that `mount` is the root of, and to those below it if `recursive`.
+/// Fails before Linux 5.12.
+pub(crate) fn set_mount_attributes(
+    mount: impl AsFd,
+    attributes: u64,
+    recursive: bool,
+) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: attributes,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is a string with NUL, and the size is that of the struct, which the kernel only reads.
+    let set = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if set == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{
     io,
     os::fd::OwnedFd,
+    path::PathBuf,
     time::{Duration, SystemTime},
 };
 
@@ -33,6 +34,26 @@ pub struct Launch {
     /// The user and the group of the command, which then has no other group. `None`: those of the server, which must be
     /// root otherwise.
     pub user: Option<u32>,
+    /// The isolation from the host. `None`: the command sees what the server sees. Needs `user` if the server is root.
+    pub isolation: Option<Isolation>,
+}
+
+/// The isolation of a command from the host, by namespaces of its own.
+///
+/// Inside, the input root is `/gorego/root`. The files of the host are read-only and devices are the few that programs
+/// expect. Processes, `/proc`, `/tmp`, `/dev/shm` and SysV IPC are the action's own.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Isolation {
+    /// The directory that becomes `/tmp`. The command's user has to own it.
+    pub tmp: PathBuf,
+    /// The paths that are empty and read-only inside. Those that do not exist are ignored.
+    pub hide: Vec<PathBuf>,
+    /// The paths that stay writable, as far as the command's user may write there.
+    pub writable: Vec<PathBuf>,
+    /// The size of `/dev/shm` in bytes.
+    pub shm_bytes: u64,
+    /// Whether the command has the network of the host; otherwise it has only a loopback interface of its own.
+    pub network: bool,
 }
 
 /// The limits of each process of a command.
@@ -119,6 +140,9 @@ pub enum LaunchError {
     /// The working directory does not exist, or lies outside the root.
     #[error("no working directory `{0}`")]
     NoWorkingDirectory(String),
+    /// The system does not allow the isolation; the cause in one sentence.
+    #[error("{0}")]
+    Isolation(String),
     /// The supervisor or the launcher died. The action's processes are killed, but may live for some milliseconds.
     #[error("{0}")]
     Lost(String),

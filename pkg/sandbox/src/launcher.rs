@@ -1,6 +1,9 @@
 //! The server's side of the launcher.
 
+mod probe;
 mod service;
+
+pub use probe::Level;
 
 use std::{
     io,
@@ -99,6 +102,7 @@ async fn order(control: &UnixStream, launch: Launch) -> io::Result<()> {
         kill_delay: launch.kill_delay,
         limits: launch.limits,
         user: launch.user,
+        isolation: launch.isolation,
     })?;
     let descriptors = [
         launch.root.as_fd(),

@@ -22,5 +22,5 @@ mod supervisor;
 mod tree;
 mod wire;
 
-pub use launch::{Ended, Exit, Launch, LaunchError, Leftovers, Limits, Usage};
-pub use launcher::Launcher;
+pub use launch::{Ended, Exit, Isolation, Launch, LaunchError, Leftovers, Limits, Usage};
+pub use launcher::{Launcher, Level};

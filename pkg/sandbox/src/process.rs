@@ -18,6 +18,9 @@ use rustix::{
     thread::set_name,
 };
 
+/// `SIGTERM` as signalfd returns it.
+const SIGTERM: u32 = Signal::SIGTERM as u32;
+
 /// Gives a forked process a name and a session, and makes it the parent of its descendants' orphans.
 pub(crate) fn establish(name: &CStr) -> io::Result<()> {
     set_name(name)?;
@@ -33,7 +36,10 @@ pub(crate) struct Signals(SignalFd);
 /// The reason for the end of a wait.
 pub(crate) enum Wake {
     /// A signal arrived.
-    Signal,
+    Signal {
+        /// Whether it is `SIGTERM`.
+        terminate: bool,
+    },
     /// The peer's descriptor is readable, or its other end is closed.
     Peer,
     /// The time has passed.
@@ -61,12 +67,13 @@ impl Signals {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let signalled = self.0.read_signal()?.is_some();
+        let signal = self.0.read_signal()?;
         let peer = polled.get(1).is_some_and(|peer| !peer.revents().is_empty());
-        Ok(if peer && !signalled {
-            Wake::Peer
-        } else {
-            Wake::Signal
+        Ok(match signal {
+            None if peer => Wake::Peer,
+            signal => Wake::Signal {
+                terminate: signal.is_some_and(|signal| signal.ssi_signo == SIGTERM),
+            },
         })
     }
 }

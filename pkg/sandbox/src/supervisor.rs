@@ -1,9 +1,13 @@
 //! The supervisor of one action.
 
 mod command;
+mod family;
+mod init;
+mod isolation;
+mod mounts;
+mod network;
 
 use std::{
-    collections::HashSet,
     fs::File,
     io::{self, Read as _, Write as _},
     os::fd::AsFd as _,
@@ -15,17 +19,20 @@ use nix::sys::{
     signal::Signal,
     time::{TimeVal, TimeValLike as _},
 };
-use rustix::process::{Pid, Signal as Sent, WaitStatus, getppid, set_parent_process_death_signal};
-
-use crate::{
-    Ended, Exit, Leftovers, Usage, fork,
-    process::{Children, Signals, Wake, establish, reap},
-    tree::{self, FIRST_PASS, next_pass},
-    wire::{self, Answer, Order, Refusal},
+use rustix::process::{
+    Pid, Signal as Sent, getppid, kill_process, set_parent_process_death_signal,
 };
 
-/// The number of leftovers that are reported by name.
-const NAMES: usize = 8;
+use self::{
+    command::{Command, Started},
+    family::Family,
+};
+use crate::{
+    Ended, Usage, fork,
+    process::{Signals, Wake, establish},
+    tree,
+    wire::{self, Answer, Order, Refusal},
+};
 
 /// Runs the command that arrives on `control`, and reports its end. The caller is a new child of `launcher`. An error
 /// has been reported, but may leave processes behind.
@@ -69,27 +76,41 @@ fn serve(control: &File, launcher: Pid) -> io::Result<Option<Answer>> {
     let started = SystemTime::now();
     let timeout = order.timeout;
     let kill_delay = order.kill_delay;
-    let (command, mut refusal) = match command::start(order, descriptors) {
+    let start = || {
+        let isolation = order.isolation.clone();
+        let command = Command::new(order, descriptors)?;
+        match isolation {
+            Some(isolation) => isolation::start(command, &isolation),
+            None => command.start(),
+        }
+    };
+    let Started {
+        pid,
+        mut refusal,
+        report,
+    } = match start() {
         Ok(started) => started,
         Err(refusal) => return Ok(Some(Err(refusal))),
     };
     let mut supervisor = Supervisor {
-        signals,
         launcher,
-        command,
-        exit: None,
+        family: Family::new(pid, signals),
+        is_isolated: report.is_some(),
     };
     let cause = supervisor.watch(control, timeout, kill_delay)?;
-    let leftovers = supervisor.kill_all(!cause.timed_out)?;
+    let mut leftovers = supervisor.family.kill_all(!cause.timed_out)?;
     // The writer of the pipe was closed by a successful start, and by the end of the process.
-    let mut report = Vec::new();
-    refusal.read_to_end(&mut report)?;
-    if !report.is_empty() {
-        return Ok(Some(Err(serde_json::from_slice(&report)?)));
+    let mut refused = Vec::new();
+    refusal.read_to_end(&mut refused)?;
+    if !refused.is_empty() {
+        return Ok(Some(Err(serde_json::from_slice(&refused)?)));
     }
-    let (Some((exit, ended)), false) = (supervisor.exit, cause.orphaned) else {
+    let (Some((mut exit, mut ended)), false) = (supervisor.family.exit, cause.orphaned) else {
         return Ok(None);
     };
+    if let Some(report) = report.map(init::read_report).transpose()?.flatten() {
+        (exit, ended, leftovers) = (report.exit, report.ended, report.leftovers);
+    }
     Ok(Some(Ok(Ended {
         exit,
         timed_out: cause.timed_out,
@@ -111,11 +132,10 @@ struct Cause {
 }
 
 struct Supervisor {
-    signals: Signals,
     launcher: Pid,
-    command: Pid,
-    /// The exit of the command and its time, once it has ended.
-    exit: Option<(Exit, SystemTime)>,
+    family: Family,
+    /// Whether the child is the first process of the command's namespaces, and not the command itself.
+    is_isolated: bool,
 }
 
 impl Supervisor {
@@ -129,11 +149,11 @@ impl Supervisor {
         let mut cause = Cause::default();
         // A time too far to be represented does not come.
         let mut deadline = Instant::now().checked_add(timeout);
-        while self.reap() && self.exit.is_none() {
+        while self.family.reap() && self.family.exit.is_none() {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            match self.signals.wait(Some(control.as_fd()), left)? {
-                Wake::Signal if getppid() == Some(self.launcher) => {}
-                Wake::Signal => {
+            match self.family.signals.wait(Some(control.as_fd()), left)? {
+                Wake::Signal { .. } if getppid() == Some(self.launcher) => {}
+                Wake::Signal { .. } => {
                     cause.orphaned = true;
                     break;
                 }
@@ -144,7 +164,7 @@ impl Supervisor {
                 Wake::Timeout if cause.timed_out => break,
                 Wake::Timeout => {
                     cause.timed_out = true;
-                    tree::signal_session(self.command, Sent::TERM);
+                    self.terminate();
                     deadline = Instant::now().checked_add(kill_delay);
                 }
             }
@@ -152,46 +172,14 @@ impl Supervisor {
         Ok(cause)
     }
 
-    /// Waits for children that have ended, and returns whether others are left.
-    fn reap(&mut self) -> bool {
-        loop {
-            match reap() {
-                Children::Ended(pid, status) if pid == self.command => {
-                    self.exit = Some((exit(status), SystemTime::now()));
-                }
-                Children::Ended(..) => {}
-                Children::Running => return true,
-                Children::None => return false,
-            }
+    /// Asks the command to end.
+    fn terminate(&self) {
+        if self.is_isolated {
+            // Fails if the process has ended. It is a child, so that its pid is not reused.
+            let _ = kill_process(self.family.command, Sent::TERM);
+        } else {
+            tree::signal_session(self.family.command, Sent::TERM);
         }
-    }
-
-    /// Kills all descendants until none is left. Returns those that outlived a command that ended `by_itself`.
-    fn kill_all(&mut self, by_itself: bool) -> io::Result<Leftovers> {
-        let outlived = by_itself && self.exit.is_some();
-        let mut counted = HashSet::new();
-        let mut leftovers = Leftovers::default();
-        let mut pass = FIRST_PASS;
-        while self.reap() {
-            for process in tree::kill_descendants(&HashSet::new()) {
-                if outlived && !process.zombie && counted.insert(process.pid) {
-                    leftovers.count += 1;
-                    if leftovers.names.len() < NAMES {
-                        leftovers.names.push(process.name);
-                    }
-                }
-            }
-            self.signals.wait(None, Some(pass))?;
-            pass = next_pass(pass);
-        }
-        Ok(leftovers)
-    }
-}
-
-fn exit(status: WaitStatus) -> Exit {
-    match status.terminating_signal() {
-        Some(signal) => Exit::Signal(signal),
-        None => Exit::Code(status.exit_status().unwrap_or_default()),
     }
 }
 

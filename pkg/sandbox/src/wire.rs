@@ -21,7 +21,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{Ended, LaunchError, Limits};
+use crate::{Ended, Isolation, LaunchError, Limits};
 
 /// The limit of a message. The kernel accepts arguments and variables of a few megabytes.
 const MAX_BYTES: usize = 64 << 20;
@@ -42,6 +42,7 @@ pub(crate) struct Order {
     pub(crate) kill_delay: Duration,
     pub(crate) limits: Limits,
     pub(crate) user: Option<u32>,
+    pub(crate) isolation: Option<Isolation>,
 }
 
 /// The answer to an order.
@@ -52,6 +53,7 @@ pub(crate) type Answer = Result<Ended, Refusal>;
 pub(crate) enum Refusal {
     NotExecutable { program: String, why: String },
     NoWorkingDirectory(String),
+    Isolation(String),
     System { step: String, errno: i32 },
 }
 
@@ -72,6 +74,11 @@ impl Refusal {
             }
         }
     }
+
+    /// Returns a function that wraps the error of a step of the isolation.
+    pub(crate) fn isolation<E: Into<io::Error>>(step: &str) -> impl Fn(E) -> Self {
+        move |error| Self::Isolation(format!("{step} failed: {}", error.into()))
+    }
 }
 
 impl From<Refusal> for LaunchError {
@@ -79,6 +86,7 @@ impl From<Refusal> for LaunchError {
         match refusal {
             Refusal::NotExecutable { program, why } => Self::NotExecutable { program, why },
             Refusal::NoWorkingDirectory(why) => Self::NoWorkingDirectory(why),
+            Refusal::Isolation(why) => Self::Isolation(why),
             Refusal::System { step, errno: 0 } => Self::Io(io::Error::other(step)),
             Refusal::System { step, errno } => {
                 let error = io::Error::from_raw_os_error(errno);

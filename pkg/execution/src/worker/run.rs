@@ -156,6 +156,7 @@ impl Run<'_> {
                 ..Limits::default()
             },
             user,
+            isolation: None,
         };
         let ended = self.worker.runner.run(launch, self.stop.clone()).await;
         let ended = ended.map_err(|error| match error {
@@ -163,7 +164,9 @@ impl Run<'_> {
             LaunchError::NoWorkingDirectory(_) => {
                 Abort::invalid("working_directory", error.to_string())
             }
-            LaunchError::Lost(_) | LaunchError::Io(_) => Abort::Own(error.to_string()),
+            LaunchError::Isolation(_) | LaunchError::Lost(_) | LaunchError::Io(_) => {
+                Abort::Own(error.to_string())
+            }
         })?;
         if ended.stopped {
             return Err(Abort::Stopped);

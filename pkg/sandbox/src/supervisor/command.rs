@@ -3,8 +3,11 @@
 use std::{
     ffi::{CString, NulError},
     fs,
-    io::{self, ErrorKind, PipeReader, Write as _},
-    os::{fd::OwnedFd, unix::fs::PermissionsExt as _},
+    io::{self, ErrorKind, PipeReader, PipeWriter, Write as _},
+    os::{
+        fd::OwnedFd,
+        unix::{fs::PermissionsExt as _, net::UnixStream},
+    },
 };
 
 use nix::{
@@ -27,30 +30,28 @@ use crate::{
     wire::{Order, Refusal},
 };
 
-/// Starts the command of an order. Returns its pid, and a pipe which gets a [`Refusal`] if it cannot be executed, and
-/// ends by then.
-pub(super) fn start(order: Order, descriptors: Vec<OwnedFd>) -> Result<(Pid, PipeReader), Refusal> {
-    let command = Command::new(order, descriptors)?;
-    let (reader, mut writer) = io::pipe().map_err(Refusal::at("pipe"))?;
-    let supervisor = getpid();
-    let pid = fork::fork(|| {
-        let refusal = command.execute(supervisor);
-        writer.write_all(&serde_json::to_vec(&refusal)?)
-    });
-    Ok((pid.map_err(Refusal::at("fork"))?, reader))
+/// A command that was started.
+pub(super) struct Started {
+    /// The child: the command, or the first process of its namespaces.
+    pub(super) pid: Pid,
+    /// The end of a pipe that gets a [`Refusal`] if the command cannot be executed, and ends by then.
+    pub(super) refusal: PipeReader,
+    /// The socket that gets a [`super::init::Report`], if the command is isolated.
+    pub(super) report: Option<UnixStream>,
 }
 
-struct Command {
-    order: Order,
+/// A command that can be executed.
+pub(super) struct Command {
+    pub(super) order: Order,
     arguments: Vec<CString>,
     environment: Vec<CString>,
-    root: OwnedFd,
+    pub(super) root: OwnedFd,
     stdout: OwnedFd,
     stderr: OwnedFd,
 }
 
 impl Command {
-    fn new(order: Order, descriptors: Vec<OwnedFd>) -> Result<Self, Refusal> {
+    pub(super) fn new(order: Order, descriptors: Vec<OwnedFd>) -> Result<Self, Refusal> {
         let lost =
             |_| Refusal::at("descriptors of the command")(io::Error::from(ErrorKind::NotFound));
         let [root, stdout, stderr] = <[OwnedFd; 3]>::try_from(descriptors).map_err(lost)?;
@@ -69,6 +70,27 @@ impl Command {
             stdout,
             stderr,
         })
+    }
+
+    /// Starts the command as a child of this process.
+    pub(super) fn start(self) -> Result<Started, Refusal> {
+        let (refusal, mut writer) = io::pipe().map_err(Refusal::at("pipe"))?;
+        let pid = self.fork(&mut writer)?;
+        Ok(Started {
+            pid,
+            refusal,
+            report: None,
+        })
+    }
+
+    /// Starts the command as a child of this process, which reports to `writer` if it cannot be executed.
+    pub(super) fn fork(&self, writer: &mut PipeWriter) -> Result<Pid, Refusal> {
+        let parent = getpid();
+        let pid = fork::fork(|| {
+            let refusal = self.execute(parent);
+            writer.write_all(&serde_json::to_vec(&refusal)?)
+        });
+        pid.map_err(Refusal::at("fork"))
     }
 
     /// Turns this process into the command, or returns why not.

@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::{
     Test,
     common::{Fixture, LEAVE_PROCESSES, Root, Watch},
+    isolation::Action,
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -37,12 +38,20 @@ pub(crate) const TESTS: &[Test] = &[
 /// The argument that makes this program a server for [`serve`].
 pub(crate) const SERVE: &str = "--serve";
 
+/// The argument that makes it one with isolated commands.
+pub(crate) const SERVE_ISOLATED: &str = "--serve-isolated";
+
 /// Runs a script with the output of this process, tries another, and prints what became of them.
-pub(crate) fn serve(launcher: Launcher, script: &str) {
+pub(crate) fn serve(launcher: Launcher, is_isolated: bool, script: &str) {
     let fixture = Fixture::new(launcher);
-    let mut launch = Root::new().script(script);
-    launch.stdout = std::io::stdout().as_fd().try_clone_to_owned().unwrap();
-    for launch in [launch, Root::new().script("exit 5")] {
+    let action = Action::new();
+    let launch = |script| match is_isolated {
+        true => action.script(script),
+        false => Root::new().script(script),
+    };
+    let mut first = launch(script);
+    first.stdout = std::io::stdout().as_fd().try_clone_to_owned().unwrap();
+    for launch in [first, launch("exit 5")] {
         match fixture.run(launch) {
             Err(error @ LaunchError::Lost(_)) => println!("lost: {error}"),
             other => println!("{other:?}"),
@@ -58,25 +67,39 @@ struct Server {
     launcher: Pid,
 }
 
+/// Returns the child of a process that has a name of 15 bytes or less.
+fn child(parent: u32, name: &str) -> Pid {
+    let is_child = |stat: &String| {
+        let (name_of, rest) = stat.rsplit_once(") ").unwrap();
+        name_of.ends_with(name) && rest.split(' ').nth(1) == Some(&parent.to_string())
+    };
+    let processes = fs::read_dir("/proc").unwrap();
+    let stats =
+        processes.filter_map(|entry| fs::read_to_string(entry.ok()?.path().join("stat")).ok());
+    let stat = stats
+        .filter(|stat| stat.contains(") "))
+        .find(is_child)
+        .unwrap();
+    Pid::from_raw(stat.split(' ').next().unwrap().parse().unwrap()).unwrap()
+}
+
 impl Server {
-    fn start(script: &str) -> Self {
+    fn start(mode: &str, script: &str) -> Self {
         let (mut watch, writer) = Watch::new();
         let process = Command::new(env::current_exe().unwrap())
-            .args([SERVE, &format!("echo $PPID\n{LEAVE_PROCESSES} {script}")])
+            .args([mode, &format!("{LEAVE_PROCESSES} {script}")])
             .stdout(Stdio::from(writer.try_clone().unwrap()))
             // The launcher and the supervisor keep it.
             .stderr(Stdio::from(writer))
             .spawn()
             .unwrap();
-        let output = watch.ready();
-        let supervisor: i32 = output.lines().next().unwrap().parse().unwrap();
-        let stat = fs::read_to_string(format!("/proc/{supervisor}/stat")).unwrap();
-        let launcher: i32 = stat.split(' ').nth(3).unwrap().parse().unwrap();
+        watch.ready();
+        let launcher = child(process.id(), "gorego-launcher");
         Self {
             watch,
             process,
-            supervisor: Pid::from_raw(supervisor).unwrap(),
-            launcher: Pid::from_raw(launcher).unwrap(),
+            supervisor: child(launcher.as_raw_pid().cast_unsigned(), "gorego-action"),
+            launcher,
         }
     }
 
@@ -89,13 +112,13 @@ impl Server {
 }
 
 fn death_of_the_server_kills_every_process(_: &Fixture) {
-    let mut server = Server::start("sleep 1000");
+    let mut server = Server::start(SERVE, "sleep 1000");
     server.process.kill().unwrap();
     assert_eq!(server.gone(), "");
 }
 
 fn death_of_the_launcher_kills_every_process(_: &Fixture) {
-    let server = Server::start("sleep 1000");
+    let server = Server::start(SERVE, "sleep 1000");
     kill_process(server.launcher, Signal::KILL).unwrap();
     let output = server.gone();
     let lines: Vec<_> = output.lines().collect();
@@ -109,8 +132,27 @@ fn death_of_the_launcher_kills_every_process(_: &Fixture) {
     );
 }
 
+/// Without the launcher, nothing but the kernel is left to kill the processes.
+pub(crate) fn isolated_processes_outlive_no_supervisor(_: &Fixture) {
+    let server = Server::start(SERVE_ISOLATED, "sleep 1000");
+    kill_process(server.launcher, Signal::STOP).unwrap();
+    kill_process(server.supervisor, Signal::KILL).unwrap();
+    kill_process(server.launcher, Signal::KILL).unwrap();
+    let output = server.gone();
+    assert!(
+        output.starts_with("lost: the action's supervisor died"),
+        "{output}"
+    );
+}
+
+pub(crate) fn isolated_processes_outlive_no_server(_: &Fixture) {
+    let mut server = Server::start(SERVE_ISOLATED, "sleep 1000");
+    server.process.kill().unwrap();
+    assert_eq!(server.gone(), "");
+}
+
 fn death_of_a_supervisor_kills_its_processes(_: &Fixture) {
-    let server = Server::start("sleep 1000");
+    let server = Server::start(SERVE, "sleep 1000");
     kill_process(server.supervisor, Signal::KILL).unwrap();
     let output = server.gone();
     let lines: Vec<_> = output.lines().collect();
@@ -122,7 +164,7 @@ fn death_of_a_supervisor_kills_its_processes(_: &Fixture) {
 }
 
 fn launcher_outlives_no_server(_: &Fixture) {
-    let output = Server::start("exit 0").gone();
+    let output = Server::start(SERVE, "exit 0").gone();
     assert!(
         output.contains("exit: Code(0)") && output.contains("exit: Code(5)"),
         "{output}"

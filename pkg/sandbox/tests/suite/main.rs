@@ -4,6 +4,7 @@
 mod command;
 mod common;
 mod faults;
+mod isolation;
 mod load;
 mod processes;
 mod refusals;
@@ -17,7 +18,7 @@ use std::{
     thread,
 };
 
-use gorego_sandbox::Launcher;
+use gorego_sandbox::{Launcher, Level};
 use rustix::io::{FdFlags, fcntl_setfd};
 
 use crate::common::Fixture;
@@ -40,17 +41,22 @@ fn main() -> ExitCode {
     let launcher = Launcher::start().unwrap();
     let arguments: Vec<_> = env::args().skip(1).collect();
     if let [mode, script] = arguments.as_slice()
-        && mode == faults::SERVE
+        && [faults::SERVE, faults::SERVE_ISOLATED].contains(&mode.as_str())
     {
-        faults::serve(launcher, script);
+        faults::serve(launcher, mode == faults::SERVE_ISOLATED, script);
         return ExitCode::SUCCESS;
     }
     let fixture = Fixture::new(launcher);
     let filter = arguments.iter().find(|argument| !argument.starts_with('-'));
     let selected = |(name, _): &&Test| filter.is_none_or(|filter| name.contains(filter.as_str()));
+    let isolated = match isolation::level(&fixture) {
+        Level::Full => isolation::TESTS,
+        Level::Plain(_) => isolation::FORBIDDEN,
+    };
     let tests = [
         command::TESTS,
         faults::TESTS,
+        isolated,
         load::TESTS,
         processes::TESTS,
         refusals::TESTS,

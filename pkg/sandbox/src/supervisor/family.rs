@@ -1,0 +1,74 @@
+//! A command and its descendants, as seen by their parent and reaper.
+
+use std::{collections::HashSet, io, time::SystemTime};
+
+use rustix::process::{Pid, WaitStatus};
+
+use crate::{
+    Exit, Leftovers,
+    process::{Children, Signals, reap},
+    tree::{self, FIRST_PASS, next_pass},
+};
+
+/// The number of leftovers that are reported by name.
+const NAMES: usize = 8;
+
+/// The descendants of this process: a command and those that it started.
+pub(super) struct Family {
+    pub(super) signals: Signals,
+    pub(super) command: Pid,
+    /// The exit of the command and its time, once it has ended.
+    pub(super) exit: Option<(Exit, SystemTime)>,
+}
+
+impl Family {
+    pub(super) fn new(command: Pid, signals: Signals) -> Self {
+        Self {
+            signals,
+            command,
+            exit: None,
+        }
+    }
+
+    /// Waits for children that have ended, and returns whether others are left.
+    pub(super) fn reap(&mut self) -> bool {
+        loop {
+            match reap() {
+                Children::Ended(pid, status) if pid == self.command => {
+                    self.exit = Some((exit(status), SystemTime::now()));
+                }
+                Children::Ended(..) => {}
+                Children::Running => return true,
+                Children::None => return false,
+            }
+        }
+    }
+
+    /// Kills all descendants until none is left. Returns those that outlived a command that ended `by_itself`.
+    pub(super) fn kill_all(&mut self, by_itself: bool) -> io::Result<Leftovers> {
+        let outlived = by_itself && self.exit.is_some();
+        let mut counted = HashSet::new();
+        let mut leftovers = Leftovers::default();
+        let mut pass = FIRST_PASS;
+        while self.reap() {
+            for process in tree::kill_descendants(&HashSet::new()) {
+                if outlived && !process.zombie && counted.insert(process.pid) {
+                    leftovers.count += 1;
+                    if leftovers.names.len() < NAMES {
+                        leftovers.names.push(process.name);
+                    }
+                }
+            }
+            self.signals.wait(None, Some(pass))?;
+            pass = next_pass(pass);
+        }
+        Ok(leftovers)
+    }
+}
+
+fn exit(status: WaitStatus) -> Exit {
+    match status.terminating_signal() {
+        Some(signal) => Exit::Signal(signal),
+        None => Exit::Code(status.exit_status().unwrap_or_default()),
+    }
+}

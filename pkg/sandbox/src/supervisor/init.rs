@@ -1,0 +1,160 @@
+//! The first process of an isolated command's namespaces: it builds the root, starts the command and waits for its end.
+//! When it exits, the kernel kills every other process in them.
+
+use std::{
+    io::{self, PipeWriter, Read as _, Write as _},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    time::SystemTime,
+};
+
+use nix::{
+    sys::signal::Signal,
+    unistd::{Gid, Uid, setgid, setuid},
+};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{Mode, OFlags, open},
+    io::Errno,
+    process::{
+        DumpableBehavior, Pid, Signal as Sent, set_dumpable_behavior,
+        set_parent_process_death_signal,
+    },
+    system::sethostname,
+    thread::{CapabilitySet, remove_capability_from_bounding_set, set_name, set_no_new_privs},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    command::Command,
+    family::Family,
+    mounts::{Plan, ROOT},
+    network::raise_loopback,
+};
+use crate::{
+    Exit, Leftovers,
+    process::{Signals, Wake},
+    tree,
+    wire::Refusal,
+};
+
+/// The end of an isolated command.
+#[derive(Deserialize, Serialize)]
+pub(super) struct Report {
+    pub(super) exit: Exit,
+    pub(super) ended: SystemTime,
+    pub(super) leftovers: Leftovers,
+}
+
+/// The first process of a command's namespaces.
+pub(super) struct Init {
+    /// The parent. This process has to die with it.
+    pub(super) supervisor: OwnedFd,
+    /// The socket that brings a byte when the user namespace is ready, and takes a [`Report`].
+    pub(super) socket: UnixStream,
+    /// The user to become.
+    pub(super) user: Option<u32>,
+    /// Whether the network namespace is new.
+    pub(super) has_own_network: bool,
+}
+
+impl Init {
+    /// Runs a command to its end.
+    pub(super) fn run(
+        mut self,
+        mut command: Command,
+        plan: Plan,
+        refusal: &mut PipeWriter,
+    ) -> Result<(), Refusal> {
+        self.die_with_supervisor()?;
+        let ready = self.socket.read_exact(&mut [0]);
+        ready.map_err(Refusal::at("supervisor"))?;
+        set_name(c"gorego-init").map_err(Refusal::at("name"))?;
+        let signals = Signals::new(&[Signal::SIGCHLD, Signal::SIGTERM]);
+        let signals = signals.map_err(Refusal::at("signals"))?;
+        self.isolate(plan)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = open(ROOT, flags, Mode::empty());
+        command.root = root.map_err(Refusal::at("input root"))?;
+        drop_privileges().map_err(Refusal::isolation("giving up privileges"))?;
+        // The change of the user has undone it.
+        self.die_with_supervisor()?;
+        let pid = command.fork(refusal)?;
+        let report = watch(pid, signals).map_err(Refusal::at("watching the command"))?;
+        let sent = serde_json::to_vec(&report).map_err(io::Error::from);
+        let sent = sent.and_then(|bytes| self.socket.write_all(&bytes));
+        sent.map_err(Refusal::at("report"))
+    }
+
+    fn die_with_supervisor(&self) -> Result<(), Refusal> {
+        let failed = Refusal::at::<Errno>("death signal");
+        set_parent_process_death_signal(Some(Sent::KILL)).map_err(&failed)?;
+        let mut polled = [PollFd::new(&self.supervisor, PollFlags::IN)];
+        match poll(&mut polled, Some(&Timespec::default())) {
+            Ok(0) => Ok(()),
+            Ok(_) => Err(failed(Errno::SRCH)),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Makes the namespaces what the command sees.
+    fn isolate(&self, plan: Plan) -> Result<(), Refusal> {
+        let taken = plan.take()?;
+        if let Some(user) = self.user {
+            // Capabilities stay, since root is not in the namespace.
+            let changed = setgid(Gid::from_raw(user)).and_then(|()| setuid(Uid::from_raw(user)));
+            changed.map_err(Refusal::isolation("changing the user"))?;
+        }
+        taken.enter()?;
+        sethostname(b"localhost").map_err(Refusal::isolation("setting the host name"))?;
+        if self.has_own_network {
+            raise_loopback().map_err(Refusal::isolation("starting the loopback interface"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes the rights that this process has in its namespaces unreachable for the command, which loses its own when it is
+/// executed, as its user is not root.
+fn drop_privileges() -> io::Result<()> {
+    set_no_new_privs(true)?;
+    for bit in 0..u64::BITS {
+        match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << bit)) {
+            Ok(()) => {}
+            // The kernel has no more.
+            Err(Errno::INVAL) => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
+}
+
+/// Waits for the end of the command. A `SIGTERM` of the supervisor is passed on to the command's session.
+fn watch(command: Pid, signals: Signals) -> io::Result<Report> {
+    let mut family = Family::new(command, signals);
+    let mut terminated = false;
+    loop {
+        family.reap();
+        if let Some((exit, ended)) = family.exit {
+            let leftovers = family.kill_all(!terminated)?;
+            return Ok(Report {
+                exit,
+                ended,
+                leftovers,
+            });
+        }
+        if let Wake::Signal { terminate: true } = family.signals.wait(None, None)? {
+            terminated = true;
+            tree::signal_session(command, Sent::TERM);
+        }
+    }
+}
+
+/// Reads the report; `None` if the first process was killed. Its writers have ended.
+pub(super) fn read_report(mut socket: UnixStream) -> io::Result<Option<Report>> {
+    let mut bytes = Vec::new();
+    socket.read_to_end(&mut bytes)?;
+    let report = Some(bytes).filter(|bytes| !bytes.is_empty());
+    Ok(report
+        .map(|report| serde_json::from_slice(&report))
+        .transpose()?)
+}

@@ -1,0 +1,484 @@
+//! Isolated commands: what they see, and what they cannot reach.
+
+use std::{
+    env,
+    fs::{self, Permissions},
+    net::TcpListener,
+    os::unix::{
+        fs::{PermissionsExt as _, chown},
+        process::CommandExt as _,
+    },
+    path::PathBuf,
+    process::Command,
+    time::Duration,
+};
+
+use gorego_sandbox::{Ended, Exit, Isolation, Launch, LaunchError, Leftovers, Level};
+use rustix::process::getuid;
+use tempfile::TempDir;
+
+use crate::{
+    Test,
+    common::{Fixture, LEAVE_PROCESSES, Root, Watch},
+    faults::{isolated_processes_outlive_no_server, isolated_processes_outlive_no_supervisor},
+};
+
+/// The tests of a system that allows isolation.
+pub(crate) const TESTS: &[Test] = &[
+    ("isolated_host_is_read_only", isolated_host_is_read_only),
+    (
+        "isolated_hidden_paths_are_empty",
+        isolated_hidden_paths_are_empty,
+    ),
+    (
+        "isolated_writable_path_reaches_the_host",
+        isolated_writable_path_reaches_the_host,
+    ),
+    (
+        "isolated_temporary_files_are_gone_afterwards",
+        isolated_temporary_files_are_gone_afterwards,
+    ),
+    (
+        "isolated_network_is_loopback_only",
+        isolated_network_is_loopback_only,
+    ),
+    (
+        "isolated_network_can_be_the_host_s",
+        isolated_network_can_be_the_host_s,
+    ),
+    (
+        "isolated_processes_see_only_each_other",
+        isolated_processes_see_only_each_other,
+    ),
+    (
+        "isolated_command_has_no_rights",
+        isolated_command_has_no_rights,
+    ),
+    (
+        "isolated_mounts_cannot_be_undone",
+        isolated_mounts_cannot_be_undone,
+    ),
+    ("isolated_devices_work", isolated_devices_work),
+    (
+        "isolated_leftovers_are_killed_and_counted",
+        isolated_leftovers_are_killed_and_counted,
+    ),
+    (
+        "isolated_timeout_lets_a_command_clean_up",
+        isolated_timeout_lets_a_command_clean_up,
+    ),
+    (
+        "isolated_refusals_are_those_of_any_command",
+        isolated_refusals_are_those_of_any_command,
+    ),
+    (
+        "isolated_resource_use_is_reported",
+        isolated_resource_use_is_reported,
+    ),
+    (
+        "isolated_processes_outlive_no_server",
+        isolated_processes_outlive_no_server,
+    ),
+    (
+        "isolated_processes_outlive_no_supervisor",
+        isolated_processes_outlive_no_supervisor,
+    ),
+    (
+        "isolated_tests_pass_as_an_ordinary_user",
+        isolated_tests_pass_as_an_ordinary_user,
+    ),
+    (
+        "isolation_that_is_forbidden_is_explained",
+        isolation_that_is_forbidden_is_explained,
+    ),
+];
+
+/// The tests of a system that forbids it.
+pub(crate) const FORBIDDEN: &[Test] = &[(
+    "isolation_forbidden_here_is_explained",
+    isolation_forbidden_here_is_explained,
+)];
+
+/// The user of commands, if the tests run as root.
+const USER: u32 = 61184;
+/// The ordinary user that the tests run as once more.
+const ORDINARY: u32 = 65534;
+
+/// The files of an isolated action.
+pub(crate) struct Action {
+    root: Root,
+    tmp: TempDir,
+    pub(crate) isolation: Isolation,
+}
+
+impl Action {
+    pub(crate) fn new() -> Self {
+        let (root, tmp) = (Root::new(), TempDir::new().unwrap());
+        for path in [&root.path(""), tmp.path()] {
+            // Fails where that user does not exist. Isolation fails there, too.
+            let _ = chown(path, user(), user());
+        }
+        let isolation = Isolation {
+            tmp: tmp.path().to_owned(),
+            hide: ["/root", "/home", "/run", "/nothing"]
+                .map(PathBuf::from)
+                .into(),
+            writable: Vec::new(),
+            shm_bytes: 1 << 20,
+            network: false,
+        };
+        Self {
+            root,
+            tmp,
+            isolation,
+        }
+    }
+
+    fn launch(&self, argv: &[&str]) -> Launch {
+        let mut launch = self.root.launch(argv);
+        launch.user = user();
+        launch.isolation = Some(self.isolation.clone());
+        launch
+    }
+
+    pub(crate) fn script(&self, script: &str) -> Launch {
+        self.launch(&["sh", "-c", script])
+    }
+
+    /// Runs a script that has to succeed and leave no process, and returns its output.
+    fn output_of(&self, fixture: &Fixture, script: &str) -> String {
+        let ended = fixture.run(self.script(script)).unwrap();
+        assert_eq!(
+            ended.exit,
+            Exit::Code(0),
+            "{}{}",
+            self.root.output(),
+            self.root.errors()
+        );
+        assert_eq!(ended.leftovers, Leftovers::default());
+        self.root.output()
+    }
+}
+
+fn user() -> Option<u32> {
+    getuid().is_root().then_some(USER)
+}
+
+/// Returns the level that the system allows.
+pub(crate) fn level(fixture: &Fixture) -> Level {
+    let action = Action::new();
+    let root = action.root.launch(&[]).root;
+    let probed = fixture
+        .launcher
+        .probe(root, user(), action.isolation.clone());
+    fixture.wait(probed).unwrap()
+}
+
+fn isolated_host_is_read_only(fixture: &Fixture) {
+    // A directory of the host that every user may write to.
+    let host = TempDir::new_in(env::current_dir().unwrap()).unwrap();
+    let open = host.path().join("open");
+    fs::create_dir(&open).unwrap();
+    for path in [host.path(), open.as_path()] {
+        fs::set_permissions(path, Permissions::from_mode(0o777)).unwrap();
+    }
+    let (action, open) = (Action::new(), open.display().to_string());
+    let script = format!(
+        "for path in {open}/new /new /usr/new /etc/new /dev/new /gorego/new; do
+             touch $path 2>&1 && echo $path was created
+         done
+         pwd; touch in_the_root"
+    );
+    let output = action.output_of(fixture, &script);
+    let refused = output.matches("Read-only file system").count();
+    assert!(refused == 6 || !is_visible(&open), "{output}");
+    assert!(output.ends_with("/gorego/root\n"), "{output}");
+    assert!(action.root.path("in_the_root").exists());
+}
+
+/// Whether a path of the host is visible to an isolated command, unlike those in directories of its own or hidden.
+fn is_visible(path: &str) -> bool {
+    !["/tmp/", "/root/", "/home/", "/run/"]
+        .iter()
+        .any(|hidden| path.starts_with(hidden))
+}
+
+fn isolated_hidden_paths_are_empty(fixture: &Fixture) {
+    let secret = TempDir::new_in("/var/tmp").unwrap();
+    let (folder, file) = (secret.path().join("folder"), secret.path().join("file"));
+    let link = secret.path().join("link");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("key"), "secret").unwrap();
+    fs::write(&file, "secret").unwrap();
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    fs::set_permissions(secret.path(), Permissions::from_mode(0o755)).unwrap();
+    let mut action = Action::new();
+    action
+        .isolation
+        .hide
+        .extend([folder.clone(), folder.join("key"), link]);
+    let script = format!(
+        "ls -A {0} /root /home /run; cat {1}; touch {0}/x || touch /run/x || echo x > {1} || echo refused",
+        folder.display(),
+        file.display()
+    );
+    let output = action.output_of(fixture, &script);
+    let expected = [
+        "/home:",
+        "/root:",
+        "/run:",
+        &format!("{}:", folder.display()),
+    ];
+    let mut lines: Vec<_> = output.lines().filter(|line| !line.is_empty()).collect();
+    assert_eq!(lines.pop(), Some("refused"), "{output}");
+    lines.sort_unstable();
+    assert_eq!(lines, expected, "{output}");
+}
+
+fn isolated_writable_path_reaches_the_host(fixture: &Fixture) {
+    let host = TempDir::new().unwrap();
+    chown(host.path(), user(), user()).unwrap();
+    let mut action = Action::new();
+    action.isolation.writable = vec![host.path().to_owned()];
+    action.output_of(
+        fixture,
+        &format!("echo kept > {}/file", host.path().display()),
+    );
+    assert_eq!(
+        fs::read_to_string(host.path().join("file")).unwrap(),
+        "kept\n"
+    );
+}
+
+fn isolated_temporary_files_are_gone_afterwards(fixture: &Fixture) {
+    let name = format!("gorego-{}", std::process::id());
+    let action = Action::new();
+    let script = format!(
+        "echo x > /tmp/{name} && echo x > /dev/shm/{name} && ipcmk -Q >/dev/null
+         ls /tmp /dev/shm; tail -n +2 /proc/sysvipc/msg | wc -l
+         head -c 2000000 /dev/zero > /dev/shm/large || echo too large"
+    );
+    let output = action.output_of(fixture, &script);
+    let expected = format!("/dev/shm:\n{name}\n\n/tmp:\n{name}\n1\ntoo large\n");
+    assert_eq!(output, expected);
+    assert!(!fs::exists(format!("/tmp/{name}")).unwrap());
+    assert!(!fs::exists(format!("/dev/shm/{name}")).unwrap());
+    assert!(action.tmp.path().join(&name).exists());
+    let after = Action::new().output_of(
+        fixture,
+        "ls /tmp /dev/shm; tail -n +2 /proc/sysvipc/msg | wc -l",
+    );
+    assert_eq!(after, "/dev/shm:\n\n/tmp:\n0\n");
+}
+
+/// Connects to a listener, or to a closed port of the own loopback interface.
+const CONNECT: &str = "bash -c '(exec 3<>/dev/tcp/127.0.0.1/PORT) 2>&1 && echo connected'; true";
+
+fn isolated_network_is_loopback_only(fixture: &Fixture) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let script = CONNECT.replace("PORT", &port.to_string());
+    let output = Action::new().output_of(fixture, &format!("{script}; cat /proc/net/dev"));
+    // The interface is up: otherwise the network is unreachable.
+    assert!(output.contains("Connection refused"), "{output}");
+    let interfaces = output.lines().filter_map(|line| line.split_once(':'));
+    let interfaces: Vec<_> = interfaces.map(|(name, _)| name.trim()).collect();
+    assert!(interfaces.contains(&"lo"), "{output}");
+    assert!(!interfaces.contains(&"eth0"), "{output}");
+}
+
+fn isolated_network_can_be_the_host_s(fixture: &Fixture) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut action = Action::new();
+    action.isolation.network = true;
+    let output = action.output_of(fixture, &CONNECT.replace("PORT", &port.to_string()));
+    assert_eq!(output, "connected\n");
+}
+
+fn isolated_processes_see_only_each_other(fixture: &Fixture) {
+    let output = Action::new().output_of(
+        fixture,
+        "for i in /proc/[0-9]*; do echo $(cat $i/comm); done; kill -9 1; echo alive; hostname
+         cat /proc/1/environ /proc/1/maps >/dev/null 2>&1 || echo protected",
+    );
+    // The shell, `cat` and the shell of its substitution.
+    assert!(output.starts_with("gorego-init\nsh\n"), "{output}");
+    assert!(
+        output.ends_with("alive\nlocalhost\nprotected\n"),
+        "{output}"
+    );
+    assert!(output.lines().count() <= 9, "{output}");
+}
+
+fn isolated_command_has_no_rights(fixture: &Fixture) {
+    let output = Action::new().output_of(
+        fixture,
+        "grep -E '^(Cap(Inh|Prm|Eff|Bnd|Amb)|NoNewPrivs|Groups):' /proc/self/status
+         id -u; ls /proc/self/fd | wc -l
+         for file in kernel/hostname vm/swappiness net/ipv4/ip_forward user/max_user_namespaces; do
+             (echo 1 > /proc/sys/$file) 2>/dev/null && echo $file is writable
+         done; true",
+    );
+    let mut lines: Vec<_> = output.lines().collect();
+    // The descriptors are the standard ones and that of the folder.
+    assert_eq!(lines.pop(), Some("4"), "{output}");
+    let id = user().unwrap_or_else(|| getuid().as_raw()).to_string();
+    assert_eq!(lines.pop(), Some(id.as_str()), "{output}");
+    for line in lines {
+        let (name, value) = line.split_once(':').unwrap();
+        let value = value.trim();
+        match name {
+            "NoNewPrivs" => assert_eq!(value, "1"),
+            "Groups" => assert!(user().is_none() || value.is_empty(), "{output}"),
+            _ => assert_eq!(value, "0000000000000000", "{name}"),
+        }
+    }
+}
+
+fn isolated_mounts_cannot_be_undone(fixture: &Fixture) {
+    let output = Action::new().output_of(
+        fixture,
+        "cat > undo <<'END'
+         for path in /usr /root /tmp /proc /dev /gorego/root; do
+             umount -l $path 2>/dev/null && echo $path was unmounted
+             mount -o remount,rw,bind $path 2>/dev/null && touch $path/x 2>/dev/null && echo $path was remounted
+         done
+         ls -A /root
+END
+         sh undo; unshare -Urm sh undo; ls /gorego",
+    );
+    // The action's own folders are writable to begin with.
+    let altered = output
+        .lines()
+        .filter(|line| !["/tmp was remounted", "/gorego/root was remounted"].contains(line));
+    assert_eq!(altered.collect::<Vec<_>>(), ["root"], "{output}");
+}
+
+fn isolated_devices_work(fixture: &Fixture) {
+    let output = Action::new().output_of(
+        fixture,
+        "echo x > /dev/null; head -c 4 /dev/urandom | wc -c; echo piped | cat /dev/stdin
+         echo x > /dev/full || echo full; ls /dev | tr '\n' ' '",
+    );
+    let devices = "fd full null ptmx pts random shm stderr stdin stdout tty urandom zero ";
+    assert_eq!(output, format!("4\npiped\nfull\n{devices}"));
+}
+
+fn isolated_leftovers_are_killed_and_counted(fixture: &Fixture) {
+    let (watch, writer) = Watch::new();
+    let action = Action::new();
+    let mut launch = action.script(&format!("{LEAVE_PROCESSES} exit 3"));
+    launch.stdout = writer;
+    let ended = fixture.run(launch).unwrap();
+    watch.gone();
+    assert_eq!(ended.exit, Exit::Code(3));
+    assert!(ended.leftovers.count >= 4, "{:?}", ended.leftovers);
+}
+
+fn isolated_timeout_lets_a_command_clean_up(fixture: &Fixture) {
+    let action = Action::new();
+    let run = |script, kill_delay| {
+        let mut launch = action.script(script);
+        launch.timeout = Duration::from_secs(2);
+        launch.kill_delay = kill_delay;
+        let ended: Ended = fixture.run(launch).unwrap();
+        assert!(ended.timed_out && !ended.stopped);
+        ended.exit
+    };
+    let script = "trap 'echo cleaned; exit 7' TERM; while :; do sleep 0.01; done";
+    assert_eq!(run(script, Duration::from_mins(10)), Exit::Code(7));
+    assert_eq!(action.root.output(), "cleaned\n");
+    let script = "trap '' TERM; while :; do sleep 0.01; done";
+    assert_eq!(run(script, Duration::from_millis(1)), Exit::Signal(9));
+}
+
+fn isolated_refusals_are_those_of_any_command(fixture: &Fixture) {
+    let action = Action::new();
+    let refused = fixture.run(action.launch(&["/nothing/tool"]));
+    assert!(
+        matches!(refused, Err(LaunchError::NotExecutable { .. })),
+        "{refused:?}"
+    );
+    let mut launch = action.launch(&["true"]);
+    "nothing".clone_into(&mut launch.working_directory);
+    let refused = fixture.run(launch);
+    assert!(
+        matches!(refused, Err(LaunchError::NoWorkingDirectory(_))),
+        "{refused:?}"
+    );
+    let mut launch = action.launch(&["true"]);
+    launch.user = Some(0);
+    let refused = fixture.run(launch);
+    assert!(
+        user().is_none() || matches!(refused, Err(LaunchError::Isolation(_))),
+        "{refused:?}"
+    );
+}
+
+fn isolated_resource_use_is_reported(fixture: &Fixture) {
+    let script = "i=0; while [ $i -lt 200000 ]; do i=$((i + 1)); done; kill -USR1 $$";
+    let ended = fixture.run(Action::new().script(script)).unwrap();
+    assert_eq!(ended.exit, Exit::Signal(10));
+    assert!(ended.usage.user > Duration::ZERO);
+    assert!(ended.ended >= ended.started);
+}
+
+fn isolated_tests_pass_as_an_ordinary_user(_: &Fixture) {
+    if !getuid().is_root() {
+        return;
+    }
+    let directory = TempDir::new().unwrap();
+    let program = directory.path().join("suite");
+    fs::copy(env::current_exe().unwrap(), &program).unwrap();
+    fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
+    let home = directory.path().join("home");
+    fs::create_dir(&home).unwrap();
+    chown(&home, Some(ORDINARY), Some(ORDINARY)).unwrap();
+    let output = Command::new(program)
+        .arg("isolat")
+        .uid(ORDINARY)
+        .gid(ORDINARY)
+        .env("TMPDIR", &home)
+        .current_dir(&home)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}{errors}");
+    assert!(text.contains("... ok"), "{text}");
+}
+
+/// Runs the tests once more where namespaces are forbidden.
+fn isolation_that_is_forbidden_is_explained(_: &Fixture) {
+    let script =
+        "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$0\" isolation_forbidden_here";
+    let output = Command::new("unshare")
+        .args(["-Ur", "sh", "-c", script])
+        .arg(env::current_exe().unwrap())
+        // Gives up other groups, which cannot be done inside.
+        .uid(getuid().as_raw())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(
+        text, "test isolation_forbidden_here_is_explained ... ok\n",
+        "{errors}"
+    );
+}
+
+fn isolation_forbidden_here_is_explained(fixture: &Fixture) {
+    let Level::Plain(why) = level(fixture) else {
+        panic!("the probe has changed its mind");
+    };
+    assert!(
+        why.contains("failed: ") || why.contains("no user namespaces: "),
+        "{why}"
+    );
+    let zero = fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap() == "0\n";
+    assert!(
+        !zero || why.ends_with("sysctl user.max_user_namespaces is 0"),
+        "{why}"
+    );
+}
