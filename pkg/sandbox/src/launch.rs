@@ -4,6 +4,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -52,8 +53,21 @@ pub struct Isolation {
     pub writable: Vec<PathBuf>,
     /// The size of `/dev/shm` in bytes.
     pub shm_bytes: u64,
+    /// The layer that takes what the command writes below the input root, which itself stays as it is. `None`: the
+    /// command writes into the input root.
+    pub overlay: Option<Overlay>,
     /// Whether the command has the network of the host; otherwise it has only a loopback interface of its own.
     pub network: bool,
+}
+
+/// The directories of an overlay. They are empty, belong to the command's user, and are on one file system other than
+/// an overlay.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Overlay {
+    /// The directory for files that are written.
+    pub upper: PathBuf,
+    /// The directory that the kernel needs beside it.
+    pub work: PathBuf,
 }
 
 /// The limits of each process of a command.
@@ -83,6 +97,9 @@ pub struct Ended {
     pub started: SystemTime,
     /// The end of the command itself.
     pub ended: SystemTime,
+    /// The input root as an isolated command left it: with an overlay, what was written is seen only here.
+    #[serde(skip)]
+    pub root: Option<Arc<OwnedFd>>,
 }
 
 /// The exit of a command.

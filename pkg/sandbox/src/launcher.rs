@@ -12,6 +12,7 @@ use std::{
         unix::net::UnixStream as StdStream,
     },
     pin::pin,
+    sync::Arc,
 };
 
 use tokio::{
@@ -120,13 +121,22 @@ async fn order(control: &UnixStream, launch: Launch) -> io::Result<()> {
     Ok(())
 }
 
-/// Receives the answer of a supervisor.
+/// Receives the answer of a supervisor, with the root of an isolated command.
 async fn receive(answers: &mut OwnedReadHalf) -> io::Result<Answer> {
     let mut prefix = [0; 4];
-    answers.read_exact(&mut prefix).await?;
+    let socket: &UnixStream = answers.as_ref();
+    let read = || wire::receive(socket, &mut prefix);
+    let (read, mut descriptors) = socket.async_io(Interest::READABLE, read).await?;
+    answers
+        .read_exact(prefix.get_mut(read..).unwrap_or_default())
+        .await?;
     let mut bytes = wire::buffer(prefix)?;
     answers.read_exact(&mut bytes).await?;
-    Ok(serde_json::from_slice(&bytes)?)
+    let answer: Answer = serde_json::from_slice(&bytes)?;
+    Ok(answer.map(|mut ended| {
+        ended.root = descriptors.pop().map(Arc::new);
+        ended
+    }))
 }
 
 /// Returns the error of a failed exchange with a supervisor.

@@ -22,5 +22,5 @@ mod supervisor;
 mod tree;
 mod wire;
 
-pub use launch::{Ended, Exit, Isolation, Launch, LaunchError, Leftovers, Limits, Usage};
+pub use launch::{Ended, Exit, Isolation, Launch, LaunchError, Leftovers, Limits, Overlay, Usage};
 pub use launcher::{Launcher, Level};

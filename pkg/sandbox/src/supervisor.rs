@@ -10,7 +10,8 @@ mod network;
 use std::{
     fs::File,
     io::{self, Read as _, Write as _},
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, OwnedFd},
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -57,9 +58,12 @@ pub(crate) fn refuse(control: &File, error: io::Error) {
 
 /// Sends an answer, unless the server is gone.
 fn send(mut control: &File, answer: &Answer) {
-    if let Ok(bytes) = wire::encode(answer) {
-        let _ = control.write_all(&bytes);
-    }
+    let root = answer.as_ref().ok().and_then(|ended| ended.root.as_deref());
+    let descriptors: Vec<_> = root.map(OwnedFd::as_fd).into_iter().collect();
+    let _ = wire::encode(answer).and_then(|bytes| {
+        let sent = wire::send(control, &bytes, &descriptors)?;
+        control.write_all(bytes.get(sent..).unwrap_or_default())
+    });
 }
 
 /// Returns the answer to the order that arrives on `control`, once no process of the command is left.
@@ -108,8 +112,13 @@ fn serve(control: &File, launcher: Pid) -> io::Result<Option<Answer>> {
     let (Some((mut exit, mut ended)), false) = (supervisor.family.exit, cause.orphaned) else {
         return Ok(None);
     };
-    if let Some(report) = report.map(init::read_report).transpose()?.flatten() {
-        (exit, ended, leftovers) = (report.exit, report.ended, report.leftovers);
+    let mut root = None;
+    if let Some(report) = report {
+        let (merged, report) = init::receive(report)?;
+        root = merged.map(Arc::new);
+        if let Some(report) = report {
+            (exit, ended, leftovers) = (report.exit, report.ended, report.leftovers);
+        }
     }
     Ok(Some(Ok(Ended {
         exit,
@@ -119,6 +128,7 @@ fn serve(control: &File, launcher: Pid) -> io::Result<Option<Answer>> {
         leftovers,
         started,
         ended,
+        root,
     })))
 }
 

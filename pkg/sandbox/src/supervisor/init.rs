@@ -3,7 +3,10 @@
 
 use std::{
     io::{self, PipeWriter, Read as _, Write as _},
-    os::{fd::OwnedFd, unix::net::UnixStream},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::net::UnixStream,
+    },
     time::SystemTime,
 };
 
@@ -34,7 +37,7 @@ use crate::{
     Exit, Leftovers,
     process::{Signals, Wake},
     tree,
-    wire::Refusal,
+    wire::{self, Refusal},
 };
 
 /// The end of an isolated command.
@@ -49,7 +52,7 @@ pub(super) struct Report {
 pub(super) struct Init {
     /// The parent. This process has to die with it.
     pub(super) supervisor: OwnedFd,
-    /// The socket that brings a byte when the user namespace is ready, and takes a [`Report`].
+    /// The socket that brings a byte when the user namespace is ready, and takes the root and a [`Report`].
     pub(super) socket: UnixStream,
     /// The user to become.
     pub(super) user: Option<u32>,
@@ -75,6 +78,8 @@ impl Init {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = open(ROOT, flags, Mode::empty());
         command.root = root.map_err(Refusal::at("input root"))?;
+        let sent = wire::send(&self.socket, &[0], &[command.root.as_fd()]);
+        sent.map_err(Refusal::at("input root"))?;
         drop_privileges().map_err(Refusal::isolation("giving up privileges"))?;
         // The change of the user has undone it.
         self.die_with_supervisor()?;
@@ -149,12 +154,11 @@ fn watch(command: Pid, signals: Signals) -> io::Result<Report> {
     }
 }
 
-/// Reads the report; `None` if the first process was killed. Its writers have ended.
-pub(super) fn read_report(mut socket: UnixStream) -> io::Result<Option<Report>> {
-    let mut bytes = Vec::new();
-    socket.read_to_end(&mut bytes)?;
-    let report = Some(bytes).filter(|bytes| !bytes.is_empty());
-    Ok(report
-        .map(|report| serde_json::from_slice(&report))
-        .transpose()?)
+/// Receives the root and the report of a first process that has ended. Each is missing if it was killed before.
+pub(super) fn receive(mut socket: UnixStream) -> io::Result<(Option<OwnedFd>, Option<Report>)> {
+    let (_, mut root) = wire::receive(&socket, &mut [0])?;
+    let mut report = Vec::new();
+    socket.read_to_end(&mut report)?;
+    let report = (!report.is_empty()).then(|| serde_json::from_slice(&report));
+    Ok((root.pop(), report.transpose()?))
 }

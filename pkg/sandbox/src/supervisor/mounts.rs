@@ -3,28 +3,27 @@
 //! The new root is a `tmpfs` with the host's folders, read-only, beside folders of the action. Where the kernel lets
 //! only the owner of a directory pass, the mounts are taken before the process becomes the command's user.
 
+mod calls;
+
 use std::{
-    fs::{self, DirBuilder, File},
-    io,
+    collections::BTreeMap,
+    fs, io,
     os::{
-        fd::OwnedFd,
-        unix::fs::{DirBuilderExt as _, symlink},
+        fd::{AsRawFd as _, OwnedFd},
+        unix::fs::symlink,
     },
     path::{Path, PathBuf},
 };
 
-use nix::libc::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY};
+use nix::libc::{MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY};
 use rustix::{
-    fs::CWD,
-    mount::{
-        FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
-        OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
-        mount_change, move_mount, open_tree, unmount,
-    },
+    fs::{FileType, Mode, OFlags, fstat},
+    mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount},
     process::{chdir, pivot_root},
 };
 
-use crate::{Isolation, fork, wire::Refusal};
+use self::calls::{ACTION, FLAG, attach, clone, create, lock, new, tmpfs};
+use crate::{Isolation, Overlay, wire::Refusal};
 
 /// The input root, inside.
 pub(super) const ROOT: &str = "/gorego/root";
@@ -45,7 +44,7 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
 /// The bytes of a `tmpfs` that holds directories only.
 const SMALL: &str = "1m";
 
-const ACTION: u64 = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
+/// The attributes of the host's mounts.
 const READ_ONLY: u64 = ACTION | MOUNT_ATTR_RDONLY;
 
 /// The paths that the new root is made of, as the server sees them.
@@ -54,6 +53,7 @@ pub(super) struct Plan {
     tmp: PathBuf,
     writable: Vec<PathBuf>,
     hidden: Vec<PathBuf>,
+    overlay: Option<Overlay>,
     shm_bytes: u64,
 }
 
@@ -67,15 +67,13 @@ impl Plan {
             Err(error) => Some(Err(error)),
         };
         let hidden = isolation.hide.iter().filter_map(resolve);
-        let mut hidden = hidden.collect::<io::Result<Vec<_>>>()?;
-        // A folder comes before what is in it, which is hidden with it.
-        hidden.sort();
         let writable = isolation.writable.iter().map(fs::canonicalize);
         Ok(Self {
             root,
             tmp: isolation.tmp.clone(),
             writable: writable.collect::<io::Result<_>>()?,
-            hidden,
+            hidden: hidden.collect::<io::Result<_>>()?,
+            overlay: isolation.overlay.clone(),
             shm_bytes: isolation.shm_bytes,
         })
     }
@@ -89,139 +87,191 @@ impl Plan {
             tree.map_err(|error| refuse("mounting", path, error))
         };
         let writable = self.writable.iter();
+        let root = match &self.overlay {
+            None => InputRoot::Bind(take(&self.root, ACTION)?),
+            Some(Overlay { upper, work }) => {
+                let open = |path: &Path| {
+                    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                    let opened = rustix::fs::open(path, flags, Mode::empty());
+                    opened.map_err(|error| refuse("opening", path, error.into()))
+                };
+                InputRoot::Overlay([open(&self.root)?, open(upper)?, open(work)?])
+            }
+        };
+        let writable =
+            writable.map(|path| Ok((path.clone(), Some(take(path, MOUNT_ATTR_NOSUID)?))));
+        let mut exceptions = writable.collect::<Result<BTreeMap<_, _>, _>>()?;
+        exceptions.extend(self.hidden.into_iter().map(|path| (path, None)));
         Ok(Taken {
-            root: take(&self.root, ACTION)?,
+            root,
             tmp: take(&self.tmp, ACTION)?,
-            writable: writable
-                .map(|path| Ok((path.clone(), take(path, MOUNT_ATTR_NOSUID)?)))
-                .collect::<Result<_, _>>()?,
-            plan: self,
+            exceptions,
+            shm_bytes: self.shm_bytes,
         })
     }
 }
 
-/// The mounts of a new root that are not the host's.
+/// The input root before it is mounted.
+enum InputRoot {
+    Bind(OwnedFd),
+    /// The lower, upper and work directory.
+    Overlay([OwnedFd; 3]),
+}
+
+impl InputRoot {
+    /// Returns its mount. An overlay acts with the rights of the process that mounts it.
+    fn mount(self) -> Result<OwnedFd, Refusal> {
+        match self {
+            Self::Bind(tree) => Ok(tree),
+            Self::Overlay(directories) => {
+                // Paths would have to be quoted. `userxattr` excludes redirects and copies of metadata alone, which need
+                // trust in the files of the upper directory.
+                let [lower, upper, work] = directories
+                    .each_ref()
+                    .map(|directory| format!("/proc/self/fd/{}", directory.as_raw_fd()));
+                let options = [
+                    ("lowerdir", lower.as_str()),
+                    ("upperdir", &upper),
+                    ("workdir", &work),
+                    ("userxattr", FLAG),
+                    ("volatile", FLAG),
+                    ("index", "off"),
+                ];
+                new("overlay", &options, ACTION).map_err(Refusal::isolation(
+                    "mounting an overlay (execution.build_root may have to be on another file system)",
+                ))
+            }
+        }
+    }
+}
+
+/// The parts of a new root that are not the host's, read-only.
 pub(super) struct Taken {
-    root: OwnedFd,
+    root: InputRoot,
     tmp: OwnedFd,
-    writable: Vec<(PathBuf, OwnedFd)>,
-    plan: Plan,
+    /// The mounts of writable paths, and the hidden paths. A path comes before those below it.
+    exceptions: BTreeMap<PathBuf, Option<OwnedFd>>,
+    shm_bytes: u64,
 }
 
 impl Taken {
     /// Builds the new root and moves this process, of the command's user, into it.
     pub(super) fn enter(self) -> Result<(), Refusal> {
+        let root = self.root.mount()?;
         pivot().map_err(Refusal::isolation("changing the root"))?;
-        let host = self.mount_host();
+        let host = mount_host(&self.exceptions);
         host.map_err(Refusal::isolation("mounting the host's folders read-only"))?;
-        let own = self.mount_own();
+        let own = mount_own(&root, &self.tmp, self.shm_bytes);
         own.map_err(Refusal::isolation("mounting the action's folders"))?;
-        let mut locked = self.hide()?;
-        self.mount_writable()?;
+        let mut locked = vec![PathBuf::from("/"), "/dev".into()];
+        for (path, writable) in self.exceptions {
+            match writable {
+                Some(tree) => mount_writable(&path, &tree)
+                    .map_err(|error| refuse("keeping writable", &path, error))?,
+                None if hide(&path).map_err(|error| refuse("hiding", &path, error))? => {
+                    locked.push(path);
+                }
+                None => {}
+            }
+        }
         let unmounted = unmount(HOST, UnmountFlags::DETACH);
         unmounted.map_err(Refusal::isolation("unmounting the host's root"))?;
         let removed = fs::remove_dir(HOST);
         removed.map_err(Refusal::isolation("removing the host's root"))?;
-        locked.extend(["/".into(), "/dev".into()]);
         for path in locked {
-            let locked = lock(&path);
-            locked.map_err(Refusal::isolation("making the root read-only"))?;
+            lock(&path).map_err(|error| refuse("making read-only", &path, error))?;
         }
         Ok(())
     }
+}
 
-    /// Mounts the folders of the host's root that are not hidden.
-    fn mount_host(&self) -> io::Result<()> {
-        for entry in fs::read_dir(HOST)? {
-            let entry = entry?;
-            let (source, kind) = (entry.path(), entry.file_type()?);
-            let target = Path::new("/").join(entry.file_name());
-            if OWN.iter().any(|own| target == Path::new(own)) {
-                continue;
-            }
-            if kind.is_symlink() {
-                symlink(fs::read_link(&source)?, &target)?;
-            } else if kind.is_dir() || kind.is_file() {
-                create(&target, kind.is_dir())?;
-                if !self.plan.hidden.contains(&target) {
-                    attach(&clone(&source, READ_ONLY)?, &target)?;
-                }
-            }
+/// Mounts the folders of the host's root that are not hidden.
+fn mount_host(exceptions: &BTreeMap<PathBuf, Option<OwnedFd>>) -> io::Result<()> {
+    for entry in fs::read_dir(HOST)? {
+        let entry = entry?;
+        let (source, kind) = (entry.path(), entry.file_type()?);
+        let target = Path::new("/").join(entry.file_name());
+        if is_own(&target) {
+            continue;
         }
-        Ok(())
-    }
-
-    fn mount_own(&self) -> io::Result<()> {
-        attach(&self.root, Path::new(ROOT))?;
-        for path in ["/proc", "/tmp", "/dev"] {
-            create(Path::new(path), true)?;
-        }
-        attach(&self.tmp, Path::new("/tmp"))?;
-        let proc = new("proc", &[], ACTION | MOUNT_ATTR_NOEXEC)?;
-        attach(&proc, Path::new("/proc"))?;
-        let dev = Path::new("/dev");
-        attach(&tmpfs(SMALL, "0755")?, dev)?;
-        for name in DEVICES {
-            let device = clone(&Path::new(HOST).join("dev").join(name), MOUNT_ATTR_NOSUID)?;
-            create(&dev.join(name), false)?;
-            attach(&device, &dev.join(name))?;
-        }
-        for (name, target) in DEVICE_LINKS {
-            symlink(target, dev.join(name))?;
-        }
-        let options = [("ptmxmode", "0666"), ("mode", "0620")];
-        let pts = new("devpts", &options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC)?;
-        create(&dev.join("pts"), true)?;
-        attach(&pts, &dev.join("pts"))?;
-        create(&dev.join("shm"), true)?;
-        let shm = tmpfs(&self.plan.shm_bytes.to_string(), "1777")?;
-        attach(&shm, &dev.join("shm"))
-    }
-
-    /// Covers the hidden paths that are left, and returns the covers of folders.
-    fn hide(&self) -> Result<Vec<PathBuf>, Refusal> {
-        let mut covers = Vec::new();
-        for path in &self.plan.hidden {
-            let failed = |error| refuse("hiding", path, error);
-            let metadata = match fs::symlink_metadata(path) {
-                Ok(metadata) => metadata,
-                Err(error) if is_out_of_reach(&error) => continue,
-                Err(error) => return Err(failed(error)),
-            };
-            // Such paths are covered already, by a folder above.
-            if OWN.iter().any(|own| path.starts_with(own)) {
-                continue;
-            }
-            if metadata.is_dir() {
-                let cover = tmpfs(SMALL, "0755").and_then(|cover| attach(&cover, path));
-                cover.map_err(failed)?;
-                covers.push(path.clone());
-            } else {
-                let cover = create(Path::new(EMPTY), false)
-                    .and_then(|()| clone(Path::new(EMPTY), READ_ONLY))
-                    .and_then(|cover| attach(&cover, path));
-                cover.map_err(failed)?;
+        if kind.is_symlink() {
+            symlink(fs::read_link(&source)?, &target)?;
+        } else if kind.is_dir() || kind.is_file() {
+            create(&target, kind.is_dir())?;
+            let is_hidden = exceptions.get(&target).is_some_and(Option::is_none);
+            if !is_hidden {
+                attach(&clone(&source, READ_ONLY)?, &target)?;
             }
         }
-        Ok(covers)
     }
+    Ok(())
+}
 
-    fn mount_writable(&self) -> Result<(), Refusal> {
-        for (path, tree) in &self.writable {
-            let mount = || {
-                let is_dir = fs::metadata(format!("{HOST}{}", path.display()))?.is_dir();
-                if !path.exists() {
-                    if let Some(parent) = path.parent() {
-                        create(parent, true)?;
-                    }
-                    create(path, is_dir)?;
-                }
-                attach(tree, path)
-            };
-            mount().map_err(|error| refuse("keeping writable", path, error))?;
-        }
-        Ok(())
+/// Mounts the action's own folders.
+fn mount_own(root: &OwnedFd, tmp: &OwnedFd, shm_bytes: u64) -> io::Result<()> {
+    attach(root, Path::new(ROOT))?;
+    for path in ["/proc", "/tmp", "/dev"] {
+        create(Path::new(path), true)?;
     }
+    attach(tmp, Path::new("/tmp"))?;
+    let proc = new("proc", &[], ACTION | MOUNT_ATTR_NOEXEC)?;
+    attach(&proc, Path::new("/proc"))?;
+    let dev = Path::new("/dev");
+    attach(&tmpfs(SMALL, "0755")?, dev)?;
+    for name in DEVICES {
+        let device = clone(&Path::new(HOST).join("dev").join(name), MOUNT_ATTR_NOSUID)?;
+        create(&dev.join(name), false)?;
+        attach(&device, &dev.join(name))?;
+    }
+    for (name, target) in DEVICE_LINKS {
+        symlink(target, dev.join(name))?;
+    }
+    let options = [("ptmxmode", "0666"), ("mode", "0620")];
+    let pts = new("devpts", &options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC)?;
+    let shm = tmpfs(&shm_bytes.to_string(), "1777")?;
+    for (name, mount) in [("pts", pts), ("shm", shm)] {
+        create(&dev.join(name), true)?;
+        attach(&mount, &dev.join(name))?;
+    }
+    Ok(())
+}
+
+/// Covers a path. Returns whether the cover is a folder that is not read-only yet.
+fn hide(path: &Path) -> io::Result<bool> {
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        // It is below another hidden path, or out of reach for the command.
+        Err(error) if is_out_of_reach(&error) => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    // The action's own folders show nothing of the host, and other folders of the root were left out.
+    if OWN.iter().any(|own| path.starts_with(own)) || path.parent() == Some(Path::new("/")) {
+        return Ok(false);
+    }
+    if metadata.is_dir() {
+        attach(&tmpfs(SMALL, "0755")?, path)?;
+        return Ok(true);
+    }
+    create(Path::new(EMPTY), false)?;
+    attach(&clone(Path::new(EMPTY), READ_ONLY)?, path)?;
+    Ok(false)
+}
+
+/// Mounts a path of the host so that it can be written to. It may be below a hidden one.
+fn mount_writable(path: &Path, tree: &OwnedFd) -> io::Result<()> {
+    if !path.try_exists()? {
+        if let Some(parent) = path.parent() {
+            create(parent, true)?;
+        }
+        let mode = fstat(tree)?.st_mode;
+        create(path, FileType::from_raw_mode(mode).is_dir())?;
+    }
+    attach(tree, path)
+}
+
+/// Whether a folder of the root is the action's own.
+fn is_own(path: &Path) -> bool {
+    OWN.iter().any(|own| path == Path::new(own))
 }
 
 fn refuse(step: &str, path: &Path, error: io::Error) -> Refusal {
@@ -245,51 +295,4 @@ fn pivot() -> io::Result<()> {
 fn is_out_of_reach(error: &io::Error) -> bool {
     use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
     matches!(error.kind(), NotFound | NotADirectory | PermissionDenied)
-}
-
-/// Creates a directory and those above it, or a file. Those that exist stay.
-fn create(path: &Path, is_dir: bool) -> io::Result<()> {
-    if is_dir {
-        DirBuilder::new().recursive(true).mode(0o755).create(path)
-    } else {
-        File::create(path).map(drop)
-    }
-}
-
-/// Returns a copy of the mounts at and below a path, with these attributes too.
-fn clone(path: &Path, attributes: u64) -> io::Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_RECURSIVE
-        | OpenTreeFlags::AT_NO_AUTOMOUNT;
-    let tree = open_tree(CWD, path, flags)?;
-    fork::set_mount_attributes(&tree, attributes, true)?;
-    Ok(tree)
-}
-
-fn tmpfs(size: &str, mode: &str) -> io::Result<OwnedFd> {
-    new("tmpfs", &[("size", size), ("mode", mode)], ACTION)
-}
-
-/// Returns a mount of a new file system.
-fn new(kind: &str, options: &[(&str, &str)], attributes: u64) -> io::Result<OwnedFd> {
-    let system = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for (name, value) in options {
-        fsconfig_set_string(&system, *name, *value)?;
-    }
-    fsconfig_create(&system)?;
-    let attributes = u32::try_from(attributes).unwrap_or_default();
-    let attributes = MountAttrFlags::from_bits_retain(attributes);
-    Ok(fsmount(&system, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
-}
-
-fn attach(mount: &OwnedFd, target: &Path) -> io::Result<()> {
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    Ok(move_mount(mount, "", CWD, target, flags)?)
-}
-
-/// Makes the mount at a path read-only, but not those below it.
-fn lock(path: &Path) -> io::Result<()> {
-    let mount = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
-    fork::set_mount_attributes(mount, MOUNT_ATTR_RDONLY, false)
 }

@@ -106,7 +106,7 @@ const ORDINARY: u32 = 65534;
 
 /// The files of an isolated action.
 pub(crate) struct Action {
-    root: Root,
+    pub(crate) root: Root,
     tmp: TempDir,
     pub(crate) isolation: Isolation,
 }
@@ -124,6 +124,7 @@ impl Action {
                 .map(PathBuf::from)
                 .into(),
             writable: Vec::new(),
+            overlay: None,
             shm_bytes: 1 << 20,
             network: false,
         };
@@ -160,7 +161,7 @@ impl Action {
     }
 }
 
-fn user() -> Option<u32> {
+pub(crate) fn user() -> Option<u32> {
     getuid().is_root().then_some(USER)
 }
 
@@ -236,14 +237,21 @@ fn isolated_hidden_paths_are_empty(fixture: &Fixture) {
 }
 
 fn isolated_writable_path_reaches_the_host(fixture: &Fixture) {
-    let host = TempDir::new().unwrap();
+    let host = TempDir::new_in("/var/tmp").unwrap();
+    let hidden = host.path().join("hidden");
+    fs::create_dir(&hidden).unwrap();
+    fs::write(hidden.join("key"), "secret").unwrap();
     chown(host.path(), user(), user()).unwrap();
     let mut action = Action::new();
     action.isolation.writable = vec![host.path().to_owned()];
-    action.output_of(
-        fixture,
-        &format!("echo kept > {}/file", host.path().display()),
+    action.isolation.hide.push(hidden.clone());
+    let script = format!(
+        "echo kept > {}/file; ls -A {1}; touch {1}/x || true",
+        host.path().display(),
+        hidden.display()
     );
+    assert_eq!(action.output_of(fixture, &script), "");
+    assert!(!hidden.join("x").exists());
     assert_eq!(
         fs::read_to_string(host.path().join("file")).unwrap(),
         "kept\n"

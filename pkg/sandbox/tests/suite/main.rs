@@ -6,6 +6,7 @@ mod common;
 mod faults;
 mod isolation;
 mod load;
+mod poison;
 mod processes;
 mod refusals;
 
@@ -49,14 +50,15 @@ fn main() -> ExitCode {
     let fixture = Fixture::new(launcher);
     let filter = arguments.iter().find(|argument| !argument.starts_with('-'));
     let selected = |(name, _): &&Test| filter.is_none_or(|filter| name.contains(filter.as_str()));
-    let isolated = match isolation::level(&fixture) {
-        Level::Full => isolation::TESTS,
-        Level::Plain(_) => isolation::FORBIDDEN,
+    let (isolated, poisoned) = match isolation::level(&fixture) {
+        Level::Full => (isolation::TESTS, poison::TESTS),
+        Level::Plain(_) => (isolation::FORBIDDEN, [].as_slice()),
     };
     let tests = [
         command::TESTS,
         faults::TESTS,
         isolated,
+        poisoned,
         load::TESTS,
         processes::TESTS,
         refusals::TESTS,
