@@ -177,6 +177,8 @@ fn options(config: &Config) -> Options {
         build_root: build_root(config),
         concurrency: concurrency(config),
         first_user: first_user(config),
+        // Switched off until there are settings for it.
+        isolation: None,
         memory: or(execution.memory.bytes(), usable_memory() / 10 * 9),
         default_timeout: execution.default_timeout,
         max_timeout: execution.max_timeout,

@@ -27,5 +27,5 @@ pub use failure::Failure;
 pub use inputs::Inputs;
 pub use job::Job;
 pub use operation::{CachedExecution, Watcher};
-pub use options::Options;
-pub use worker::{BuildRootError, BuildRootFailure, NodeWorker, Runner, Stores};
+pub use options::{IsolationOptions, Options};
+pub use worker::{BuildRootError, BuildRootFailure, NodeWorker, ProbeError, Runner, Stores, probe};

@@ -36,6 +36,22 @@ pub struct Options {
     pub platform: BTreeMap<String, Vec<String>>,
     /// Set if actions with properties that this node does not have run nevertheless.
     pub ignore_unknown_platform: bool,
+    /// The isolation of actions from the host. `None`: actions see what gorego sees. Only where [`crate::probe`] finds
+    /// that the system allows it.
+    pub isolation: Option<IsolationOptions>,
     /// The limits of the queue.
     pub scheduler: gorego_scheduler::Options,
+}
+
+/// Settings of the isolation of actions, whose input root is `/gorego/root` then. All files of the host are read-only.
+#[derive(Clone, Debug)]
+pub struct IsolationOptions {
+    /// The paths that are empty in actions.
+    pub hide: Vec<PathBuf>,
+    /// The paths that stay writable.
+    pub writable: Vec<PathBuf>,
+    /// The most bytes in an action's `/dev/shm`.
+    pub shm_bytes: u64,
+    /// Whether actions have the network of the host.
+    pub network: bool,
 }

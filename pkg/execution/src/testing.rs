@@ -8,6 +8,7 @@ use crate::Options;
 pub(crate) fn options() -> Options {
     Options {
         first_user: None,
+        isolation: None,
         node: "node".to_owned(),
         build_root: "/nonexistent".into(),
         concurrency: 1,

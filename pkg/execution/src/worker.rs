@@ -1,6 +1,7 @@
 //! The worker of this node: runs actions from their inputs to their published results.
 
 mod build_root;
+mod isolation;
 mod run;
 mod users;
 
@@ -18,6 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{Failure, Job, Options, abort::Abort, publish};
 use build_root::{BuildRoot, Trash};
 pub use build_root::{BuildRootError, BuildRootFailure};
+pub use isolation::{ProbeError, probe};
 use run::Run;
 use users::Users;
 

@@ -42,7 +42,7 @@ pub struct Launch {
 /// The isolation of a command from the host, by namespaces of its own.
 ///
 /// Inside, the input root is `/gorego/root`. The files of the host are read-only and devices are the few that programs
-/// expect. Processes, `/proc`, `/tmp`, `/dev/shm` and SysV IPC are the action's own.
+/// expect. Processes, `/proc`, `/tmp`, `/dev/shm` and `SysV` IPC are the action's own.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Isolation {
     /// The directory that becomes `/tmp`. The command's user has to own it.

@@ -15,6 +15,7 @@ use std::{
     time::SystemTime,
 };
 
+use gorego_sandbox::Overlay;
 use gorego_storage::Error;
 use rustix::{
     fs::{CWD, FlockOperation, Mode, OFlags, Stat},
@@ -134,8 +135,13 @@ impl BuildRoot {
         Ok(root)
     }
 
-    /// Creates the directory of an action, which belongs to `user` if there is one. Blocks.
-    pub(crate) fn create(self: &Arc<Self>, user: Option<u32>) -> Result<ActionDir, Error> {
+    /// Creates the directory of an action, which belongs to `user` if there is one, with those of an overlay if it
+    /// `has_overlay`. Blocks.
+    pub(crate) fn create(
+        self: &Arc<Self>,
+        user: Option<u32>,
+        has_overlay: bool,
+    ) -> Result<ActionDir, Error> {
         let name = self.new_name();
         let make = |at: &OwnedFd, name: &str, mode| {
             rustix::fs::mkdirat(at, name, mode)?;
@@ -156,6 +162,9 @@ impl BuildRoot {
         };
         action.root = make(&action.dir, ROOT, PUBLIC).map_err(io_error("creating", ROOT))?;
         make(&action.dir, TMP, PUBLIC).map_err(io_error("creating", TMP))?;
+        for name in [UPPER, WORK].into_iter().filter(|_| has_overlay) {
+            make(&action.dir, name, PUBLIC).map_err(io_error("creating", name))?;
+        }
         Ok(action)
     }
 
@@ -177,6 +186,9 @@ impl BuildRoot {
 const ROOT: &str = "root";
 /// The folder for temporary files in an action's directory.
 const TMP: &str = "tmp";
+/// The folders of the overlay in an action's directory.
+const UPPER: &str = "upper";
+const WORK: &str = "work";
 
 /// The directory of an action: its input root, temporary files and logs. Moved to the trash when this is dropped.
 #[derive(Debug)]
@@ -192,7 +204,19 @@ pub(crate) struct ActionDir {
 impl ActionDir {
     /// Returns the path of the folder for temporary files.
     pub(crate) fn tmp(&self) -> PathBuf {
-        self.build_root.path.join(&self.name).join(TMP)
+        self.path(TMP)
+    }
+
+    /// Returns the paths of an overlay that the directory was created with.
+    pub(crate) fn overlay(&self) -> Overlay {
+        Overlay {
+            upper: self.path(UPPER),
+            work: self.path(WORK),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.build_root.path.join(&self.name).join(name)
     }
 }
 

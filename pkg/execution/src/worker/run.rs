@@ -9,7 +9,12 @@ use reapi::v2::ExecuteResponse;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use super::{NodeWorker, block, build_root::ActionDir, users::User};
+use super::{
+    NodeWorker, block,
+    build_root::ActionDir,
+    isolation::{has_overlay, isolation},
+    users::User,
+};
 use crate::{
     Failure, Job,
     abort::Abort,
@@ -117,9 +122,10 @@ impl Run<'_> {
         let links = Arc::clone(&self.worker.stores.links);
         let build_root = Arc::clone(&self.worker.build_root);
         let user = self.worker.users.take()?;
+        let id = user.as_ref().map(User::id);
+        let has_overlay = has_overlay(&self.worker.options, id);
         block(move || {
-            let id = user.as_ref().map(User::id);
-            let dir = build_root.create(id)?;
+            let dir = build_root.create(id, has_overlay)?;
             let source = Source {
                 links: &*links,
                 copies,
@@ -156,7 +162,7 @@ impl Run<'_> {
                 ..Limits::default()
             },
             user,
-            isolation: None,
+            isolation: isolation(options, &staged.dir, user),
         };
         let ended = self.worker.runner.run(launch, self.stop.clone()).await;
         let ended = ended.map_err(|error| match error {
@@ -178,7 +184,10 @@ impl Run<'_> {
     fn environment(&self, dir: &ActionDir) -> Vec<(String, String)> {
         let mut environment = self.worker.options.environment.clone();
         for name in TEMPORARY {
-            let tmp = || dir.tmp().to_string_lossy().into_owned();
+            let tmp = || match &self.worker.options.isolation {
+                Some(_) => "/tmp".to_owned(),
+                None => dir.tmp().to_string_lossy().into_owned(),
+            };
             environment.entry(name.to_owned()).or_insert_with(tmp);
         }
         for variable in &self.job.command.environment_variables {
@@ -239,7 +248,9 @@ impl Run<'_> {
                 max_bytes,
                 max_inline: inline,
             };
-            let outputs = match collect(&job, &dir.root, sink) {
+            // What was written into an overlay is not in the directory.
+            let root = ended.root.as_deref().unwrap_or(&dir.root);
+            let outputs = match collect(&job, root, sink) {
                 Err(Abort::Final(failure)) => Err(failure),
                 collected => Ok(collected?),
             };

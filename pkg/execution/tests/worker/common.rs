@@ -13,14 +13,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use gorego_execution::{Job, NodeWorker, Options, Runner, Stores};
-use gorego_sandbox::Launcher;
+use gorego_execution::{IsolationOptions, Job, NodeWorker, Options, Runner, Stores};
+use gorego_sandbox::{Launcher, Level};
 use gorego_scheduler::{
     self as scheduler, ActionKey, Capacity, End, OperationId, Request, Stage, Watch, WorkerId,
 };
 use gorego_storage::{ActionCache, ActionCacheExt as _, BlobStore, Digest, Links, MemoryStore};
 use gorego_storage_local::{LocalOptions, LocalStore, SyncMode};
 use reapi::v2::{self, ActionResult, ExecuteResponse};
+use rustix::process::geteuid;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -34,6 +35,8 @@ pub(crate) const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 pub(crate) struct Fixture {
     pub(crate) launcher: Arc<Launcher>,
     runtime: Runtime,
+    /// Whether nodes isolate actions.
+    pub(crate) is_isolated: bool,
 }
 
 impl Fixture {
@@ -41,7 +44,21 @@ impl Fixture {
         Self {
             launcher: Arc::new(launcher),
             runtime: Runtime::new().unwrap(),
+            is_isolated: false,
         }
+    }
+
+    /// Isolates the actions of later nodes, or returns why the system does not allow it.
+    pub(crate) fn isolate(&mut self) -> Result<(), String> {
+        let dir = tempfile::tempdir().unwrap();
+        let mut options = options(dir.path().join("build"));
+        isolate(&mut options);
+        let level = self.run(gorego_execution::probe(&options, &self.launcher));
+        match level.unwrap() {
+            Level::Full => self.is_isolated = true,
+            Level::Plain(why) => return Err(why),
+        }
+        Ok(())
     }
 
     pub(crate) fn run<T>(&self, test: impl Future<Output = T>) -> T {
@@ -62,13 +79,28 @@ impl Fixture {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(LocalStore::open(local_options(dir.path())).await.unwrap());
         let runner: Arc<dyn Runner> = Arc::clone(&self.launcher) as _;
-        Node::new(dir, store, runner, change)
+        Node::new(dir, store, runner, self.change(change))
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Options)) -> impl FnOnce(&mut Options) {
+        let is_isolated = self.is_isolated;
+        move |options| {
+            change(options);
+            if is_isolated {
+                isolate(options);
+            }
+        }
     }
 
     /// A node with a store in memory and real processes.
     pub(crate) fn in_memory(&self, change: impl FnOnce(&mut Options)) -> Node<MemoryStore> {
         let runner: Arc<dyn Runner> = Arc::clone(&self.launcher) as _;
-        Node::new(tempfile::tempdir().unwrap(), Arc::default(), runner, change)
+        Node::new(
+            tempfile::tempdir().unwrap(),
+            Arc::default(),
+            runner,
+            self.change(change),
+        )
     }
 }
 
@@ -89,6 +121,7 @@ fn local_options(dir: &Path) -> LocalOptions {
 fn options(build_root: PathBuf) -> Options {
     Options {
         first_user: None,
+        isolation: None,
         node: "node".to_owned(),
         build_root,
         concurrency: 4,
@@ -105,6 +138,17 @@ fn options(build_root: PathBuf) -> Options {
         ignore_unknown_platform: false,
         scheduler: scheduler_options(),
     }
+}
+
+/// Isolates actions, which as root need a user of their own.
+fn isolate(options: &mut Options) {
+    options.first_user = geteuid().is_root().then_some(61184);
+    options.isolation = Some(IsolationOptions {
+        hide: vec!["/root".into(), "/home".into(), "/run".into()],
+        writable: Vec::new(),
+        shm_bytes: 1 << 20,
+        network: false,
+    });
 }
 
 fn scheduler_options() -> scheduler::Options {

@@ -66,6 +66,7 @@ impl Runner for FakeRunner {
             stopped: false,
             usage: Usage::default(),
             leftovers: Leftovers::default(),
+            root: None,
             started: now,
             ended: now + Duration::from_secs(1),
         })

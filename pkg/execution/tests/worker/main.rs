@@ -13,14 +13,22 @@ mod staging;
 
 use std::{
     env,
+    fs::{self, Permissions},
+    os::unix::{
+        fs::{PermissionsExt as _, chown},
+        process::CommandExt as _,
+    },
     panic::{self, AssertUnwindSafe},
-    process::ExitCode,
+    process::{Command, ExitCode},
     sync::Mutex,
     thread,
 };
 
 use gorego_sandbox::Launcher;
-use rustix::{fs::Mode, process::umask};
+use rustix::{
+    fs::Mode,
+    process::{geteuid, umask},
+};
 
 use crate::common::Fixture;
 
@@ -30,14 +38,73 @@ type Test = (&'static str, fn(&Fixture));
 /// The number of tests that run at once. Most of them wait.
 const PARALLEL: usize = 4;
 
-/// Runs the tests whose names contain the first argument.
+/// The tests whose actions meet the test, or each other, in a folder of the host, or look at it.
+const ON_HOST: [&str; 4] = [
+    "a_cancelled_action_is_stopped",
+    "an_archive_of_inputs_has_no_hard_links",
+    "an_input_that_a_cancelled_action_altered_harms_nobody",
+    "an_input_that_an_action_altered_before_another_read_it_is_right",
+];
+
+/// The names of tests whose actions have to own their inputs. As root, isolated actions do not.
+const OF_OWNERS: [&str; 3] = [
+    "a_hard_link_of_an_input",
+    "an_input_",
+    "a_user_of_the_action",
+];
+
+/// The ordinary user that runs tests of owners once more.
+const ORDINARY: u32 = 65534;
+
+/// Runs the tests whose names contain the first argument, on the host and isolated.
 fn main() -> ExitCode {
     // That of a careful operator, which must not reach the action.
     umask(Mode::RWXG | Mode::RWXO);
-    let fixture = Fixture::new(Launcher::start().unwrap());
+    let mut fixture = Fixture::new(Launcher::start().unwrap());
+    let is_root = geteuid().is_root();
+    let mut passed = run("test", &fixture, |_| true);
+    match fixture.isolate() {
+        Ok(()) => {
+            passed &= run("isolated", &fixture, |name| {
+                let is_owner = OF_OWNERS.iter().any(|owner| name.starts_with(owner));
+                !ON_HOST.contains(&name) && !(is_root && is_owner)
+            });
+            passed &= !is_root || run_as_ordinary_user();
+        }
+        Err(why) => println!("the system does not allow isolation: {why}"),
+    }
+    ExitCode::from(u8::from(!passed))
+}
+
+/// Runs the tests of inputs that are altered, as a user who owns them.
+fn run_as_ordinary_user() -> bool {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("worker");
+    fs::copy(env::current_exe().unwrap(), &program).unwrap();
+    let home = directory.path().join("home");
+    fs::create_dir(&home).unwrap();
+    for path in [directory.path(), &home, &program] {
+        fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
+    }
+    chown(&home, Some(ORDINARY), Some(ORDINARY)).unwrap();
+    let status = Command::new(program)
+        .arg("harms_nobody")
+        .uid(ORDINARY)
+        .gid(ORDINARY)
+        .env("TMPDIR", &home)
+        .current_dir(&home)
+        .status();
+    status.unwrap().success()
+}
+
+/// Runs the selected tests that suit the fixture, and returns whether all passed.
+fn run(prefix: &str, fixture: &Fixture, suits: impl Fn(&str) -> bool + Sync) -> bool {
     let arguments: Vec<_> = env::args().skip(1).collect();
     let filter = arguments.iter().find(|argument| !argument.starts_with('-'));
-    let selected = |(name, _): &&Test| filter.is_none_or(|filter| name.contains(filter.as_str()));
+    let suits = &suits;
+    let selected = |(name, _): &&Test| {
+        suits(name) && filter.is_none_or(|filter| name.contains(filter.as_str()))
+    };
     let tests = [
         directories::TESTS,
         fake::TESTS,
@@ -51,11 +118,14 @@ fn main() -> ExitCode {
     let failures = Mutex::new(0);
     let work = || {
         while let Some((name, test)) = { queue.lock().unwrap().next() } {
-            let passed = panic::catch_unwind(AssertUnwindSafe(|| test(&fixture))).is_ok();
-            println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
+            let passed = panic::catch_unwind(AssertUnwindSafe(|| test(fixture))).is_ok();
+            println!(
+                "{prefix} {name} ... {}",
+                if passed { "ok" } else { "FAILED" }
+            );
             *failures.lock().unwrap() += u32::from(!passed);
         }
     };
     thread::scope(|scope| (0..PARALLEL).for_each(|_| _ = scope.spawn(work)));
-    ExitCode::from(u8::from(*failures.lock().unwrap() > 0))
+    *failures.lock().unwrap() == 0
 }

@@ -45,9 +45,12 @@ pub(crate) const SERVE_ISOLATED: &str = "--serve-isolated";
 pub(crate) fn serve(launcher: Launcher, is_isolated: bool, script: &str) {
     let fixture = Fixture::new(launcher);
     let action = Action::new();
-    let launch = |script| match is_isolated {
-        true => action.script(script),
-        false => Root::new().script(script),
+    let launch = |script| {
+        if is_isolated {
+            action.script(script)
+        } else {
+            Root::new().script(script)
+        }
     };
     let mut first = launch(script);
     first.stdout = std::io::stdout().as_fd().try_clone_to_owned().unwrap();

@@ -40,6 +40,7 @@ fn options() -> ExecutionOptions {
     ExecutionOptions {
         node: "node".to_owned(),
         first_user: None,
+        isolation: None,
         max_inline_bytes: 1 << 20,
         build_root: "/nonexistent".into(),
         concurrency: 1,

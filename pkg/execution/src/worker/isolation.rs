@@ -1,0 +1,66 @@
+//! The isolation of actions.
+
+use gorego_sandbox::{Isolation, LaunchError, Launcher, Level};
+use gorego_storage::Error;
+use tokio::task::spawn_blocking;
+
+use super::{
+    BuildRootError,
+    build_root::{ActionDir, BuildRoot},
+};
+use crate::Options;
+
+/// The error of a probe.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// The build root cannot be used.
+    #[error(transparent)]
+    BuildRoot(#[from] BuildRootError),
+    /// The directory of an action cannot be created.
+    #[error(transparent)]
+    Directory(#[from] Error),
+    /// The trial failed for another cause than the system's limits.
+    #[error("failed to try the isolation of actions: {0}")]
+    Launch(#[from] LaunchError),
+}
+
+/// Tries once to isolate an action as `options` say, in their build root. To be called before a worker uses it.
+pub async fn probe(options: &Options, launcher: &Launcher) -> Result<Level, ProbeError> {
+    let (path, user) = (options.build_root.clone(), options.first_user);
+    let has_overlay = has_overlay(options, user);
+    let create = move || -> Result<ActionDir, ProbeError> {
+        let build_root = BuildRoot::open(&path)?;
+        Ok(build_root.create(user, has_overlay)?)
+    };
+    let dir = spawn_blocking(create)
+        .await
+        .map_err(|error| LaunchError::Io(error.into()))??;
+    let root = dir.root.try_clone().map_err(LaunchError::Io)?;
+    match isolation(options, &dir, user) {
+        Some(isolation) => Ok(launcher.probe(root, user, isolation).await?),
+        None => Ok(Level::Plain("isolation is switched off".to_owned())),
+    }
+}
+
+/// Returns the isolation of an action.
+pub(super) fn isolation(
+    options: &Options,
+    dir: &ActionDir,
+    user: Option<u32>,
+) -> Option<Isolation> {
+    let isolation = options.isolation.as_ref()?;
+    Some(Isolation {
+        tmp: dir.tmp(),
+        overlay: has_overlay(options, user).then(|| dir.overlay()),
+        hide: isolation.hide.clone(),
+        writable: isolation.writable.clone(),
+        shm_bytes: isolation.shm_bytes,
+        network: isolation.network,
+    })
+}
+
+/// Whether an action has an overlay. One with a user of its own may not write into blobs anyway, and could not rename
+/// inputs in an overlay, since the kernel copies no file of an unknown owner.
+pub(super) fn has_overlay(options: &Options, user: Option<u32>) -> bool {
+    options.isolation.is_some() && user.is_none()
+}
