@@ -10,9 +10,18 @@
 //!                      └─ supervisor ── ...
 //! ```
 //!
+//! A command may be isolated from the host ([`Isolation`]). The supervisor then starts it through another process, the
+//! first of the command's namespaces, which builds the root that the command sees. Where the system allows it is found
+//! by trying ([`Launcher::probe`]).
+//!
+//! ```text
+//! server ── launcher ── supervisor ── init ── command ── its children
+//!                                     └ namespaces: user, mount, pid, ipc, uts, net
+//! ```
+//!
 //! Every process of an action is killed when the command ends, when the action is stopped, and when the server, the
 //! launcher or the supervisor dies. If the launcher and a supervisor are killed at the same moment, only the command
-//! itself dies with them.
+//! itself dies with them, unless it is isolated.
 
 mod fork;
 mod launch;
