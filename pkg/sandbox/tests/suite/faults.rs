@@ -66,8 +66,6 @@ pub(crate) fn serve(launcher: Launcher, is_isolated: bool, script: &str) {
 struct Server {
     watch: Watch,
     process: Child,
-    supervisor: Pid,
-    launcher: Pid,
 }
 
 /// Returns the child of a process that has a name of 15 bytes or less.
@@ -97,13 +95,16 @@ impl Server {
             .spawn()
             .unwrap();
         watch.ready();
-        let launcher = child(process.id(), "gorego-launcher");
-        Self {
-            watch,
-            process,
-            supervisor: child(launcher.as_raw_pid().cast_unsigned(), "gorego-action"),
-            launcher,
-        }
+        Self { watch, process }
+    }
+
+    fn launcher(&self) -> Pid {
+        child(self.process.id(), "gorego-launcher")
+    }
+
+    fn supervisor(&self) -> Pid {
+        let launcher = self.launcher().as_raw_pid().cast_unsigned();
+        child(launcher, "gorego-action")
     }
 
     /// Waits until all processes are gone, and returns the rest of their output.
@@ -122,7 +123,7 @@ fn death_of_the_server_kills_every_process(_: &Fixture) {
 
 fn death_of_the_launcher_kills_every_process(_: &Fixture) {
     let server = Server::start(SERVE, "sleep 1000");
-    kill_process(server.launcher, Signal::KILL).unwrap();
+    kill_process(server.launcher(), Signal::KILL).unwrap();
     let output = server.gone();
     let lines: Vec<_> = output.lines().collect();
     assert!(
@@ -138,9 +139,10 @@ fn death_of_the_launcher_kills_every_process(_: &Fixture) {
 /// Without the launcher, nothing but the kernel is left to kill the processes.
 pub(crate) fn isolated_processes_outlive_no_supervisor(_: &Fixture) {
     let server = Server::start(SERVE_ISOLATED, "sleep 1000");
-    kill_process(server.launcher, Signal::STOP).unwrap();
-    kill_process(server.supervisor, Signal::KILL).unwrap();
-    kill_process(server.launcher, Signal::KILL).unwrap();
+    let (launcher, supervisor) = (server.launcher(), server.supervisor());
+    kill_process(launcher, Signal::STOP).unwrap();
+    kill_process(supervisor, Signal::KILL).unwrap();
+    kill_process(launcher, Signal::KILL).unwrap();
     let output = server.gone();
     assert!(
         output.starts_with("lost: the action's supervisor died"),
@@ -156,7 +158,7 @@ pub(crate) fn isolated_processes_outlive_no_server(_: &Fixture) {
 
 fn death_of_a_supervisor_kills_its_processes(_: &Fixture) {
     let server = Server::start(SERVE, "sleep 1000");
-    kill_process(server.supervisor, Signal::KILL).unwrap();
+    kill_process(server.supervisor(), Signal::KILL).unwrap();
     let output = server.gone();
     let lines: Vec<_> = output.lines().collect();
     assert!(

@@ -8,6 +8,7 @@ mod isolation;
 mod load;
 mod poison;
 mod processes;
+mod reach;
 mod refusals;
 
 use std::{
@@ -50,20 +51,19 @@ fn main() -> ExitCode {
     let fixture = Fixture::new(launcher);
     let filter = arguments.iter().find(|argument| !argument.starts_with('-'));
     let selected = |(name, _): &&Test| filter.is_none_or(|filter| name.contains(filter.as_str()));
-    let (isolated, poisoned) = match isolation::level(&fixture) {
-        Level::Full => (isolation::TESTS, poison::TESTS),
-        Level::Plain(_) => (isolation::FORBIDDEN, [].as_slice()),
+    let isolated: &[_] = match isolation::level(&fixture) {
+        Level::Full => &[isolation::TESTS, poison::TESTS, reach::TESTS],
+        Level::Plain(_) => &[isolation::FORBIDDEN],
     };
-    let tests = [
+    let on_host = [
         command::TESTS,
         faults::TESTS,
-        isolated,
-        poisoned,
         load::TESTS,
         processes::TESTS,
         refusals::TESTS,
     ];
-    let queue = Mutex::new(tests.into_iter().flatten().filter(selected));
+    let tests = on_host.iter().chain(isolated).copied();
+    let queue = Mutex::new(tests.flatten().filter(selected));
     let failures = Mutex::new(0);
     let work = || {
         while let Some((name, test)) = { queue.lock().unwrap().next() } {
