@@ -7,6 +7,7 @@ use std::{
     ffi::OsStr,
     fs,
     net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
     sync::{Arc, mpsc},
@@ -202,7 +203,10 @@ impl Server {
 
     fn within(surroundings: Surroundings, settings: &[&str]) -> Self {
         let settings = settings.iter().map(|&s| s.to_owned()).collect();
-        let dir = TempDir::new().expect("a temporary directory");
+        // The users of actions need access.
+        let mut dir = tempfile::Builder::new();
+        dir.permissions(fs::Permissions::from_mode(0o711));
+        let dir = dir.tempdir().expect("a temporary directory");
         Self::launch(Arc::new(dir), surroundings, settings)
     }
 

@@ -315,7 +315,12 @@ fn paths_named_in(document: &str) -> Vec<String> {
 #[test]
 fn every_path_that_the_documents_name_exists() {
     let mut problems = Vec::new();
-    for document in ["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md"] {
+    for document in [
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "README.md",
+        "SECURITY.md",
+    ] {
         let paths = paths_named_in(&read(document));
         let missing = paths.into_iter().filter(|path| {
             let path = root().join(path);

@@ -10,8 +10,7 @@ use gorego_integration::{
     workspace,
 };
 
-/// The settings of a server that executes actions as the user who runs the test.
-const EXECUTES: [&str; 2] = ["execution.enabled=true", "execution.run_as_root=true"];
+const EXECUTES: [&str; 1] = ["execution.enabled=true"];
 
 /// Returns the hash of each output by its path. Those of tests contain durations.
 fn outputs(build: &Build) -> BTreeMap<&str, &str> {

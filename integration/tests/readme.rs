@@ -8,7 +8,7 @@ use std::{
 };
 
 use gorego_integration::{
-    bazel::Checkout,
+    bazel::{Checkout, Spawn},
     binary,
     client::Client,
     lock::Lock,
@@ -44,8 +44,9 @@ const TRIED: [(&str, &str); 5] = [
 ];
 
 /// Commands of the project itself, which `.ci/run` covers.
-const OWN: [&str; 4] = [
+const OWN: [&str; 5] = [
     "bazel run //cmd/gorego",
+    "bazel run //cmd/gorego -- --set execution.enabled=true",
     "tools/bazel run //cmd/gorego",
     "bazel test //...",
     "cargo test --workspace",
@@ -159,7 +160,7 @@ fn check_start(block: &Block<'_>) {
     for line in block.text.lines() {
         let varies = ["0.1.0", "[::]", "~", "http://", "grpc://"];
         let end = varies.iter().filter_map(|part| line.find(part)).min();
-        let constant = line.get(..end.expect("something that varies")).unwrap();
+        let constant = line.get(..end.unwrap_or(line.len())).unwrap();
         assert!(
             stderr.lines().any(|stderr| stderr.starts_with(constant)),
             "{constant:?}: {stderr}"
@@ -167,10 +168,17 @@ fn check_start(block: &Block<'_>) {
     }
 }
 
-/// Checks that Bazel with all lines, including commented ones, hits in a second checkout.
+/// Checks that Bazel with all lines, including commented ones, hits in a second checkout. With an executor, the first
+/// build runs there.
 fn check_bazelrc(block: &Block<'_>) {
     let _lock = Lock::bazel();
-    let server = Server::start(&[]);
+    let is_executor = block.text.contains("--remote_executor=");
+    let (server, strategy) = if is_executor {
+        let server = Server::start_in_root(&["execution.enabled=true"]);
+        (server, "--spawn_strategy=remote")
+    } else {
+        (Server::start(&[]), "--spawn_strategy=local")
+    };
     let mut lines = String::new();
     for line in block.text.lines() {
         let line = line
@@ -188,11 +196,13 @@ fn check_bazelrc(block: &Block<'_>) {
             let own = fs::read_to_string(&rc).unwrap();
             fs::write(&rc, own + &lines).unwrap();
         });
-        let arguments = ["build", "//:big", "--announce_rc"];
+        let arguments = ["build", "//:big", "--announce_rc", strategy];
         checkout.bazel(&server.grpc_url(), &[], &arguments)
     };
     let first = build();
     assert!(!first.cacheable().any(|spawn| spawn.cache_hit));
+    let is_elsewhere = |spawn: &Spawn| (spawn.runner == "remote") != is_executor;
+    assert!(!first.spawns.iter().any(is_elsewhere), "{:?}", first.spawns);
     for line in lines.lines().filter(|line| line.starts_with("build --")) {
         let option = line.strip_prefix("build ").unwrap();
         assert!(

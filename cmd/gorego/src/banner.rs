@@ -44,14 +44,18 @@ pub(crate) fn banner(config: &Config, address: SocketAddr, metrics: Option<Socke
 /// Returns whether actions are executed, and how.
 fn executor(config: &Config) -> String {
     if !execution::is_on(config) {
-        return "not executing actions: set execution.enabled to true to let all clients run commands here".to_owned();
+        return "executing no actions (execution.enabled)".to_owned();
     }
     let (concurrency, dir) = (
         execution::concurrency(config),
         execution::build_root(config),
     );
+    let users = match execution::first_user(config) {
+        Some(first) => format!("as users from {first} on"),
+        None => "as this user".to_owned(),
+    };
     format!(
-        "executing up to {concurrency} actions at once in {}, without a sandbox: they can read and change what this user can",
+        "executing up to {concurrency} actions at once in {}, {users}, without a sandbox",
         dir.display()
     )
 }

@@ -4,7 +4,8 @@ use std::{
     collections::BTreeMap,
     fs, io,
     num::NonZeroU64,
-    path::PathBuf,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
     sync::Arc,
     thread,
     time::{Duration, SystemTime},
@@ -30,12 +31,19 @@ const DRAIN: f64 = 0.8;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error(
-        "execution.enabled = true: gorego runs as root, and so would actions, with nothing to keep them from changing \
-         this system; accepted: another user, or execution.run_as_root: true"
+        "execution.uids = {0}: this container or user namespace has no users up to {1}, one for each of \
+         execution.concurrency; accepted: users that exist here, or execution.run_as_root: true"
     )]
-    Root,
+    NoUsers(u32, u64),
+    #[error(
+        "execution.build_root: the users of actions have no access to {0}, whose mode is {1:03o}; accepted: a directory \
+         below ones with x for all (chmod o+x), or execution.run_as_root: true"
+    )]
+    Unreachable(PathBuf, u32),
     #[error("cannot start the launcher of actions: {0}")]
-    Launcher(#[from] io::Error),
+    Launcher(io::Error),
+    #[error("execution.build_root: {0}")]
+    Access(#[from] io::Error),
     #[error("execution.build_root: {0}")]
     BuildRoot(#[from] BuildRootError),
     #[error("cluster.node_id: {0}")]
@@ -53,10 +61,44 @@ pub(crate) fn launcher(config: &Config) -> Result<Option<Launcher>, Error> {
     if !is_on(config) {
         return Ok(None);
     }
-    if geteuid().is_root() && !config.execution.run_as_root {
-        return Err(Error::Root);
+    if let Some(first) = first_user(config) {
+        check_users(first, concurrency(config))?;
     }
-    Ok(Some(Launcher::start()?))
+    Launcher::start().map(Some).map_err(Error::Launcher)
+}
+
+/// Returns the first of the users that actions run as; `None` if they run as gorego's own.
+pub(crate) fn first_user(config: &Config) -> Option<u32> {
+    let execution = &config.execution;
+    (geteuid().is_root() && !execution.run_as_root).then_some(execution.uids)
+}
+
+/// Checks that these users exist in this user namespace.
+fn check_users(first: u32, count: u32) -> Result<(), Error> {
+    let end = u64::from(first) + u64::from(count);
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let is_mapped = map.lines().any(|range| {
+        let numbers: Option<Vec<u64>> = range.split_whitespace().map(|n| n.parse().ok()).collect();
+        let within = |start, len| start <= u64::from(first) && end <= start + len;
+        matches!(numbers.as_deref(), Some([start, _, len]) if within(*start, *len))
+    });
+    if is_mapped {
+        Ok(())
+    } else {
+        Err(Error::NoUsers(first, end - 1))
+    }
+}
+
+/// Checks that all users can reach the directories in the build root.
+fn check_access(build_root: &Path) -> Result<(), Error> {
+    let build_root = fs::canonicalize(build_root)?;
+    for dir in build_root.ancestors() {
+        let mode = fs::metadata(dir)?.permissions().mode() & 0o777;
+        if mode & 0o001 == 0 {
+            return Err(Error::Unreachable(dir.to_owned(), mode));
+        }
+    }
+    Ok(())
 }
 
 /// The executor of this node.
@@ -80,13 +122,16 @@ impl LocalExecutor {
         let options = options(config);
         let generation = generation(&options)?;
         let blobs = Arc::clone(&stores.blobs);
+        // Clients look an action up before they execute it, so that this lookup does not count.
+        let actions = Arc::clone(&stores.results);
         let worker = Arc::new(NodeWorker::new(
             options.clone(),
             stores,
             Arc::new(launcher),
         )?);
-        // Its lookups are those of clients.
-        let actions = Arc::clone(&tiers.stores.actions);
+        if options.first_user.is_some() {
+            check_access(&options.build_root)?;
+        }
         let running = Arc::clone(&worker) as _;
         let executor = Arc::new(Executor::new(options, blobs, actions, generation, running));
         Ok(Some(Self {
@@ -131,13 +176,15 @@ fn options(config: &Config) -> Options {
         node: node(&config.cluster.node_id),
         build_root: build_root(config),
         concurrency: concurrency(config),
+        first_user: first_user(config),
         memory: or(execution.memory.bytes(), usable_memory() / 10 * 9),
         default_timeout: execution.default_timeout,
         max_timeout: execution.max_timeout,
         kill_delay: execution.sandbox.kill_delay,
         max_input_bytes: or(execution.max_input_bytes.bytes(), sixty_percent),
         max_output_bytes: NonZeroU64::new(execution.max_output_bytes.bytes()).map(NonZeroU64::get),
-        max_inline_bytes: config.limits.max_batch_bytes.bytes(),
+        // The rest of a response has to fit into a message, too.
+        max_inline_bytes: config.limits.max_batch_bytes.bytes() / 2,
         max_log_bytes: execution.max_log_bytes.bytes(),
         environment: execution.environment.0.iter().cloned().collect(),
         platform: platform(&execution.platform),

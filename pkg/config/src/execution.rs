@@ -14,7 +14,10 @@ section! {
         /// Executes actions for clients: whoever reaches `listen_addr` then runs commands here. `auto` is off for
         /// now. `true` needs the local cache.
         enabled: Switch = Switch::Auto,
-        /// Executes actions as root although they are not kept from changing this system.
+        /// If gorego runs as root, the first of the users that actions run as, one for each that runs at once. No other
+        /// program should use them; they need no names.
+        uids: u32 = 61_184,
+        /// If gorego runs as root, executes actions as root, too. They can then change everything on this machine.
         run_as_root: bool = false,
         /// The number of actions that run at once. 0 for the number of processors.
         concurrency: u32 = 0,

@@ -144,9 +144,9 @@ section! {
         /// 'http://localhost:9090/debug/pprof/profile?seconds=10'`. `ui` applies, too.
         pprof: bool = false,
         /// Regular expressions for the names of secrets: flags, environment variables, headers and platform
-        /// properties. Their values are replaced by `[redacted]` before builds are recorded or shown. After a change,
-        /// so are all values of these kinds in the builds of earlier runs. User information in URLs is always replaced,
-        /// in logs and traces, too.
+        /// properties. Their values are replaced by `[redacted]` before builds are recorded or shown. After a change of
+        /// the list, so are all values of arguments, variables and properties in the builds of earlier runs. User
+        /// information in URLs is always replaced, in logs and traces, too.
         redact: Vec<String> =
             vec!["(?i)token|secret|passw|key|auth|cookie|credential".to_owned()],
         /// The most disk space for recent builds, in `builds/` below `local_cache.dir`; not part of

@@ -15,7 +15,7 @@ use crate::{
     Failure, Inputs, Job, Options,
     action::CheckedAction,
     command::check_command,
-    inputs::{self, Resident},
+    inputs::{Loaded, Resident, load},
     platform::check_platform,
 };
 
@@ -35,15 +35,17 @@ pub(crate) async fn read_action(
     blobs: &dyn BlobStore,
     digest: &Digest,
 ) -> Result<(Digest, Action), Failure> {
+    let field = "action_digest";
     let first = digest.only();
-    let read = read(blobs, "action_digest", &first, MAX_ACTION).await;
-    if let Err(Failure::Missing(_)) = read
-        && let Some(other) = digest.other()
-        && let Ok(action) = self::read(blobs, "action_digest", &other, MAX_ACTION).await
-    {
-        return Ok((other, action));
+    match (read(blobs, field, &first, MAX_ACTION).await, digest.other()) {
+        (Err(Failure::Missing(missing)), Some(other)) => {
+            match read(blobs, field, &other, MAX_ACTION).await {
+                Err(Failure::Missing(_)) => Err(Failure::Missing(missing)),
+                action => Ok((other, action?)),
+            }
+        }
+        (action, _) => Ok((first, action?)),
     }
-    Ok((first, read?))
 }
 
 /// Reads and decodes the blob in `field`.
@@ -107,8 +109,11 @@ impl Admission<'_> {
         if let Some(command) = &command {
             self.check(command)?;
         }
-        let (inputs, directories) =
-            inputs::load(self.blobs, self.resident, self.action.root).await?;
+        let Loaded {
+            inputs,
+            missing: directories,
+            memory: loading,
+        } = load(self.blobs, self.resident, self.action.root).await?;
         self.check_size(&inputs)?;
         missing.extend(directories);
         self.look_up(&inputs, &mut missing).await?;
@@ -130,6 +135,7 @@ impl Admission<'_> {
             inline_output_files: request.inline_output_files.clone(),
             queued: self.queued,
         });
+        drop(loading);
         self.resident.add_job(&job, memory)?;
         Ok(job)
     }

@@ -7,7 +7,7 @@ use std::{
 
 use gorego_storage::{Error, Result};
 use rustix::{
-    fs::{Mode, OFlags, ResolveFlags, Stat},
+    fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Stat, Uid},
     io::Errno,
 };
 
@@ -64,6 +64,19 @@ fn open_part(base: BorrowedFd<'_>, part: &str) -> Result<OwnedFd, Errno> {
 /// Opens the directory `name` in `at`, unless it is a symlink.
 pub(crate) fn open_child(at: impl AsFd, name: &str) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(at, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())
+}
+
+/// Makes `user`, if there is one, the owner of a file, with the group of the same number.
+pub(crate) fn give(file: impl AsFd, user: Option<u32>) -> Result<(), Errno> {
+    let Some(id) = user else { return Ok(()) };
+    rustix::fs::fchown(file, Some(Uid::from_raw(id)), Some(Gid::from_raw(id)))
+}
+
+/// Makes `user`, if there is one, the owner of the file `name` in `at`.
+pub(crate) fn give_child(at: impl AsFd, name: &str, user: Option<u32>) -> Result<(), Errno> {
+    let Some(id) = user else { return Ok(()) };
+    let (owner, group) = (Some(Uid::from_raw(id)), Some(Gid::from_raw(id)));
+    rustix::fs::chownat(at, name, owner, group, AtFlags::SYMLINK_NOFOLLOW)
 }
 
 /// Opens the parent of a directory. `id` is what [`id_of`] returned for the parent: the tree must not have changed.

@@ -18,7 +18,7 @@ const RETRY_DELAY: i64 = 1;
 pub enum Failure {
     /// These blobs are missing: the action, its command, directories or inputs. `FAILED_PRECONDITION` with a violation
     /// `MISSING` for each.
-    #[error("{} of the action's blobs are missing; the first is {:?}", .0.len(), .0.first())]
+    #[error("blobs of the action are missing: {}", list(.0))]
     Missing(Vec<Digest>),
     /// A field of the action, of its command or of a directory is invalid. `INVALID_ARGUMENT`.
     #[error("{field}: {why}")]
@@ -127,6 +127,15 @@ impl Failure {
     }
 }
 
+/// Names the first of some missing blobs, and the number of the others.
+fn list(digests: &[Digest]) -> String {
+    match digests {
+        [] => String::new(),
+        [digest] => digest.to_string(),
+        [first, others @ ..] => format!("{first} and {} more", others.len()),
+    }
+}
+
 /// Packs a message whose full name is `name`.
 pub(crate) fn any(name: &str, message: &impl Message) -> Any {
     Any {
@@ -203,6 +212,25 @@ mod tests {
         let status = Failure::Missing(blobs).status();
         assert!((3_000_000..4 << 20).contains(&status.encoded_len()));
         assert!(violations(&status).len() > 30_000);
+    }
+
+    #[test]
+    fn errors_of_stores_have_the_codes_of_the_reapi() {
+        let digest = DigestFunction::Sha256.digest(b"blob");
+        let io = |kind| Error::io("reading", "/secret/path", std::io::Error::from(kind));
+        let down = || Error::Unavailable("down".to_owned());
+        for (cause, code) in [
+            (Error::NotFound(digest), Code::FailedPrecondition),
+            (down(), Code::Unavailable),
+            (Error::NotFound(digest).in_outage("down"), Code::Unavailable),
+            (Error::mismatch(&digest, "other"), Code::DataLoss),
+            (io(std::io::ErrorKind::StorageFull), Code::ResourceExhausted),
+            (io(std::io::ErrorKind::PermissionDenied), Code::Internal),
+        ] {
+            let failure = Failure::from_store(cause);
+            assert_eq!(failure.code(), code, "{failure}");
+            assert!(!failure.to_string().contains("/secret"), "{failure}");
+        }
     }
 
     #[test]

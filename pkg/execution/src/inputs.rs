@@ -12,7 +12,7 @@ use std::{collections::HashMap, sync::Arc};
 use gorego_storage::Digest;
 use reapi::v2::Directory;
 
-pub(crate) use load::load;
+pub(crate) use load::{Loaded, load};
 pub(crate) use resident::Resident;
 
 /// The input tree of an action: a graph, in which equal directories are one.

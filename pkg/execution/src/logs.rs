@@ -13,7 +13,7 @@ use rustix::fs::OFlags;
 
 use crate::{
     abort::Abort,
-    beneath::{create_file, io as io_error},
+    beneath::{create_file, give, io as io_error},
 };
 
 /// A log in the store.
@@ -33,10 +33,15 @@ pub(crate) struct LogFile {
 }
 
 impl LogFile {
-    /// Creates the file in `dir`. Blocks.
-    pub(crate) fn create(dir: &OwnedFd, name: &'static str) -> Result<Self, Error> {
+    /// Creates the file in `dir`. It belongs to `user` if there is one. Blocks.
+    pub(crate) fn create(
+        dir: &OwnedFd,
+        name: &'static str,
+        user: Option<u32>,
+    ) -> Result<Self, Error> {
         let file = create_file(dir, name)?;
         // A command may open it again, by `/dev/stdout`.
+        give(&file, user).map_err(io_error("changing the owner of", name))?;
         rustix::fs::fcntl_setfl(&file, OFlags::APPEND).map_err(io_error("opening", name))?;
         Ok(Self { name, file })
     }

@@ -11,6 +11,9 @@ pub struct Options {
     pub build_root: PathBuf,
     /// The most actions that run at once.
     pub concurrency: u32,
+    /// The first of the users that actions run as, one for each action that runs at once. `None`: gorego's own user,
+    /// which must be root otherwise.
+    pub first_user: Option<u32>,
     /// The memory that running actions may use together, in bytes.
     pub memory: u64,
     /// The timeout of an action that names none.

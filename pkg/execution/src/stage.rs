@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Inputs, Job,
     abort::Abort,
-    beneath::{id_of, io, open_child, open_parent},
+    beneath::{give, give_child, id_of, io, open_child, open_parent},
 };
 
 /// The mode of directories.
@@ -32,6 +32,8 @@ pub(crate) struct Source<'a> {
     pub links: &'a dyn Links,
     /// Set if every file is a copy.
     pub copies: bool,
+    /// The user who may change the directories and private files; gorego's own if `None`.
+    pub user: Option<u32>,
     /// Cancelled when the attempt has to stop.
     pub stop: &'a CancellationToken,
 }
@@ -50,7 +52,7 @@ pub(crate) fn stage(
         linked: HashSet::new(),
     };
     stage.tree(root)?;
-    parents::create(root, &job.command)?;
+    parents::create(root, &job.command, source.user)?;
     Ok(stage.linked)
 }
 
@@ -76,7 +78,7 @@ impl<'a> Stage<'a> {
             if let Some(child) = frame.directory.directories.get(frame.next) {
                 frame.next += 1;
                 let digest = self.digest(child.digest.as_ref(), &child.name)?;
-                at = create(&at, &child.name)?;
+                at = create(&at, &child.name, self.source.user)?;
                 frames.push(self.fill(&at, &digest)?);
                 continue;
             }
@@ -119,6 +121,10 @@ impl<'a> Stage<'a> {
             create_symlink(at, symlink)?;
         }
         let stat = rustix::fs::fstat(at).map_err(io("looking up", "."))?;
+        if !Mode::from_raw_mode(stat.st_mode).contains(DIRECTORY_MODE) {
+            // The umask of the server does not concern the action.
+            rustix::fs::fchmod(at, DIRECTORY_MODE).map_err(io("setting the mode of", "."))?;
+        }
         Ok(Frame {
             directory,
             next: 0,
@@ -149,15 +155,19 @@ impl<'a> Stage<'a> {
             Err(error) => return Err(error.into()),
         }
         if let Some(properties) = properties {
+            give_child(at, &file.name, self.source.user)
+                .map_err(io("changing the owner of", &file.name))?;
             apply(at, &file.name, properties)?;
         }
         Ok(())
     }
 }
 
-fn create(at: &OwnedFd, name: &str) -> Result<OwnedFd, Error> {
+fn create(at: &OwnedFd, name: &str, user: Option<u32>) -> Result<OwnedFd, Error> {
     rustix::fs::mkdirat(at, name, DIRECTORY_MODE).map_err(io("creating", name))?;
-    open_child(at, name).map_err(io("opening", name))
+    let created = open_child(at, name).map_err(io("opening", name))?;
+    give(&created, user).map_err(io("changing the owner of", name))?;
+    Ok(created)
 }
 
 fn create_symlink(at: &OwnedFd, symlink: &SymlinkNode) -> Result<(), Error> {

@@ -7,6 +7,7 @@ use crate::Options;
 /// Options that accept what tests need.
 pub(crate) fn options() -> Options {
     Options {
+        first_user: None,
         node: "node".to_owned(),
         build_root: "/nonexistent".into(),
         concurrency: 1,

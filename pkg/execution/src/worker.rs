@@ -2,8 +2,9 @@
 
 mod build_root;
 mod run;
+mod users;
 
-use std::{collections::VecDeque, fmt, sync::Arc};
+use std::{collections::VecDeque, fmt, sync::Arc, time::SystemTime};
 
 use async_trait::async_trait;
 use gorego_sandbox::{Ended, Launch, LaunchError, Launcher};
@@ -18,6 +19,7 @@ use crate::{Failure, Job, Options, abort::Abort, publish};
 use build_root::{BuildRoot, Trash};
 pub use build_root::{BuildRootError, BuildRootFailure};
 use run::Run;
+use users::Users;
 
 /// The most actions that are remembered because they altered their inputs.
 const MAX_ALTERING: usize = 1000;
@@ -55,6 +57,7 @@ pub struct NodeWorker {
     stores: Stores,
     runner: Arc<dyn Runner>,
     build_root: Arc<BuildRoot>,
+    users: Users,
     /// The newest actions that altered their inputs, or had altered ones. They run on copies: where the blobs had to be
     /// uploaded again, they would corrupt them again.
     altering: Mutex<VecDeque<Digest>>,
@@ -79,7 +82,9 @@ impl NodeWorker {
         let build_root = BuildRoot::open(&options.build_root)?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(Trash(Arc::clone(&build_root)).run(stop.clone()));
+        let users = Users::new(options.first_user, options.concurrency);
         Ok(Self {
+            users,
             options,
             stores,
             runner,
@@ -107,6 +112,7 @@ impl NodeWorker {
         let run = Run {
             worker: self,
             job,
+            start: SystemTime::now(),
             stop,
             begin,
         };

@@ -30,6 +30,9 @@ pub struct Launch {
     pub kill_delay: Duration,
     /// The limits of each process.
     pub limits: Limits,
+    /// The user and the group of the command, which then has no other group. `None`: those of the server, which must be
+    /// root otherwise.
+    pub user: Option<u32>,
 }
 
 /// The limits of each process of a command.

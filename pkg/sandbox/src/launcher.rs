@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Ended, Launch, LaunchError, fork,
-    wire::{self, Answer, Order},
+    wire::{self, Answer, Order, Ready},
 };
 
 /// The process that starts the commands of actions. It ends, after the processes of all actions, when this is dropped
@@ -31,15 +31,20 @@ pub struct Launcher {
 
 impl Launcher {
     /// Starts the launcher. To be called before the process has other threads and raises its limits, which actions
-    /// inherit. Fails if there are other threads.
+    /// inherit. Fails if there are other threads, or if the system lacks what the launcher needs.
     pub fn start() -> io::Result<Self> {
         fork::check_single_threaded()?;
-        let (ours, theirs) = StdStream::pair()?;
-        ours.set_nonblocking(true)?;
+        let (socket, theirs) = StdStream::pair()?;
         fork::fork(|| {
             service::run(&theirs).inspect_err(|error| eprintln!("gorego-launcher: {error}"))
         })?;
-        Ok(Self { socket: ours })
+        drop(theirs);
+        let (ready, _) = wire::read::<Ready>(&socket)?;
+        ready.map_err(|why| {
+            io::Error::other(format!("the launcher of actions failed to start: {why}"))
+        })?;
+        socket.set_nonblocking(true)?;
+        Ok(Self { socket })
     }
 
     /// Runs a command until it has ended and none of its processes is left. Cancelling `stop` kills them; the report
@@ -93,6 +98,7 @@ async fn order(control: &UnixStream, launch: Launch) -> io::Result<()> {
         timeout: launch.timeout,
         kill_delay: launch.kill_delay,
         limits: launch.limits,
+        user: launch.user,
     })?;
     let descriptors = [
         launch.root.as_fd(),

@@ -20,15 +20,12 @@ use rustix::process::{Pid, Signal as Sent, WaitStatus, getppid, set_parent_proce
 use crate::{
     Ended, Exit, Leftovers, Usage, fork,
     process::{Children, Signals, Wake, establish, reap},
-    tree,
+    tree::{self, FIRST_PASS, next_pass},
     wire::{self, Answer, Order, Refusal},
 };
 
 /// The number of leftovers that are reported by name.
 const NAMES: usize = 8;
-
-/// The longest time between two passes that kill processes.
-const LONGEST_PASS: Duration = Duration::from_millis(100);
 
 /// Runs the command that arrives on `control`, and reports its end. The caller is a new child of `launcher`. An error
 /// has been reported, but may leave processes behind.
@@ -83,7 +80,7 @@ fn serve(control: &File, launcher: Pid) -> io::Result<Option<Answer>> {
         exit: None,
     };
     let cause = supervisor.watch(control, timeout, kill_delay)?;
-    let leftovers = supervisor.kill_all()?;
+    let leftovers = supervisor.kill_all(!cause.timed_out)?;
     // The writer of the pipe was closed by a successful start, and by the end of the process.
     let mut report = Vec::new();
     refusal.read_to_end(&mut report)?;
@@ -169,12 +166,12 @@ impl Supervisor {
         }
     }
 
-    /// Kills all descendants until none is left. Returns those that outlived the command.
-    fn kill_all(&mut self) -> io::Result<Leftovers> {
-        let outlived = self.exit.is_some();
+    /// Kills all descendants until none is left. Returns those that outlived a command that ended `by_itself`.
+    fn kill_all(&mut self, by_itself: bool) -> io::Result<Leftovers> {
+        let outlived = by_itself && self.exit.is_some();
         let mut counted = HashSet::new();
         let mut leftovers = Leftovers::default();
-        let mut pass = Duration::from_millis(1);
+        let mut pass = FIRST_PASS;
         while self.reap() {
             for process in tree::kill_descendants(&HashSet::new()) {
                 if outlived && !process.zombie && counted.insert(process.pid) {
@@ -185,7 +182,7 @@ impl Supervisor {
                 }
             }
             self.signals.wait(None, Some(pass))?;
-            pass = LONGEST_PASS.min(pass * 2);
+            pass = next_pass(pass);
         }
         Ok(leftovers)
     }

@@ -5,6 +5,7 @@ use std::{
     fs::{self, File},
     io::Read as _,
     path::Path,
+    time::Duration,
 };
 
 use rustix::process::{
@@ -16,6 +17,17 @@ const LINE: usize = 512;
 
 /// The most passes that stop processes before the stopped ones are killed.
 const STOP_PASSES: u32 = 32;
+
+/// The time between the first two passes that kill processes.
+pub(crate) const FIRST_PASS: Duration = Duration::from_millis(1);
+
+/// The longest time between two passes. Processes that wait for a device outlast many.
+const LONGEST_PASS: Duration = Duration::from_millis(100);
+
+/// Returns the time until the pass after the next.
+pub(crate) fn next_pass(pass: Duration) -> Duration {
+    LONGEST_PASS.min(pass * 2)
+}
 
 /// A process.
 #[derive(Clone, Debug, PartialEq)]

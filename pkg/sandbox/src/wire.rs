@@ -1,8 +1,9 @@
 //! The messages between server, launcher and supervisor.
 //!
-//! The server sends the launcher one byte with one end of a socket pair, which the launcher hands to a new supervisor.
-//! The rest goes over that pair: an [`Order`] with three descriptors, then an [`Answer`]. A message is its length in 4
-//! bytes, then JSON. The end of either direction means that its sender has died, or wants the action to stop.
+//! The launcher sends [`Ready`]. For each action, the server sends it one byte with one end of a socket pair, which the
+//! launcher hands to a new supervisor. The rest goes over that pair: an [`Order`] with three descriptors, then an
+//! [`Answer`]. A message is its length in 4 bytes, then JSON. The end of either direction means that its sender has
+//! died, or wants the action to stop.
 
 use std::{
     io::{self, IoSlice, IoSliceMut, Read},
@@ -28,6 +29,9 @@ const MAX_BYTES: usize = 64 << 20;
 /// The most descriptors in a message.
 const DESCRIPTORS: usize = 3;
 
+/// The launcher's first message: it is ready, or why it cannot start.
+pub(crate) type Ready = Result<(), String>;
+
 /// A command to run. Its root, standard output and standard error follow as descriptors, in this order.
 #[derive(Deserialize, Serialize)]
 pub(crate) struct Order {
@@ -37,6 +41,7 @@ pub(crate) struct Order {
     pub(crate) timeout: Duration,
     pub(crate) kill_delay: Duration,
     pub(crate) limits: Limits,
+    pub(crate) user: Option<u32>,
 }
 
 /// The answer to an order.

@@ -100,7 +100,10 @@ impl Builds {
             .iter()
             .try_for_each(|it| it.redact(&options.redaction.fingerprint()));
         if let Err(error) = redacted {
-            tracing::warn!(%error, "failed to redact earlier builds in builds/ of local_cache.dir anew");
+            tracing::warn!(
+                %error,
+                "failed to redact earlier builds in builds/ of local_cache.dir anew; they are not shown in this run"
+            );
         }
         let builds = Self(Arc::new(Shared {
             records: Mutex::new(BuildRecords::new()),

@@ -72,6 +72,9 @@ impl Client {
             StatusCode::FORBIDDEN if answer.quote().contains("telemetry.ui") => {
                 Err(format!("{address} refuses: {}", answer.quote()))
             }
+            StatusCode::SERVICE_UNAVAILABLE if !answer.quote().is_empty() => {
+                Err(format!("{address} cannot answer now: {}", answer.quote()))
+            }
             _ => Err(format!(
                 "{address} is no page of gorego {VERSION}: it answered {path} with {}",
                 answer.describe()
@@ -250,6 +253,11 @@ mod tests {
             (
                 "HTTP/1.1 403 Forbidden\r\ncontent-type: text/plain\r\n\r\nno\n",
                 "is no page of gorego",
+            ),
+            (
+                "HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain\r\n\r\nthe answer \
+                 took too long\n",
+                "cannot answer now: the answer took too long",
             ),
             (
                 "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n{\"status\": \"ok\"}",

@@ -79,11 +79,7 @@ pub(super) fn target(view: &TargetView, now_ms: u64) -> String {
         text += &miss(found, now_ms);
         text += &match &found.miss.explanation {
             Some(explained) => explanation(explained),
-            None => wrap(
-                INDENT,
-                "Not explained yet: the client has not stored a result. `gorego explain` with this digest \
-                 compares what is in the cache now.",
-            ),
+            None => unexplained(found.miss.stored_ms.is_some()),
         };
     }
     let more = view.misses.len().saturating_sub(MAX_MISSES);
@@ -92,6 +88,17 @@ pub(super) fn target(view: &TargetView, now_ms: u64) -> String {
         let _ = writeln!(text, "\nNot shown without --json: {more}.");
     }
     text
+}
+
+/// Renders the reason why a miss has no explanation.
+fn unexplained(is_stored: bool) -> String {
+    let reason = if is_stored {
+        "Not explained in the background."
+    } else {
+        "Not explained yet: the client has not stored a result."
+    };
+    let remedy = "`gorego explain` with this digest compares what is in the cache now.";
+    wrap(INDENT, &format!("{reason} {remedy}"))
 }
 
 /// Renders an action and its last miss.
@@ -277,11 +284,15 @@ mod tests {
             misses: vec![differing(); 12],
         };
         view.misses[0].miss.explanation = None;
+        view.misses[1].miss.explanation = None;
+        view.misses[1].miss.stored_ms = Some(1);
         let text = target(&view, 2000);
         assert!(
             text.starts_with("//app:main: 3 hits, 1 miss, 0 incomplete (hit rate 75 %)\n\naction")
         );
-        assert!(text.contains("Not explained yet"), "{text}");
+        for reason in ["Not explained yet", "Not explained in the background"] {
+            assert_eq!(text.matches(reason).count(), 1, "{text}");
+        }
         assert_eq!(text.matches("action 9f86/142").count(), 10);
         assert!(text.ends_with("\nNot shown without --json: 2 earlier misses.\n"));
         view.misses.clear();

@@ -27,6 +27,10 @@ impl Findings<'_> {
             }
         }
         self.check_timeouts(execution);
+        if execution.uids == 0 {
+            let reason = "is root; accepted: 1 and more, or execution.run_as_root: true";
+            self.refuse(&["execution.uids"], reason);
+        }
         if execution.queue_size == 0 {
             self.refuse(
                 &["execution.queue_size"],

@@ -424,6 +424,7 @@ fn impossible_settings_of_execution_are_refused() {
             "at most execution.max_timeout",
         ),
         (&["execution.queue_size=0"], "1 or more"),
+        (&["execution.uids=0"], "1 and more"),
         (&["execution.environment=A=1,A=2"], "each name once"),
         (&["execution.environment={A=B: c}"], "names without `=`"),
     ] {

@@ -68,6 +68,7 @@ const KEYS: &[(&str, &str)] = &[
     ("telemetry.tracing_ca_file", r#""""#),
     ("telemetry.tracing_sample_ratio", "0.01"),
     ("execution.enabled", "auto"),
+    ("execution.uids", "61184"),
     ("execution.run_as_root", "false"),
     ("execution.concurrency", "0"),
     ("execution.build_root", r#""""#),

@@ -15,6 +15,7 @@ use super::{
     Inputs, MAX_DEPTH, MAX_DIRECTORIES, MAX_DIRECTORY_BYTES, MAX_ENTRIES, Resident,
     count::{Node, Size, size},
     nodes::{InvalidNode, Nodes},
+    resident::Loading,
 };
 use crate::Failure;
 
@@ -29,12 +30,26 @@ const MAX_DECODED: usize = 512 << 20;
 /// The number of directories from which on a tree is counted on another thread.
 const MANY: usize = 2000;
 
-/// Loads the tree below `root`. Also returns the missing directories, whose content the tree then lacks.
-pub(crate) async fn load(
+/// The memory for each directory and each file of a tree, in bytes: several tables of digests.
+const PER_DIGEST: u64 = 256;
+
+/// A loaded tree.
+#[derive(Debug)]
+pub(crate) struct Loaded<'a> {
+    /// The tree, without the content of missing directories.
+    pub(crate) inputs: Inputs,
+    /// The missing directories.
+    pub(crate) missing: Vec<Digest>,
+    /// The memory of the digests.
+    pub(crate) memory: Loading<'a>,
+}
+
+/// Loads the tree below `root`.
+pub(crate) async fn load<'a>(
     blobs: &dyn BlobStore,
-    resident: &Resident,
+    resident: &'a Resident,
     root: Digest,
-) -> Result<(Inputs, Vec<Digest>), Failure> {
+) -> Result<Loaded<'a>, Failure> {
     let mut loader = Loader {
         blobs,
         resident,
@@ -43,6 +58,7 @@ pub(crate) async fn load(
         nodes: Vec::new(),
         files: HashSet::new(),
         encoded: 0,
+        memory: resident.loading(),
     };
     loader.queue(root, None)?;
     while loader.nodes.len() < loader.found.len() {
@@ -62,8 +78,8 @@ struct Found {
     depth: usize,
 }
 
-struct Loader<'a> {
-    blobs: &'a dyn BlobStore,
+struct Loader<'a, 'b> {
+    blobs: &'b dyn BlobStore,
     resident: &'a Resident,
     /// All directories, those at the end not yet loaded.
     found: Vec<Found>,
@@ -73,6 +89,7 @@ struct Loader<'a> {
     files: HashSet<Digest>,
     /// The bytes of all directories.
     encoded: u64,
+    memory: Loading<'a>,
 }
 
 /// The content of a directory.
@@ -90,7 +107,7 @@ struct Parsed {
     memory: Option<u64>,
 }
 
-impl Loader<'_> {
+impl<'a> Loader<'a, '_> {
     /// Returns the number of a directory, which is loaded later if it is new.
     fn queue(&mut self, digest: Digest, parent: Option<usize>) -> Result<usize, Failure> {
         if let Some(number) = self.numbers.get(&digest) {
@@ -191,6 +208,8 @@ impl Loader<'_> {
             bytes: sizes.fold(0, u64::saturating_add),
             children: Vec::with_capacity(nodes.directories.len()),
         };
+        let names = nodes.files.len() + nodes.directories.len();
+        self.memory.add(PER_DIGEST * names as u64)?;
         self.files.extend(nodes.files);
         for child in nodes.directories {
             node.children.push(self.queue(child, Some(number))?);
@@ -230,7 +249,7 @@ impl Loader<'_> {
         shorten(&names.join("/"))
     }
 
-    async fn finish(self, root: Digest) -> Result<(Inputs, Vec<Digest>), Failure> {
+    async fn finish(self, root: Digest) -> Result<Loaded<'a>, Failure> {
         let nodes = self.nodes;
         let counted = off_thread(nodes.len() >= MANY, move || size(&nodes)).await?;
         let Some(Size {
@@ -259,7 +278,11 @@ impl Loader<'_> {
             entries,
             bytes,
         };
-        Ok((inputs, missing))
+        Ok(Loaded {
+            inputs,
+            missing,
+            memory: self.memory,
+        })
     }
 }
 

@@ -22,6 +22,8 @@ pub(crate) struct Resident {
 struct Entries {
     directories: HashMap<Digest, (Weak<Directory>, u64)>,
     jobs: Vec<(Weak<Job>, u64)>,
+    /// The bytes of trees that are being loaded.
+    loading: u64,
     /// The bytes of all entries, some of which may have ended.
     bytes: u64,
     /// The number of entries from which on the ended ones are removed.
@@ -67,6 +69,12 @@ impl Resident {
         Ok(directory)
     }
 
+    /// Begins to count the memory of a tree that is being loaded, beside its directories.
+    pub(crate) const fn loading(&self) -> Loading<'_> {
+        let resident = self;
+        Loading { resident, bytes: 0 }
+    }
+
     /// Adds a job with this many bytes beside its directories.
     pub(crate) fn add_job(&self, job: &Arc<Job>, bytes: u64) -> Result<(), Failure> {
         let mut entries = self.entries.lock();
@@ -93,6 +101,32 @@ impl Resident {
     }
 }
 
+/// The memory of a tree that is being loaded, counted until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Loading<'a> {
+    resident: &'a Resident,
+    bytes: u64,
+}
+
+impl Loading<'_> {
+    /// Counts this many bytes more.
+    pub(crate) fn add(&mut self, bytes: u64) -> Result<(), Failure> {
+        let mut entries = self.resident.entries.lock();
+        self.resident.make_room(&mut entries, bytes)?;
+        entries.loading += bytes;
+        self.bytes += bytes;
+        Ok(())
+    }
+}
+
+impl Drop for Loading<'_> {
+    fn drop(&mut self) {
+        let mut entries = self.resident.entries.lock();
+        entries.loading = entries.loading.saturating_sub(self.bytes);
+        entries.bytes = entries.bytes.saturating_sub(self.bytes);
+    }
+}
+
 impl Entries {
     fn purge(&mut self) {
         self.directories
@@ -100,7 +134,7 @@ impl Entries {
         self.jobs.retain(|(job, _)| job.strong_count() > 0);
         let directories = self.directories.values().map(|(_, bytes)| bytes);
         let jobs = self.jobs.iter().map(|(_, bytes)| bytes);
-        self.bytes = directories.chain(jobs).sum();
+        self.bytes = directories.chain(jobs).sum::<u64>() + self.loading;
         self.purge_at = PURGED.max(2 * (self.directories.len() + self.jobs.len()));
     }
 }
@@ -129,6 +163,18 @@ mod tests {
         assert!(resident.directory(&digest).is_none());
         let _two = add(&resident, 2, 60).unwrap();
         assert!(add(&resident, 3, 41).is_err());
+    }
+
+    #[test]
+    fn trees_that_are_being_loaded_count_until_they_are_dropped() {
+        let resident = Resident::within(100);
+        let mut loading = resident.loading();
+        loading.add(50).unwrap();
+        loading.add(10).unwrap();
+        assert!(loading.add(41).is_err());
+        assert!(add(&resident, 1, 41).is_err());
+        drop(loading);
+        let _one = add(&resident, 1, 100).unwrap();
     }
 
     #[test]

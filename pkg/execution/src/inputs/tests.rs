@@ -49,7 +49,9 @@ async fn put(store: &MemoryStore, directory: &Directory) -> Digest {
 }
 
 async fn loaded(store: &MemoryStore, root: Digest) -> Result<(Inputs, Vec<Digest>), Failure> {
-    load(store, &Resident::within(256 << 20), root).await
+    let resident = Resident::within(512 << 20);
+    let loaded = load(store, &resident, root).await?;
+    Ok((loaded.inputs, loaded.missing))
 }
 
 /// Asserts that the tree is refused, in little time whatever it claims to be.
@@ -225,12 +227,13 @@ async fn equal_directories_of_several_actions_are_in_memory_once() {
         put(&store, &directory(vec![], vec![child("b", &leaf)])).await,
     ];
     let resident = Resident::within(4096);
-    let (one, _) = load(&store, &resident, tops[0]).await.unwrap();
-    let (two, _) = load(&store, &resident, tops[1]).await.unwrap();
+    let one = load(&store, &resident, tops[0]).await.unwrap().inputs;
+    let two = load(&store, &resident, tops[1]).await.unwrap().inputs;
     assert!(Arc::ptr_eq(
         &one.directories[&leaf],
         &two.directories[&leaf]
     ));
-    let full = load(&store, &Resident::within(100), tops[0]).await;
+    let small = Resident::within(100);
+    let full = load(&store, &small, tops[0]).await;
     assert!(matches!(full, Err(Failure::QueueFull(_))), "{full:?}");
 }

@@ -36,12 +36,12 @@ pub(crate) struct Times {
 }
 
 impl Times {
-    /// Creates the times of an attempt that starts now.
-    pub(crate) fn new(queued: SystemTime) -> Self {
+    /// Creates the times of an attempt, whose inputs are fetched now.
+    pub(crate) fn new(queued: SystemTime, worker_start: SystemTime) -> Self {
         let now = SystemTime::now();
         Self {
             queued,
-            worker_start: now,
+            worker_start,
             fetch_start: now,
             fetch_end: now,
             start: now,

@@ -20,9 +20,9 @@ use rustix::{
     fs::{CWD, FlockOperation, Mode, OFlags, Stat},
     io::Errno,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 
-use crate::beneath::{DIRECTORY, io as io_error, open_child};
+use crate::beneath::{DIRECTORY, give, io as io_error, open_child};
 pub(crate) use trash::Trash;
 
 /// The file that marks a directory as gorego's, and is locked by the process that uses it.
@@ -82,6 +82,8 @@ pub(crate) struct BuildRoot {
     next: AtomicU64,
     /// Wakes the deleter.
     dirty: Notify,
+    /// Locked by whoever deletes, so that there is one at a time.
+    deleting: Mutex<()>,
     /// Locked for as long as this lives.
     _marker: OwnedFd,
 }
@@ -120,6 +122,7 @@ impl BuildRoot {
             generation: since.unwrap_or_default().as_nanos(),
             next: AtomicU64::new(0),
             dirty: Notify::new(),
+            deleting: Mutex::default(),
             _marker: marker,
         };
         for name in names {
@@ -131,14 +134,15 @@ impl BuildRoot {
         Ok(root)
     }
 
-    /// Creates the directory of an action. Blocks.
-    pub(crate) fn create(self: &Arc<Self>) -> Result<ActionDir, Error> {
+    /// Creates the directory of an action, which belongs to `user` if there is one. Blocks.
+    pub(crate) fn create(self: &Arc<Self>, user: Option<u32>) -> Result<ActionDir, Error> {
         let name = self.new_name();
         let make = |at: &OwnedFd, name: &str, mode| {
             rustix::fs::mkdirat(at, name, mode)?;
             let made = open_child(at, name)?;
             // Whatever the umask.
             rustix::fs::fchmod(&made, mode)?;
+            give(&made, user)?;
             Ok(made)
         };
         let dir = make(&self.dir, &name, PRIVATE).map_err(io_error("creating", &name))?;

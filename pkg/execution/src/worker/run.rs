@@ -9,7 +9,7 @@ use reapi::v2::ExecuteResponse;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use super::{NodeWorker, block, build_root::ActionDir};
+use super::{NodeWorker, block, build_root::ActionDir, users::User};
 use crate::{
     Failure, Job,
     abort::Abort,
@@ -22,10 +22,15 @@ use crate::{
 /// The variables whose default is the folder for temporary files of the action.
 const TEMPORARY: [&str; 2] = ["HOME", "TMPDIR"];
 
+/// The most processes of an action that runs as a user of its own.
+const MAX_PROCESSES: u64 = 4096;
+
 /// An action that runs on a worker.
 pub(super) struct Run<'a> {
     pub(super) worker: &'a NodeWorker,
     pub(super) job: &'a Arc<Job>,
+    /// The start of the attempt.
+    pub(super) start: SystemTime,
     pub(super) stop: &'a CancellationToken,
     pub(super) begin: &'a (dyn Fn(Phase) + Send + Sync),
 }
@@ -33,6 +38,8 @@ pub(super) struct Run<'a> {
 /// The files of an action that is ready to run.
 struct Staged {
     dir: ActionDir,
+    /// The user that the command runs as, if it is not gorego's own. Released with the directory.
+    user: Option<User>,
     /// The inputs that are links to blobs.
     linked: HashSet<Digest>,
     stdout: LogFile,
@@ -43,7 +50,7 @@ impl Run<'_> {
     /// Runs the action once, on `copies` of its inputs or on links to them. Returns the response after it is published;
     /// `None` if the action altered its inputs, so that it has to run again on copies.
     pub(super) async fn once(&self, copies: bool) -> Result<Option<ExecuteResponse>, Abort> {
-        let mut times = Times::new(self.job.queued);
+        let mut times = Times::new(self.job.queued, self.start);
         (self.begin)(Phase::Fetch);
         let _pins = self.fetch().await?;
         (self.begin)(Phase::Stage);
@@ -109,18 +116,22 @@ impl Run<'_> {
         let (job, stop) = (Arc::clone(self.job), self.stop.clone());
         let links = Arc::clone(&self.worker.stores.links);
         let build_root = Arc::clone(&self.worker.build_root);
+        let user = self.worker.users.take()?;
         block(move || {
-            let dir = build_root.create()?;
+            let id = user.as_ref().map(User::id);
+            let dir = build_root.create(id)?;
             let source = Source {
                 links: &*links,
                 copies,
+                user: id,
                 stop: &stop,
             };
             Ok(Staged {
                 linked: stage(&job, &dir.root, source)?,
-                stdout: LogFile::create(&dir.dir, "stdout")?,
-                stderr: LogFile::create(&dir.dir, "stderr")?,
+                stdout: LogFile::create(&dir.dir, "stdout", id)?,
+                stderr: LogFile::create(&dir.dir, "stderr", id)?,
                 dir,
+                user,
             })
         })
         .await
@@ -129,6 +140,7 @@ impl Run<'_> {
     async fn launch(&self, staged: &Staged) -> Result<Ended, Abort> {
         let (command, options) = (&self.job.command, &self.worker.options);
         let root = staged.dir.root.try_clone();
+        let user = staged.user.as_ref().map(User::id);
         let launch = Launch {
             argv: command.arguments.clone(),
             environment: self.environment(&staged.dir),
@@ -138,7 +150,12 @@ impl Run<'_> {
             stderr: staged.stderr.writer()?,
             timeout: self.job.timeout,
             kill_delay: options.kill_delay,
-            limits: Limits::default(),
+            limits: Limits {
+                // As the limit counts the processes of a user, it needs one that runs nothing else.
+                processes: user.map(|_| MAX_PROCESSES),
+                ..Limits::default()
+            },
+            user,
         };
         let ended = self.worker.runner.run(launch, self.stop.clone()).await;
         let ended = ended.map_err(|error| match error {
@@ -198,6 +215,7 @@ impl Run<'_> {
                 dir,
                 stdout,
                 stderr,
+                user: _user,
                 ..
             } = staged;
             let stdout = stdout.bound(&dir.dir, max_log)?;

@@ -88,6 +88,7 @@ fn local_options(dir: &Path) -> LocalOptions {
 
 fn options(build_root: PathBuf) -> Options {
     Options {
+        first_user: None,
         node: "node".to_owned(),
         build_root,
         concurrency: 4,

@@ -20,6 +20,7 @@ use std::{
 };
 
 use gorego_sandbox::Launcher;
+use rustix::{fs::Mode, process::umask};
 
 use crate::common::Fixture;
 
@@ -31,6 +32,8 @@ const PARALLEL: usize = 4;
 
 /// Runs the tests whose names contain the first argument.
 fn main() -> ExitCode {
+    // That of a careful operator, which must not reach the action.
+    umask(Mode::RWXG | Mode::RWXO);
     let fixture = Fixture::new(Launcher::start().unwrap());
     let arguments: Vec<_> = env::args().skip(1).collect();
     let filter = arguments.iter().find(|argument| !argument.starts_with('-'));

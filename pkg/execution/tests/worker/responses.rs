@@ -214,7 +214,13 @@ fn missing(fixture: &Fixture) {
         let response = node.execute_job(job).await;
         assert_eq!(code(&response), 9);
         let status = response.status.unwrap();
-        assert!(status.message.starts_with("2 of"), "{status:?}");
+        let [details] = status.details.as_slice() else {
+            panic!("{status:?}");
+        };
+        let details = String::from_utf8_lossy(&details.value);
+        for digest in gone {
+            assert!(details.contains(&format!("blobs/{digest}")), "{details}");
+        }
     });
 }
 

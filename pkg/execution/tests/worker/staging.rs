@@ -2,6 +2,7 @@
 
 use prost_types::Timestamp;
 use reapi::v2::NodeProperties;
+use rustix::process::geteuid;
 
 use crate::{
     Test,
@@ -35,21 +36,29 @@ pub(crate) const TESTS: &[Test] = &[
         no_working_directory,
     ),
     ("directories_of_actions_are_removed", clean),
+    (
+        "a_user_of_the_action_owns_its_directories_and_logs",
+        other_user,
+    ),
 ];
 
 fn modes(fixture: &Fixture) {
     fixture.run(async {
         let node = fixture.node().await;
-        let action = Action::script("stat -c '%a %s %n' a b empty d d/e/f; cat a b d/e/f")
+        let script = "stat -c '%a %s %n' a b empty; mkdir new; stat -c '%a %n' . d d/e new o/p
+            stat -c '%a %n' d/e/f; cat a b d/e/f";
+        let action = Action::script(script)
             .file("a", "one\n")
             .file_with("b", "two\n", |_| {})
             .file("empty", "")
             .file("d/e/f", "three\n");
-        let modes = "555 4 a\n444 4 b\n555 0 empty\n";
-        let stdout = node.stdout(&action).await;
-        let rest = stdout.strip_prefix(modes).unwrap();
-        assert!(rest.starts_with("755 "), "{stdout}");
-        assert!(rest.ends_with("555 6 d/e/f\none\ntwo\nthree\n"), "{stdout}");
+        let stdout = node.stdout(&action.outputs(&["o/p/out"])).await;
+        let files = "555 4 a\n444 4 b\n555 0 empty\n";
+        let folders = "755 .\n755 d\n755 d/e\n755 new\n755 o/p\n";
+        assert_eq!(
+            stdout,
+            format!("{files}{folders}555 d/e/f\none\ntwo\nthree\n")
+        );
     });
 }
 
@@ -260,6 +269,30 @@ fn clean(fixture: &Fixture) {
         let node = fixture.node().await;
         let script = "mkdir -p d/e; echo x > d/e/f; chmod 000 d/e d; mkfifo p; ln -s / s";
         node.succeed(&Action::script(script)).await;
+        node.is_clean().await;
+    });
+}
+
+fn other_user(fixture: &Fixture) {
+    if !geteuid().is_root() {
+        // Only root starts commands as others.
+        return;
+    }
+    fixture.run(async {
+        let node = fixture
+            .node_with(|options| options.first_user = Some(61184))
+            .await;
+        let script = "id -u; stat -c '%u %n' . d d/new input; echo again >> /dev/stdout
+            echo x > d/new/out; if echo x >> input; then exit 1; fi 2> errors";
+        let action = Action::script(script)
+            .folder("d")
+            .file("input", "content")
+            .outputs(&["d/new/out"]);
+        let result = node.succeed(&action).await;
+        assert_eq!(result.output_files.len(), 1);
+        let stdout = node.log(result.stdout_digest.as_ref()).await;
+        let owners = "61184 .\n61184 d\n61184 d/new\n0 input\n";
+        assert_eq!(stdout, format!("61184\n{owners}again\n"));
         node.is_clean().await;
     });
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     fs::File,
-    io,
+    io::{self, Write as _},
     os::{fd::AsFd, unix::net::UnixStream},
     time::Duration,
 };
@@ -18,42 +18,43 @@ use rustix::{
 use crate::{
     fork,
     process::{Children, Signals, Wake, establish, reap},
-    supervisor, tree, wire,
+    supervisor,
+    tree::{self, FIRST_PASS, next_pass},
+    wire::{self, Ready},
 };
 
-/// The time between two passes that kill the orphans of dead supervisors.
-const PASS: Duration = Duration::from_millis(10);
-
 /// Serves `socket` until the server is gone and no process of an action is left.
-pub(super) fn run(socket: &UnixStream) -> io::Result<()> {
-    isolate(socket)?;
+pub(super) fn run(mut socket: &UnixStream) -> io::Result<()> {
+    let isolated = isolate(socket);
+    let ready: Ready = isolated.as_ref().map(|_| ()).map_err(io::Error::to_string);
+    socket.write_all(&wire::encode(&ready)?)?;
+    let Ok(signals) = isolated else {
+        return Ok(());
+    };
     let mut launcher = Service {
-        signals: Signals::new(&[Signal::SIGCHLD])?,
+        signals,
         supervisors: HashSet::new(),
-        orphans: false,
+        orphans: None,
     };
     let mut server = Some(socket);
     loop {
         launcher.reap();
-        if launcher.orphans {
-            launcher.orphans = !tree::kill_descendants(&launcher.supervisors).is_empty();
-        }
-        if server.is_none() && launcher.supervisors.is_empty() && !launcher.orphans {
+        launcher.kill_orphans();
+        if server.is_none() && launcher.supervisors.is_empty() && launcher.orphans.is_none() {
             return Ok(());
         }
-        let limit = launcher.orphans.then_some(PASS);
-        if let (Wake::Peer, Some(socket)) = (
-            launcher.signals.wait(server.map(AsFd::as_fd), limit)?,
-            server,
-        ) && !launcher.accept(socket)?
+        let peer = server.map(AsFd::as_fd);
+        let wake = launcher.signals.wait(peer, launcher.orphans)?;
+        if let (Wake::Peer, Some(socket)) = (wake, server)
+            && !launcher.accept(socket)?
         {
             server = None;
         }
     }
 }
 
-/// Detaches this process from what it inherited from the server.
-fn isolate(socket: &UnixStream) -> io::Result<()> {
+/// Detaches this process from what it inherited from the server. Returns its signals.
+fn isolate(socket: &UnixStream) -> io::Result<Signals> {
     fork::reset_signals()?;
     fork::close_descriptors(socket)?;
     let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
@@ -61,21 +62,31 @@ fn isolate(socket: &UnixStream) -> io::Result<()> {
     dup2_stdout(&null)?;
     chdir("/")?;
     umask(Mode::from_raw_mode(0o022));
-    establish(c"gorego-launcher")
+    establish(c"gorego-launcher")?;
+    Signals::new(&[Signal::SIGCHLD])
 }
 
 struct Service {
     signals: Signals,
     supervisors: HashSet<Pid>,
-    /// Whether processes of a dead supervisor may be left, which are now children of this process.
-    orphans: bool,
+    /// The time until the next pass if processes of dead supervisors, now children of this process, may be left.
+    orphans: Option<Duration>,
 }
 
 impl Service {
     fn reap(&mut self) {
         while let Children::Ended(pid, status) = reap() {
             // A supervisor that exits with 0 has left no process.
-            self.orphans |= self.supervisors.remove(&pid) && status.exit_status() != Some(0);
+            if self.supervisors.remove(&pid) && status.exit_status() != Some(0) {
+                self.orphans = Some(FIRST_PASS);
+            }
+        }
+    }
+
+    fn kill_orphans(&mut self) {
+        if let Some(pass) = self.orphans {
+            let killed = tree::kill_descendants(&self.supervisors);
+            self.orphans = (!killed.is_empty()).then(|| next_pass(pass));
         }
     }
 

@@ -7,7 +7,11 @@ use std::{
     os::{fd::OwnedFd, unix::fs::PermissionsExt as _},
 };
 
-use nix::{errno::Errno as ExecError, sys::signal::SigSet, unistd::execve};
+use nix::{
+    errno::Errno as ExecError,
+    sys::signal::SigSet,
+    unistd::{Gid, Uid, execve, setgid, setgroups, setuid},
+};
 use rustix::{
     fs::{Mode, OFlags, ResolveFlags, openat2},
     io::Errno,
@@ -83,6 +87,7 @@ impl Command {
         self.enter()?;
         dup2_stdout(&self.stdout).map_err(Refusal::at("standard output"))?;
         dup2_stderr(&self.stderr).map_err(Refusal::at("standard error"))?;
+        self.change_user()?;
         let signals = SigSet::empty().thread_set_mask();
         signals.map_err(Refusal::at("signal mask"))?;
         // For the case that launcher and supervisor are killed together.
@@ -93,6 +98,17 @@ impl Command {
         } else {
             Err(Refusal::at("supervisor")(Errno::SRCH))
         }
+    }
+
+    /// Gives up the rights of root for those of the command's user.
+    fn change_user(&self) -> Result<(), Refusal> {
+        let Some(id) = self.order.user else {
+            return Ok(());
+        };
+        let changed = setgroups(&[])
+            .and_then(|()| setgid(Gid::from_raw(id)))
+            .and_then(|()| setuid(Uid::from_raw(id)));
+        changed.map_err(Refusal::at("change of the user"))
     }
 
     fn limit(&self) -> Result<(), Refusal> {

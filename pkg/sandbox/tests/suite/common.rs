@@ -93,6 +93,7 @@ impl Root {
                 .into()
         };
         Launch {
+            user: None,
             argv: argv.iter().map(|&argument| argument.to_owned()).collect(),
             environment: vec![("PATH".to_owned(), "/usr/bin:/bin".to_owned())],
             root: File::open(self.path("")).unwrap().into(),

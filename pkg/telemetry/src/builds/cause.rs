@@ -43,7 +43,7 @@ pub(crate) fn at_once(
         return Some(lost(last.at_ms, now));
     }
     // All that are known precede this lookup, even if the clock was set back since.
-    if known.candidates(names, None, u64::MAX).is_empty() {
+    if !known.has_others(names) {
         return Some(never_seen(names, known, evictions, now));
     }
     None

@@ -8,10 +8,12 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
     time::SystemTime,
 };
 
 use gorego_storage::DigestFunction;
+use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 
 use super::{Build, records::MAX_BUILDS};
@@ -41,6 +43,8 @@ pub(crate) struct History {
     max_bytes: u64,
     /// The most files of builds.
     max_files: usize,
+    /// The fingerprint of the redaction that earlier builds may lack. They are not read until they have it.
+    unredacted: Arc<Mutex<Option<String>>>,
 }
 
 impl History {
@@ -50,23 +54,36 @@ impl History {
             folder: dir.join(FOLDER),
             max_bytes,
             max_files: MAX_BUILDS,
+            unredacted: Arc::default(),
         }
     }
 
     /// Hides the values in builds that were saved under a redaction with another fingerprint. Removes those builds that
-    /// cannot be read or written.
+    /// cannot be read or written. If some can be neither, [`Self::save`] tries again, and none are read before.
     pub(crate) fn redact(&self, fingerprint: &str) -> io::Result<()> {
-        let path = self.folder.join(REDACTION);
-        if content_of(&path)?.is_some_and(|saved| saved == fingerprint.as_bytes()) {
+        *self.unredacted.lock() = Some(fingerprint.to_owned());
+        self.redact_earlier()
+    }
+
+    fn redact_earlier(&self) -> io::Result<()> {
+        let mut unredacted = self.unredacted.lock();
+        let Some(fingerprint) = &*unredacted else {
             return Ok(());
-        }
-        self.remove_partial()?;
-        for file in self.files(BUILD)? {
-            if self.hide_values(&file).is_err() {
-                fs::remove_file(&file.path)?;
+        };
+        let path = self.folder.join(REDACTION);
+        if content_of(&path)?.is_none_or(|saved| saved != fingerprint.as_bytes()) {
+            self.remove_partial()?;
+            for file in self.files(BUILD)? {
+                if self.hide_values(&file).is_err() {
+                    fs::remove_file(&file.path)?;
+                }
             }
+            // Without it, the next start hides all values again.
+            let written = self.write(&path, fingerprint.as_bytes());
+            skipped(written, "failed to record the redaction of builds", &path);
         }
-        self.write(&path, fingerprint.as_bytes())
+        *unredacted = None;
+        Ok(())
     }
 
     /// Hides the values in a build. Its file keeps its age.
@@ -84,6 +101,9 @@ impl History {
     /// Reads the builds, the newest first, until `see` returns `false`. Removes those that are damaged or beyond
     /// the limit, and what a crash left. One that cannot be read or parsed is logged and skipped.
     pub(crate) fn load(&self, mut see: impl FnMut(Build) -> bool) -> io::Result<()> {
+        if self.unredacted.lock().is_some() {
+            return Ok(());
+        }
         self.remove_partial()?;
         self.trim()?;
         for BuildFile { path, .. } in self.files(BUILD)?.into_iter().rev() {
@@ -110,6 +130,9 @@ impl History {
     /// Reads the builds with `part` in their JSON, the newest first, until `see` returns `false`. Skips those that cannot
     /// be read.
     pub(crate) fn search(&self, part: &str, mut see: impl FnMut(&Build) -> bool) -> io::Result<()> {
+        if self.unredacted.lock().is_some() {
+            return Ok(());
+        }
         for BuildFile { path, .. } in self.files(BUILD)?.into_iter().rev() {
             let content = content_of(&path).ok().flatten();
             let content = content.and_then(|content| String::from_utf8(content).ok());
@@ -132,6 +155,7 @@ impl History {
     /// Writes builds. Meanwhile and afterwards removes the oldest beyond the limit, even if not all can be written.
     /// Returns the ids of those.
     pub(crate) fn save(&self, builds: &[Build]) -> io::Result<Vec<String>> {
+        self.redact_earlier()?;
         let (mut removed, mut unchecked) = (Vec::new(), 0);
         let written = builds.iter().try_for_each(|build| {
             let content = serde_json::to_vec(build)?;

@@ -62,6 +62,9 @@ pub(crate) struct KnownActions {
     /// The output of each action.
     #[serde(skip)]
     actions: HashMap<String, u64>,
+    /// The latest first time of an action.
+    #[serde(skip)]
+    newest_ms: u64,
     #[serde(skip)]
     changes: u64,
 }
@@ -80,6 +83,7 @@ impl KnownActions {
                 .or_default()
                 .insert(*output);
             for known in &known.actions {
+                self.newest_ms = self.newest_ms.max(known.first_ms);
                 let last = newest.entry(&known.action).or_default();
                 if known.at_ms >= *last {
                     *last = known.at_ms;
@@ -106,8 +110,10 @@ impl KnownActions {
         }
         self.changes += u64::from(!self.actions.contains_key(action));
         let first_ms = self.last_result(action).map_or(now, |last| last.first_ms);
+        self.newest_ms = self.newest_ms.max(first_ms);
         let known = self.outputs.entry(key).or_default();
-        known.family = family;
+        // Without an output, the entry is that of the action, which another target may name.
+        let former = std::mem::replace(&mut known.family, family);
         known.actions.retain(|known| known.action != *action);
         let dropped = (known.actions.len() >= MAX_ACTIONS).then(|| known.actions.remove(0));
         known.actions.push(KnownAction {
@@ -116,6 +122,7 @@ impl KnownActions {
             at_ms: now,
             first_ms,
         });
+        self.unlink(former, key);
         self.families.entry(family).or_default().insert(key);
         self.actions.insert(action.clone(), key);
         if let Some(dropped) = dropped {
@@ -129,13 +136,12 @@ impl KnownActions {
     /// Records that the known actions of the target and mnemonic precede a lookup at `at_ms`. Those with a later time
     /// are from before the clock was set back.
     pub(crate) fn precede(&mut self, names: &ActionNames, at_ms: u64) {
+        // The usual case; a target may have very many actions.
+        if names.target.is_empty() || self.newest_ms <= at_ms {
+            return;
+        }
         let family = family(&names.target, &names.mnemonic);
-        let keys = self.families.get(&family);
-        for key in keys
-            .filter(|_| !names.target.is_empty())
-            .into_iter()
-            .flatten()
-        {
+        for key in self.families.get(&family).into_iter().flatten() {
             let known = self.outputs.get_mut(key);
             let known = known.into_iter().flat_map(|known| &mut known.actions);
             for known in known.filter(|known| known.first_ms > at_ms) {
@@ -189,21 +195,29 @@ impl KnownActions {
             |known: &&KnownAction| known.action != *action && known.first_ms <= until;
         let same = output.and_then(|output| self.outputs.get(&key(family, output)));
         let same = same.into_iter().flat_map(|known| &known.actions);
-        let mut candidates: Vec<_> = same.filter(is_candidate).cloned().collect();
+        let mut candidates: Vec<_> = same.filter(is_candidate).collect();
         if candidates.is_empty() {
-            let keys = self.families.get(&family);
-            let outputs = keys
-                .into_iter()
-                .flatten()
-                .filter_map(|key| self.outputs.get(key));
-            let all = outputs
-                .flat_map(|known| &known.actions)
-                .filter(is_candidate);
-            candidates = all.cloned().collect();
+            candidates = self.family(family).filter(is_candidate).collect();
         }
         candidates.sort_by(|a, b| (b.at_ms, &b.action).cmp(&(a.at_ms, &a.action)));
-        candidates.truncate(MAX_CANDIDATES);
         candidates
+            .into_iter()
+            .take(MAX_CANDIDATES)
+            .cloned()
+            .collect()
+    }
+
+    /// Returns whether other actions of the target and mnemonic had a result.
+    pub(crate) fn has_others(&self, names: &ActionNames) -> bool {
+        let mut known = self.family(family(&names.target, &names.mnemonic));
+        !names.target.is_empty() && known.any(|known| known.action != names.action)
+    }
+
+    /// Returns the known actions of a target and mnemonic, which may be very many.
+    fn family(&self, family: u64) -> impl Iterator<Item = &KnownAction> {
+        let outputs = self.families.get(&family).into_iter().flatten();
+        let known = outputs.filter_map(|output| self.outputs.get(output));
+        known.flat_map(|known| &known.actions)
     }
 
     /// Returns the start of the records, in milliseconds since the Unix epoch.
@@ -252,11 +266,16 @@ impl KnownActions {
             for known in &dropped.actions {
                 self.unmap(&known.action, key);
             }
-            if let Some(keys) = self.families.get_mut(&dropped.family) {
-                keys.remove(&key);
-                if keys.is_empty() {
-                    self.families.remove(&dropped.family);
-                }
+            self.unlink(dropped.family, key);
+        }
+    }
+
+    /// Removes an output from those of a target and mnemonic.
+    fn unlink(&mut self, family: u64, output: u64) {
+        if let Some(outputs) = self.families.get_mut(&family) {
+            outputs.remove(&output);
+            if outputs.is_empty() {
+                self.families.remove(&family);
             }
         }
     }
@@ -392,6 +411,17 @@ mod tests {
             ""
         );
         assert_eq!(digests(&known.candidates(&compile("d"), Some("o"), 9)), "c");
+    }
+
+    #[test]
+    fn an_action_without_output_belongs_to_the_last_target_that_named_it() {
+        let mut known = KnownActions::default();
+        for number in 0..10 {
+            known.record(&names("a", &number.to_string(), "Test"), None, number);
+        }
+        assert_eq!(known.families.len(), 1);
+        let find = |target| digests(&known.candidates(&names("b", target, "Test"), None, 99));
+        assert_eq!((find("8"), find("9")), (String::new(), "a".to_owned()));
     }
 
     #[test]

@@ -161,8 +161,8 @@ impl Tally {
 }
 
 impl Build {
-    /// Returns the tallies that calls for this target and mnemonic count in. Counts those beyond the limits, or for
-    /// which there is no room.
+    /// Returns the tallies that calls for this target and mnemonic count in; calls that name none have none. Counts
+    /// those beyond the limits, or for which there is no room.
     pub(crate) fn tallies(
         &mut self,
         target: &str,
@@ -172,9 +172,9 @@ impl Build {
         let head = &mut self.head;
         let most = |most| if has_room { most } else { 0 };
         let of_target = entry(&mut self.targets, target, most(MAX_TARGETS));
-        head.left_out.targets += u64::from(of_target.is_none());
+        head.left_out.targets += u64::from(of_target.is_none() && !target.is_empty());
         let of_mnemonic = entry(&mut self.mnemonics, mnemonic, most(MAX_MNEMONICS));
-        head.left_out.mnemonics += u64::from(of_mnemonic.is_none());
+        head.left_out.mnemonics += u64::from(of_mnemonic.is_none() && !mnemonic.is_empty());
         [Some(&mut head.total), of_target, of_mnemonic]
     }
 
@@ -242,7 +242,7 @@ fn entry<'a>(
     most: usize,
 ) -> Option<&'a mut Tally> {
     if !tallies.contains_key(name) {
-        if tallies.len() >= most {
+        if name.is_empty() || tallies.len() >= most {
             return None;
         }
         tallies.insert(name.to_owned(), Tally::default());

@@ -149,7 +149,9 @@ impl BuildRecords {
         if kept.memory + grown > MAX_EXPLAINED || self.memory + grown > FULL {
             return;
         }
-        if let Some(miss) = kept.find(&job.action) {
+        // A result that is stored twice is explained twice.
+        let miss = kept.find(&job.action);
+        if let Some(miss) = miss.filter(|miss| miss.explanation.is_none()) {
             miss.explanation = Some(explanation);
             kept.memory += grown;
             kept.dirty = true;
@@ -372,14 +374,14 @@ impl KeptBuild {
         let miss = self.find(&names.action)?;
         miss.stored_ms = Some(event.at_ms);
         miss.executed_ms = facts.executed_ms;
-        let grown = facts.output.as_ref().map_or(0, String::len);
+        let length = |output: &Option<String>| output.as_ref().map_or(0, String::len);
+        let (former, grown) = (length(&miss.output), length(&facts.output));
         miss.output.clone_from(&facts.output);
-        if miss.explanation.is_some() {
-            self.memory += grown;
+        let (before, is_explained) = (miss.at_ms, miss.explanation.is_some());
+        self.memory = self.memory + grown - former;
+        if is_explained {
             return None;
         }
-        let before = miss.at_ms;
-        self.memory += grown;
         let candidates = known.candidates(names, facts.output.as_deref(), before);
         Some(Job {
             build: self.build.head.id.clone(),

@@ -19,8 +19,11 @@ trait Search: Send + 'static {
 }
 
 impl Builds {
-    /// Returns a target with its counts and last misses, over all recorded builds.
+    /// Returns a target with its counts and last misses, over all recorded builds. An empty label is no target.
     pub async fn target(&self, label: &str) -> Option<TargetView> {
+        if label.is_empty() {
+            return None;
+        }
         let target = TargetView {
             target: label.to_owned(),
             ..TargetView::default()

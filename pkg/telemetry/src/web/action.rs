@@ -83,8 +83,11 @@ fn last_miss(action: &ActionView) -> Markup {
     html! {
         @if let Some(last) = &action.last_miss {
             p.state {
-                span.pill { (last.miss.mnemonic) }
-                a href=(links::target(&last.miss.target)) { (last.miss.target) }
+                // A client may name neither.
+                @if !last.miss.mnemonic.is_empty() { span.pill { (last.miss.mnemonic) } }
+                @if !last.miss.target.is_empty() {
+                    a href=(links::target(&last.miss.target)) { (last.miss.target) }
+                }
                 span.muted { "missed " (format::time(last.miss.at_ms)) " in" }
                 a href=(links::build(&last.build)) { "this build" }
             }
@@ -211,6 +214,24 @@ fn entries(label: &str, entries: &[Entry]) -> Markup {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::builds::{Miss, TargetMiss};
+
+    #[test]
+    fn a_miss_without_target_and_mnemonic_has_no_empty_parts() {
+        let action = ActionView {
+            last_miss: Some(TargetMiss {
+                build: "b".to_owned(),
+                miss: Miss::default(),
+            }),
+            ..ActionView::default()
+        };
+        let page = last_miss(&action).into_string();
+        assert!(page.contains("this build"), "{page}");
+        assert!(
+            !page.contains("/targets") && !page.contains("pill"),
+            "{page}"
+        );
+    }
 
     #[test]
     fn an_absent_result_is_claimed_only_of_the_stores_and_names_that_were_searched() {

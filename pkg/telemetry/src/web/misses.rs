@@ -17,7 +17,10 @@ pub(super) fn of_build(build: &Build, from: usize, page: usize) -> Markup {
                     tr {
                         th scope="row" { (link(miss, &build.head.id)) }
                         td.text { (miss.mnemonic) }
-                        td.text { a href=(links::target(&miss.target)) { (miss.target) } }
+                        td.text {
+                            // A client may name none.
+                            @if !miss.target.is_empty() { a href=(links::target(&miss.target)) { (miss.target) } }
+                        }
                         td.wrap { (why(miss)) }
                         td { (milliseconds(miss.executed_ms.unwrap_or(0))) }
                     }
@@ -58,6 +61,7 @@ fn why(miss: &Miss) -> Markup {
             (Some(explanation), _) => (explanation.sentence),
             (None, LookupOutcome::Incomplete) => span.muted { "The result is incomplete." },
             (None, LookupOutcome::Error) => span.muted { "The lookup failed." },
+            (None, _) if miss.stored_ms.is_some() => span.muted { "The page of the action explains it." },
             (None, _) => span.muted { "Not explained yet: the client has not stored a result." },
         }
     }
@@ -110,5 +114,30 @@ fn value(text: Option<&str>) -> Markup {
             Some(text) => code { (text) },
             None => span.muted { "none" },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_miss_without_target_or_explanation_has_no_empty_link_and_the_reason() {
+        let miss = Miss {
+            action: "9f86/142".to_owned(),
+            ..Miss::default()
+        };
+        let stored = Miss {
+            stored_ms: Some(1),
+            ..miss.clone()
+        };
+        let build = Build {
+            misses: vec![miss, stored],
+            ..Build::default()
+        };
+        let page = of_build(&build, 0, 9).into_string();
+        assert!(!page.contains("/targets"), "{page}");
+        assert_eq!(page.matches("has not stored a result").count(), 1);
+        assert_eq!(page.matches("page of the action explains").count(), 1);
     }
 }

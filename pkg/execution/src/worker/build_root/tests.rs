@@ -87,7 +87,7 @@ async fn the_next_start_deletes_what_a_killed_process_left() {
 async fn an_action_s_directory_goes_to_the_trash_when_it_is_dropped() {
     let dir = tempfile::tempdir().unwrap();
     let root = open(dir.path()).unwrap();
-    let (first, second) = (root.create().unwrap(), root.create().unwrap());
+    let (first, second) = (root.create(None).unwrap(), root.create(None).unwrap());
     assert!(first.tmp().is_dir() && first.tmp() != second.tmp());
     let (trash, kept) = (dir.path().join(TRASH), second.name.clone());
     drop(first);

@@ -37,8 +37,9 @@ impl Trash {
         }
     }
 
-    /// Deletes what is in the trash now. Files that cannot be deleted are logged.
+    /// Deletes what is in the trash now, after another deletion has ended. Files that cannot be deleted are logged.
     pub(crate) async fn empty(&self, stop: &CancellationToken) {
+        let _deleting = self.0.deleting.lock().await;
         let mut skipped = HashSet::new();
         while !stop.is_cancelled() {
             let root = Arc::clone(&self.0);
@@ -117,7 +118,7 @@ impl Pass<'_> {
                 return Ok(());
             }
             match kind {
-                FileType::Directory => self.up(&directory, &name)?,
+                FileType::Directory => self.folder(&directory, &name)?,
                 _ => self.file(&directory, &name)?,
             }
         }
@@ -125,6 +126,14 @@ impl Pass<'_> {
         match rustix::fs::unlinkat(trash, name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(errno),
+        }
+    }
+
+    /// Deletes an empty folder, or moves it to the trash.
+    fn folder(&mut self, at: &OwnedFd, name: &CStr) -> Result<(), Errno> {
+        match rustix::fs::unlinkat(at, name, AtFlags::REMOVEDIR) {
+            Ok(()) => Ok(()),
+            Err(_) => self.up(at, name),
         }
     }
 

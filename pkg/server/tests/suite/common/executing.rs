@@ -39,6 +39,8 @@ pub(crate) struct ExecutingServer {
 fn options() -> ExecutionOptions {
     ExecutionOptions {
         node: "node".to_owned(),
+        first_user: None,
+        max_inline_bytes: 1 << 20,
         build_root: "/nonexistent".into(),
         concurrency: 1,
         memory: 1 << 30,

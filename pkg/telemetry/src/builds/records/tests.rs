@@ -220,6 +220,39 @@ fn explanations_of_one_build_are_bounded() {
 }
 
 #[test]
+fn a_result_that_is_stored_again_takes_no_more_memory() {
+    let mut records = BuildRecords::new();
+    let call = call("b", "//:t", "Genrule");
+    let call = CallNames::of(Some(&call), &REDACTION);
+    let stored = |output: &str| {
+        Outcome::Stored(ResultFacts {
+            output: Some(output.to_owned()),
+            ..ResultFacts::default()
+        })
+    };
+    records.apply(&event(1, stored("known")), &call, &EVICTIONS);
+    records.apply(&event(2, Outcome::Miss), &call, &EVICTIONS);
+    for output in ["long name of an output", "out"].repeat(50) {
+        let job = records.apply(&event(2, stored(output)), &call, &EVICTIONS);
+        if let Some(job) = job {
+            records.explained(&job, cause::not_uploaded(1));
+            records.explained(&job, cause::not_uploaded(1));
+        }
+    }
+    assert_accounted(&records);
+}
+
+#[test]
+fn calls_without_a_target_or_mnemonic_count_in_the_build_only() {
+    let mut records = BuildRecords::new();
+    miss(&mut records, 1, "b", "", "");
+    let build = records.build("b").unwrap();
+    assert_eq!(build.head.total.misses, 1);
+    assert!(build.targets.is_empty() && build.mnemonics.is_empty());
+    assert_eq!(build.head.left_out.targets, 0);
+}
+
+#[test]
 fn long_names_are_cut() {
     let call = call(&"b".repeat(130), &"é".repeat(300), "m");
     let names = CallNames::of(Some(&call), &REDACTION);

@@ -82,3 +82,38 @@ async fn values_that_were_saved_under_other_patterns_are_hidden_after_a_restart(
     assert!(!saved(dir.path()).contains("second"));
     server.stop().await;
 }
+
+#[tokio::test]
+async fn builds_that_cannot_be_redacted_anew_are_not_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = |patterns: &[&str]| {
+        let store = Arc::<MemoryStore>::default();
+        let options = BuildsOptions {
+            redaction: Redaction::new(patterns).unwrap(),
+            ..options(Some(dir.path()), &store)
+        };
+        Server::with(options, store)
+    };
+    let server = start(&["TOKEN"]);
+    server.miss_and_store("a", &["run"]).await;
+    server.build("a", |_| true).await;
+    server.stop().await;
+    // Neither listed nor removed, like one that is not writable.
+    let (folder, moved) = (dir.path().join("builds"), dir.path().join("moved"));
+    std::fs::rename(&folder, &moved).unwrap();
+    std::fs::write(&folder, "").unwrap();
+    let server = start(&["pin"]);
+    std::fs::remove_file(&folder).unwrap();
+    std::fs::rename(&moved, &folder).unwrap();
+    server.miss_and_store("b", &["run"]).await;
+    server.build("b", |_| true).await;
+    assert_eq!(server.builds.recent(0, 9).total, 1, "only b");
+    assert!(server.builds.build("a").await.is_none());
+    // The folder is writable again when b is saved.
+    server.stop().await;
+    let server = start(&["pin"]);
+    for build in ["a", "b"] {
+        server.build(build, |_| true).await;
+    }
+    server.stop().await;
+}
