@@ -61,7 +61,7 @@ impl Findings<'_> {
             let reason = "would end every action at once; accepted: more than 0";
             self.refuse(&[default], reason);
         } else if execution.default_timeout > execution.max_timeout {
-            let reason = format!("accepted: a {default} of at most {max}");
+            let reason = format!("accepted: {default} up to {max}");
             self.refuse(&[default, max], &reason);
         }
     }
