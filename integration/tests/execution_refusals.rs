@@ -173,16 +173,20 @@ async fn a_cache_answers_unimplemented_with_the_key_that_turns_execution_on() {
 }
 
 #[test]
-fn root_needs_the_consent_of_run_as_root() {
+fn root_needs_a_build_root_that_the_users_of_actions_reach_or_the_consent_of_run_as_root() {
     if !geteuid().is_root() {
-        // Any other user executes without it.
+        // Any other user executes as itself.
         drop(Server::start(&["execution.enabled=true"]));
         return;
     }
+    // Only root has access to a temporary directory.
     let dir = TempDir::new().unwrap();
-    let (status, log) = refusal(dir.path(), &["execution.enabled=true"]);
+    let (status, log) = refusal(&dir.path().join("data"), &["execution.enabled=true"]);
     assert_eq!(status.code(), Some(2), "{log}");
-    assert!(log.contains("gorego runs as root"), "{log}");
+    assert!(
+        log.contains("execution.build_root: the users of actions have no access"),
+        "{log}"
+    );
     assert!(log.contains("execution.run_as_root: true"), "{log}");
 }
 
