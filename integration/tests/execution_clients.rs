@@ -110,7 +110,10 @@ async fn two_hundred_actions_at_once_finish_on_four_slots() {
     for number in 0..200 {
         let executor = executor.clone();
         running.spawn(async move {
-            let action = TestAction::script(&format!("echo {number} >out")).output("out");
+            // A file that was just written must not be busy.
+            let program = format!("#!/bin/sh\necho {number} >out\n");
+            let action = TestAction::of(&["./program"]);
+            let action = action.input("program", program).output("out");
             let result = succeeded(executor.execute(&action).await);
             assert_eq!(executor.file(&result, "out").await, format!("{number}\n"));
         });

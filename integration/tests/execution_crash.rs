@@ -185,6 +185,13 @@ async fn the_cache_survives_a_killed_launcher_and_its_actions_do_not() {
     assert_eq!(details, Details::default());
     gate.wait_for_end_of_processes();
     assert_caches(&executor, b"still a cache").await;
+    let response = executor.execute(&TestAction::script("true")).await;
+    let (code, message) = outcome(&response);
+    assert_eq!(code, Code::Internal, "{message}");
+    assert!(message.contains("has to be restarted"), "{message}");
+    let server = server.restart();
+    let executor = Executor::connect(server.address()).await;
+    succeeded(executor.execute(&TestAction::script("true")).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,10 +1,10 @@
-//! Tests of executors whose disk is full.
+//! Tests of executors whose disk is full, or whose build root is elsewhere.
 #![cfg(test)]
 
 use gorego_integration::{
-    content::blob,
+    content::{blob, digest_of},
     executor::{Details, Executor, ON, TestAction, outcome, request, succeeded},
-    server::{Disk, Server},
+    server::{Disk, Server, refusal_on},
 };
 use reapi::v2::ExecuteResponse;
 use tonic::Code;
@@ -87,4 +87,55 @@ async fn a_command_that_fills_the_disk_gets_the_error_itself() {
     let result = response.result.unwrap();
     assert_ne!(result.exit_code, 0);
     assert_executes(&executor, "after a command").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_root_on_another_file_system_works_by_copying() {
+    let disk = Disk {
+        mib: 64,
+        prepare: "mkdir exec && mount -t tmpfs none exec",
+    };
+    let server = Server::start_on(disk, &ON);
+    let executor = Executor::connect(server.address()).await;
+    let content = "content\n";
+    // An appended copy is not the blob.
+    let action = TestAction::script("cat input >out; chmod u+w input; echo more >>input")
+        .input("input", content)
+        .output("out");
+    let result = succeeded(executor.execute(&action).await);
+    assert_eq!(executor.file(&result, "out").await, content);
+    let input = executor
+        .client
+        .download(&digest_of(content.as_bytes()))
+        .await;
+    assert_eq!(input.unwrap(), content);
+    assert!(!server.log().contains("altered"), "{}", server.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_on_a_build_root_without_exec_is_refused_by_name() {
+    let disk = Disk {
+        mib: 64,
+        prepare: "mkdir exec && mount -t tmpfs -o noexec none exec",
+    };
+    let server = Server::start_on(disk, &ON);
+    let executor = Executor::connect(server.address()).await;
+    let action = TestAction::of(&["./program"]).input("program", "#!/bin/sh\n");
+    let response = executor.execute(&action).await;
+    let (code, message) = outcome(&response);
+    assert_eq!(code, Code::FailedPrecondition, "{message}");
+    assert!(message.contains("./program"), "{message}");
+    succeeded(executor.execute(&TestAction::script("true")).await);
+}
+
+#[test]
+fn a_build_root_with_files_of_others_prevents_the_start() {
+    let disk = Disk {
+        mib: 24,
+        prepare: "mkdir exec && echo precious >exec/file",
+    };
+    let (status, log) = refusal_on(disk, &ON);
+    assert_eq!(status.code(), Some(2), "{log}");
+    assert!(log.contains("execution.build_root"), "{log}");
+    assert!(log.contains("\"file\""), "{log}");
 }

@@ -1,7 +1,10 @@
 //! Tests of actions that write into their inputs or fill their logs.
 #![cfg(test)]
 
-use std::fs;
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt as _,
+};
 
 use gorego_integration::{
     content::digest_of,
@@ -10,6 +13,8 @@ use gorego_integration::{
     server::Server,
 };
 use reapi::v2::{ActionResult, Digest};
+use rustix::process::geteuid;
+use tempfile::TempDir;
 use tonic::Code;
 
 const MIB: u64 = 1024 * 1024;
@@ -100,6 +105,30 @@ async fn inputs_that_are_replaced_or_removed_stay_blobs() {
         assert_eq!(found.unwrap(), content);
     }
     assert!(!server.log().contains("corrupt"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn actions_of_root_run_as_another_user_who_cannot_write_into_inputs() {
+    let build_root = TempDir::new().unwrap();
+    fs::set_permissions(build_root.path(), Permissions::from_mode(0o711)).unwrap();
+    let setting = format!("execution.build_root={}/exec", build_root.path().display());
+    let server = Server::start(&["execution.enabled=true", &setting]);
+    let executor = Executor::connect(server.address()).await;
+    let script =
+        "id -u; chmod u+w input; (echo more >>input); rm input; echo mine >input; cat input >out";
+    let action = TestAction::script(script)
+        .input("input", INPUT)
+        .output("out");
+    let result = succeeded(executor.execute(&action).await);
+    assert_eq!(executor.file(&result, "out").await, "mine\n");
+    if geteuid().is_root() {
+        assert_ne!(executor.stdout(&result).await.trim(), "0");
+        let stderr = executor.stderr(&result).await;
+        assert_eq!(stderr.matches("input").count(), 2, "{stderr}");
+        assert!(!server.log().contains("altered"), "{}", server.log());
+    }
+    let input = executor.client.download(&digest_of(INPUT.as_bytes())).await;
+    assert!(input.is_ok_and(|found| found == INPUT) || !geteuid().is_root());
 }
 
 /// Returns the greatest resident memory of the server so far, in bytes.

@@ -1,6 +1,11 @@
 //! Tests of actions that a server refuses, and of servers that refuse to execute.
 #![cfg(test)]
 
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt as _,
+};
+
 use gorego_integration::{
     client::Client,
     content::{blob, digest_of},
@@ -173,16 +178,20 @@ async fn a_cache_answers_unimplemented_with_the_key_that_turns_execution_on() {
 }
 
 #[test]
-fn root_needs_the_consent_of_run_as_root() {
+fn root_needs_a_build_root_that_the_users_of_actions_reach_or_the_consent_of_run_as_root() {
     if !geteuid().is_root() {
-        // Any other user executes without it.
+        // Any other user executes as itself.
         drop(Server::start(&["execution.enabled=true"]));
         return;
     }
     let dir = TempDir::new().unwrap();
-    let (status, log) = refusal(dir.path(), &["execution.enabled=true"]);
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).unwrap();
+    let (status, log) = refusal(&dir.path().join("data"), &["execution.enabled=true"]);
     assert_eq!(status.code(), Some(2), "{log}");
-    assert!(log.contains("gorego runs as root"), "{log}");
+    assert!(
+        log.contains("execution.build_root: the users of actions have no access"),
+        "{log}"
+    );
     assert!(log.contains("execution.run_as_root: true"), "{log}");
 }
 
