@@ -1,7 +1,7 @@
 //! Tests of the death of the server, of its helpers and of commands while actions run.
 #![cfg(test)]
 
-use std::fs;
+use std::{error::Error as _, fs};
 
 use gorego_integration::{
     executor::{
@@ -231,7 +231,12 @@ async fn sigterm_lets_a_running_action_end_and_refuses_new_ones() {
             Err(refused) => break refused,
         }
     };
-    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    // The server answers, or has closed the connection to new calls.
+    let is_closed = refused.source().is_some();
+    assert!(
+        is_closed || refused.code() == Code::Unavailable,
+        "{refused}"
+    );
     gate.open();
     let result = succeeded(messages.response().await);
     drop((messages, executor));

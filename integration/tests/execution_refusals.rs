@@ -1,6 +1,11 @@
 //! Tests of actions that a server refuses, and of servers that refuse to execute.
 #![cfg(test)]
 
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt as _,
+};
+
 use gorego_integration::{
     client::Client,
     content::{blob, digest_of},
@@ -179,8 +184,8 @@ fn root_needs_a_build_root_that_the_users_of_actions_reach_or_the_consent_of_run
         drop(Server::start(&["execution.enabled=true"]));
         return;
     }
-    // Only root has access to a temporary directory.
     let dir = TempDir::new().unwrap();
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).unwrap();
     let (status, log) = refusal(&dir.path().join("data"), &["execution.enabled=true"]);
     assert_eq!(status.code(), Some(2), "{log}");
     assert!(
