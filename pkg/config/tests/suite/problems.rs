@@ -419,10 +419,7 @@ fn impossible_settings_of_execution_are_refused() {
             "execution.enabled = true: needs the local cache",
         ),
         (&["execution.default_timeout=0"], "more than 0"),
-        (
-            &["execution.max_timeout=1m"],
-            "at most execution.max_timeout",
-        ),
+        (&["execution.max_timeout=1m"], "up to execution.max_timeout"),
         (&["execution.queue_size=0"], "1 or more"),
         (&["execution.uids=0"], "1 and more"),
         (&["execution.environment=A=1,A=2"], "each name once"),
