@@ -29,6 +29,10 @@ pub(crate) const TESTS: &[Test] = &[
         "timeout_kills_what_ignores_sigterm",
         timeout_kills_what_ignores_sigterm,
     ),
+    (
+        "signals_do_not_delay_the_timeout",
+        signals_do_not_delay_the_timeout,
+    ),
     ("stop_kills_every_process", stop_kills_every_process),
     ("early_stop_is_reported", early_stop_is_reported),
     (
@@ -164,4 +168,12 @@ fn dropped_run_kills_every_process(fixture: &Fixture) {
         }
     });
     watch.gone();
+}
+
+fn signals_do_not_delay_the_timeout(fixture: &Fixture) {
+    let flood = "while :; do kill -TERM $PPID; done";
+    let mut launch = Root::new().script(&format!("({flood}) & ({flood}) & {flood}"));
+    launch.timeout = Duration::from_millis(100);
+    launch.kill_delay = Duration::ZERO;
+    assert!(fixture.run(launch).unwrap().timed_out);
 }
