@@ -20,6 +20,7 @@ use rustix::{
         setrlimit, setsid,
     },
     stdio::{dup2_stderr, dup2_stdout},
+    thread::set_no_new_privs,
 };
 
 use crate::{
@@ -108,7 +109,9 @@ impl Command {
         let changed = setgroups(&[])
             .and_then(|()| setgid(Gid::from_raw(id)))
             .and_then(|()| setuid(Uid::from_raw(id)));
-        changed.map_err(Refusal::at("change of the user"))
+        changed.map_err(Refusal::at("change of the user"))?;
+        // A file with the setuid bit, left by an earlier action, would give this one the user of another.
+        set_no_new_privs(true).map_err(Refusal::at("no new privileges"))
     }
 
     fn limit(&self) -> Result<(), Refusal> {
