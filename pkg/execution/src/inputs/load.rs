@@ -155,6 +155,12 @@ impl<'a> Loader<'a, '_> {
             let parsed = contents.map(|(digest, content)| parse(&digest, content));
             parsed.collect::<Vec<_>>()
         };
+        let resident = self.resident;
+        let _permit = match large {
+            // The semaphore is never closed.
+            true => resident.decoding.acquire().await.ok(),
+            false => None,
+        };
         for parsed in off_thread(large, parse).await? {
             self.add(parsed)?;
         }
