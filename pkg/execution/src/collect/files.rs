@@ -124,13 +124,30 @@ impl<'a> Files<'a> {
                 "the outputs have more than {most} bytes {why}"
             )));
         }
-        open(parent, name).map_err(|errno| match errno {
+        let opened = open(parent, name).and_then(|file| {
+            let stat = rustix::fs::fstat(&file)?;
+            if self.may_read(&stat) {
+                Ok(file)
+            } else {
+                Err(Errno::ACCESS)
+            }
+        });
+        opened.map_err(|errno| match errno {
             Errno::ACCESS | Errno::PERM => {
                 let (output, name) = (shorten(output), shorten(name));
                 Abort::unmet(format!("file {name:?} of output {output:?} cannot be read"))
             }
             errno => io("opening", output)(errno).into(),
         })
+    }
+
+    /// Whether the command's user may read a file. Root can read all, also a link to a secret that the user created
+    /// where the system permits that.
+    fn may_read(&self, stat: &Stat) -> bool {
+        let Some(user) = self.sink.user else {
+            return true;
+        };
+        stat.st_uid == user || Mode::from_raw_mode(stat.st_mode).contains(Mode::ROTH)
     }
 
     fn push(&mut self, file: fs::File) -> Result<FileId, Abort> {
