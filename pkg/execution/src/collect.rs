@@ -200,6 +200,7 @@ impl<'a> Collector<'a> {
             (FileType::Symlink, _) => {
                 declared.check_target(parent, name)?;
                 let target = read_target(parent, name, declared.path)?;
+                self.files.count_text(&target)?;
                 Found::Symlink {
                     target,
                     properties: self.properties.read(stat),

@@ -20,6 +20,8 @@ use crate::{
 const BATCH: usize = 64;
 /// The most files and directories in the outputs of an action.
 const MAX_ENTRIES: usize = 1_000_000;
+/// The most bytes of their names and of the targets of symlinks, which are in memory.
+const MAX_TEXT: usize = 256 << 20;
 
 /// The number of a file among the outputs.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +37,7 @@ pub(super) struct Files<'a> {
     inline_left: u64,
     bytes: u64,
     entries: usize,
+    text: usize,
 }
 
 /// The files of outputs, all of them stored.
@@ -54,6 +57,7 @@ impl<'a> Files<'a> {
             inline_left: sink.max_inline,
             bytes: 0,
             entries: 0,
+            text: 0,
         }
     }
 
@@ -65,6 +69,17 @@ impl<'a> Files<'a> {
         self.entries += 1;
         if self.entries > MAX_ENTRIES {
             let why = format!("the outputs have more than {MAX_ENTRIES} files and directories");
+            return Err(Abort::unmet(why));
+        }
+        Ok(())
+    }
+
+    /// Counts the bytes of a name or of a target.
+    pub(super) fn count_text(&mut self, text: &str) -> Result<(), Abort> {
+        self.text = self.text.saturating_add(text.len());
+        if self.text > MAX_TEXT {
+            let most = MAX_TEXT >> 20;
+            let why = format!("the names and symlinks of the outputs have more than {most} MiB");
             return Err(Abort::unmet(why));
         }
         Ok(())

@@ -210,6 +210,8 @@ impl Run<'_> {
         let max_log = options.max_log_bytes;
         let links = Arc::clone(&self.worker.stores.links);
         let runtime = Handle::current();
+        // Ends with the semaphore only, which lives as long as the worker.
+        let _permit = self.worker.collecting.acquire().await;
         block(move || {
             // Dropped in reverse order: the directory is in the trash before another action gets the user.
             let Staged {
