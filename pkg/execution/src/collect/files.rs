@@ -1,6 +1,10 @@
 //! The files of outputs, on their way into the store.
 
-use std::{collections::HashMap, fs, os::fd::OwnedFd};
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    os::fd::OwnedFd,
+};
 
 use bytes::Bytes;
 use gorego_storage::{Adopt, Digest, DigestFunction, Error, read_at, shorten};
@@ -31,6 +35,8 @@ pub(super) struct FileId(usize);
 pub(super) struct Files<'a> {
     job: &'a Job,
     sink: Sink<'a>,
+    /// The outputs that are returned inline where they fit.
+    wanted: HashSet<&'a str>,
     open: Vec<fs::File>,
     stored: Vec<Digest>,
     inline: HashMap<usize, Bytes>,
@@ -51,6 +57,7 @@ impl<'a> Files<'a> {
         Self {
             job,
             sink,
+            wanted: job.inline_output_files.iter().map(String::as_str).collect(),
             open: Vec::new(),
             stored: Vec::new(),
             inline: HashMap::new(),
@@ -108,8 +115,7 @@ impl<'a> Files<'a> {
         self.count()?;
         let file = self.open(parent, name, stat, output)?;
         let size = size_of(stat);
-        let wanted = &self.job.inline_output_files;
-        if size > 0 && size <= self.inline_left && wanted.iter().any(|path| path == output) {
+        if size > 0 && size <= self.inline_left && self.wanted.contains(output) {
             let len = usize::try_from(size).unwrap_or_default();
             let read = read_at(&file, 0, len);
             let content = read.map_err(|error| Error::io("reading", output, error))?;
