@@ -156,10 +156,11 @@ impl<'a> Loader<'a, '_> {
             parsed.collect::<Vec<_>>()
         };
         let resident = self.resident;
-        let _permit = match large {
+        let _permit = if large {
             // The semaphore is never closed.
-            true => resident.decoding.acquire().await.ok(),
-            false => None,
+            resident.decoding.acquire().await.ok()
+        } else {
+            None
         };
         for parsed in off_thread(large, parse).await? {
             self.add(parsed)?;

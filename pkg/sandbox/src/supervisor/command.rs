@@ -16,8 +16,8 @@ use rustix::{
     fs::{Mode, OFlags, ResolveFlags, openat2},
     io::Errno,
     process::{
-        Pid, Resource, Rlimit, Signal, fchdir, getpid, getppid, set_parent_process_death_signal,
-        setrlimit, setsid,
+        Pid, Resource, Rlimit, Signal, fchdir, getpid, getppid, getrlimit,
+        set_parent_process_death_signal, setrlimit, setsid,
     },
     stdio::{dup2_stderr, dup2_stdout},
     thread::set_no_new_privs,
@@ -124,9 +124,15 @@ impl Command {
             setrlimit(resource, limit).map_err(Refusal::at("setrlimit"))
         };
         set(Resource::Core, limits.core)?;
-        limits
-            .processes
-            .map_or(Ok(()), |processes| set(Resource::Nproc, processes))
+        let Some(processes) = limits.processes else {
+            return Ok(());
+        };
+        // A container's root may be unable to raise a lower limit.
+        let most = getrlimit(Resource::Nproc).maximum;
+        set(
+            Resource::Nproc,
+            most.map_or(processes, |most| most.min(processes)),
+        )
     }
 
     /// Enters the working directory.
