@@ -12,7 +12,7 @@ use gorego_scheduler::{Attempt, Phase, Report, Worker};
 use gorego_storage::{ActionCache, BlobStore, Digest, Links};
 use parking_lot::Mutex;
 use reapi::v2::ExecuteResponse;
-use tokio::task::spawn_blocking;
+use tokio::{sync::Semaphore, task::spawn_blocking};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{Failure, Job, Options, abort::Abort, publish};
@@ -23,6 +23,10 @@ use users::Users;
 
 /// The most actions that are remembered because they altered their inputs.
 const MAX_ALTERING: usize = 1000;
+
+/// The most actions whose outputs are collected at once. Each blocks a thread that waits for others of the same pool,
+/// which has 512, and has some files open.
+const MAX_COLLECTING: usize = 64;
 
 /// A runner of commands.
 #[async_trait]
@@ -61,6 +65,8 @@ pub struct NodeWorker {
     /// The newest actions that altered their inputs, or had altered ones. They run on copies: where the blobs had to be
     /// uploaded again, they would corrupt them again.
     altering: Mutex<VecDeque<Digest>>,
+    /// The actions whose outputs may be collected at once.
+    collecting: Semaphore,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -90,6 +96,7 @@ impl NodeWorker {
             runner,
             build_root,
             altering: Mutex::default(),
+            collecting: Semaphore::new(MAX_COLLECTING),
             stop,
             tasks,
         })

@@ -119,7 +119,7 @@ pub enum LaunchError {
     /// The working directory does not exist, or lies outside the root.
     #[error("no working directory `{0}`")]
     NoWorkingDirectory(String),
-    /// The supervisor or the launcher died. The action's processes are killed, but may live for some milliseconds.
+    /// The supervisor or the launcher died. The action's processes are dead, unless both died at the same moment.
     #[error("{0}")]
     Lost(String),
     /// A system call failed.

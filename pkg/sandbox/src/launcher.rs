@@ -56,16 +56,23 @@ impl Launcher {
         self.hand_over(theirs.into()).await?;
         order(&control, launch).await.map_err(lost)?;
         let (mut answers, mut orders) = control.into_split();
-        let mut answer = pin!(receive(&mut answers));
-        let answer = tokio::select! {
-            answer = &mut answer => answer,
-            () = stop.cancelled() => {
-                // Fails if the supervisor has ended: the answer is there, or the action is lost.
-                let _ = orders.shutdown().await;
-                answer.await
+        let answer = {
+            let mut answer = pin!(receive(&mut answers));
+            tokio::select! {
+                answer = &mut answer => answer,
+                () = stop.cancelled() => {
+                    // Fails if the supervisor has ended: the answer is there, or the action is lost.
+                    let _ = orders.shutdown().await;
+                    answer.await
+                }
             }
         };
-        Ok(answer.map_err(lost)??)
+        let answer = answer.map_err(lost)?;
+        if answer.is_err() {
+            // A supervisor that failed may have left processes, which the launcher kills before the socket ends.
+            let _ = answers.read(&mut [0]).await;
+        }
+        Ok(answer?)
     }
 
     /// Sends the launcher the control socket of a new supervisor.

@@ -47,7 +47,8 @@ impl Signals {
         Ok(Self(SignalFd::with_flags(&set, flags)?))
     }
 
-    /// Waits for a signal, for the peer, or until the time has passed.
+    /// Waits for a signal, for the peer, or until the time has passed. The peer comes first, since an action can cause
+    /// any number of signals.
     pub(crate) fn wait(
         &self,
         peer: Option<BorrowedFd<'_>>,
@@ -61,13 +62,9 @@ impl Signals {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let signalled = self.0.read_signal()?.is_some();
+        self.0.read_signal()?;
         let peer = polled.get(1).is_some_and(|peer| !peer.revents().is_empty());
-        Ok(if peer && !signalled {
-            Wake::Peer
-        } else {
-            Wake::Signal
-        })
+        Ok(if peer { Wake::Peer } else { Wake::Signal })
     }
 }
 

@@ -131,18 +131,20 @@ impl Supervisor {
         let mut deadline = Instant::now().checked_add(timeout);
         while self.reap() && self.exit.is_none() {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let is_due = left.is_some_and(|left| left.is_zero());
             match self.signals.wait(Some(control.as_fd()), left)? {
-                Wake::Signal if getppid() == Some(self.launcher) => {}
-                Wake::Signal => {
-                    cause.orphaned = true;
-                    break;
-                }
                 Wake::Peer => {
                     cause.stopped = true;
                     break;
                 }
-                Wake::Timeout if cause.timed_out => break,
-                Wake::Timeout => {
+                Wake::Signal if getppid() != Some(self.launcher) => {
+                    cause.orphaned = true;
+                    break;
+                }
+                // Signals may arrive faster than they are handled, which must not delay the timeout.
+                Wake::Signal if !is_due => {}
+                _ if cause.timed_out => break,
+                _ => {
                     cause.timed_out = true;
                     tree::signal_session(self.command, Sent::TERM);
                     deadline = Instant::now().checked_add(kill_delay);

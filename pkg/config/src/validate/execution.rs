@@ -26,6 +26,10 @@ impl Findings<'_> {
                 self.warn(ENABLED, reason);
             }
         }
+        if execution.enabled == Switch::On && execution.sandbox.enabled {
+            let reason = "there is no sandbox yet: actions would run without; accepted: false";
+            self.refuse(&["execution.sandbox.enabled", ENABLED], reason);
+        }
         self.check_timeouts(execution);
         if execution.uids == 0 {
             let reason = "is root; accepted: 1 and more, or execution.run_as_root: true";

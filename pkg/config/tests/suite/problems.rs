@@ -418,6 +418,10 @@ fn impossible_settings_of_execution_are_refused() {
             ][..],
             "execution.enabled = true: needs the local cache",
         ),
+        (
+            &["execution.enabled=true", "execution.sandbox.enabled=true"],
+            "actions would run without",
+        ),
         (&["execution.default_timeout=0"], "more than 0"),
         (&["execution.max_timeout=1m"], "up to execution.max_timeout"),
         (&["execution.queue_size=0"], "1 or more"),

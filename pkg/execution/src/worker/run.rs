@@ -210,12 +210,15 @@ impl Run<'_> {
         let max_log = options.max_log_bytes;
         let links = Arc::clone(&self.worker.stores.links);
         let runtime = Handle::current();
+        // Ends with the semaphore only, which lives as long as the worker.
+        let _permit = self.worker.collecting.acquire().await;
         block(move || {
+            // Dropped in reverse order: the directory is in the trash before another action gets the user.
             let Staged {
+                user,
                 dir,
                 stdout,
                 stderr,
-                user: _user,
                 ..
             } = staged;
             let stdout = stdout.bound(&dir.dir, max_log)?;
@@ -233,6 +236,7 @@ impl Run<'_> {
                 links: &*links,
                 runtime: &runtime,
                 stop: &stop,
+                user: user.as_ref().map(User::id),
                 max_bytes,
                 max_inline: inline,
             };

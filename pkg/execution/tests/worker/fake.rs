@@ -19,6 +19,10 @@ use gorego_storage::{
     Links, MemoryStore, PinError, Pins, Put, Result,
 };
 use reapi::v2::ActionResult;
+use rustix::{
+    fs::{Mode, OFlags},
+    process::geteuid,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -43,6 +47,10 @@ pub(crate) const TESTS: &[Test] = &[
         no_action_cache,
     ),
     ("altered_inputs_run_the_action_again_on_copies", altered),
+    (
+        "a_file_that_the_user_of_the_action_cannot_read_is_no_output",
+        secret,
+    ),
 ];
 
 /// A runner whose first runs lose their supervisor, and whose later ones exit with 0.
@@ -69,6 +77,19 @@ impl Runner for FakeRunner {
             started: now,
             ended: now + Duration::from_secs(1),
         })
+    }
+}
+
+/// A runner of commands that leave a file of root's, as a hard link where the system permits it.
+#[derive(Debug, Default)]
+struct SecretRunner(FakeRunner);
+
+#[async_trait]
+impl Runner for SecretRunner {
+    async fn run(&self, launch: Launch, stop: CancellationToken) -> Result<Ended, LaunchError> {
+        let file = rustix::fs::openat(&launch.root, "file", OFlags::RDONLY, Mode::empty());
+        rustix::fs::fchmod(file.unwrap(), Mode::RUSR).unwrap();
+        self.0.run(launch, stop).await
     }
 }
 
@@ -286,5 +307,23 @@ fn altered(fixture: &Fixture) {
         // The twin is always a copy, and the second run has only copies.
         assert_eq!(node.store.links.load(Relaxed), 2);
         assert_eq!(node.store.copies.load(Relaxed), 1 + 3);
+    });
+}
+
+/// Needs root, which can read what the user of the action cannot.
+fn secret(fixture: &Fixture) {
+    fixture.run(async {
+        if !geteuid().is_root() {
+            return;
+        }
+        let runner = Arc::<SecretRunner>::default();
+        let dir = tempfile::tempdir().unwrap();
+        let node = Node::new(dir, Arc::<FakeStore>::default(), runner, |options| {
+            options.first_user = Some(61_184);
+        });
+        let response = node.execute(&action()).await;
+        assert_eq!(code(&response), 9, "{response:?}");
+        assert_eq!(response.result.unwrap().output_files, []);
+        node.is_clean().await;
     });
 }

@@ -27,6 +27,10 @@ pub(crate) const TESTS: &[Test] = &[
         "death_of_a_supervisor_kills_its_processes",
         death_of_a_supervisor_kills_its_processes,
     ),
+    (
+        "loss_is_reported_after_the_last_process_is_dead",
+        loss_is_reported_after_the_last_process_is_dead,
+    ),
     ("launcher_outlives_no_server", launcher_outlives_no_server),
     (
         "launcher_refuses_to_start_among_threads",
@@ -119,6 +123,17 @@ fn death_of_a_supervisor_kills_its_processes(_: &Fixture) {
         "{output}"
     );
     assert!(lines[1].contains("Code(5)"), "{output}");
+}
+
+fn loss_is_reported_after_the_last_process_is_dead(fixture: &Fixture) {
+    let (watch, writer) = Watch::new();
+    let root = Root::new();
+    let script = format!("{LEAVE_PROCESSES} kill -KILL $PPID; while :; do :; done");
+    let mut launch = root.script(&script);
+    launch.stdout = writer;
+    let ended = fixture.run(launch);
+    assert!(matches!(ended, Err(LaunchError::Lost(_))), "{ended:?}");
+    assert!(watch.is_gone());
 }
 
 fn launcher_outlives_no_server(_: &Fixture) {
