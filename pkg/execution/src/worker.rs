@@ -7,6 +7,7 @@ mod users;
 use std::{collections::VecDeque, fmt, sync::Arc, time::SystemTime};
 
 use async_trait::async_trait;
+use gorego_limits::Budget;
 use gorego_sandbox::{Ended, Launch, LaunchError, Launcher};
 use gorego_scheduler::{Attempt, Phase, Report, Worker};
 use gorego_storage::{ActionCache, BlobStore, Digest, Links};
@@ -27,6 +28,9 @@ const MAX_ALTERING: usize = 1000;
 /// The most actions whose outputs are collected at once. Each blocks a thread that waits for others of the same pool,
 /// which has 512, and has some files open.
 const MAX_COLLECTING: usize = 64;
+
+/// The memory in which the directories of outputs are looked up, of all actions together, in bytes.
+const TREES: u64 = 32 << 20;
 
 /// A runner of commands.
 #[async_trait]
@@ -67,6 +71,8 @@ pub struct NodeWorker {
     altering: Mutex<VecDeque<Digest>>,
     /// The actions whose outputs may be collected at once.
     collecting: Semaphore,
+    /// The memory in which the directories of outputs are looked up.
+    trees: Budget,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -97,6 +103,7 @@ impl NodeWorker {
             build_root,
             altering: Mutex::default(),
             collecting: Semaphore::new(MAX_COLLECTING),
+            trees: Budget::memory("memory for the directories of outputs", TREES),
             stop,
             tasks,
         })

@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc, time::SystemTime};
 
 use gorego_sandbox::{Ended, Launch, LaunchError, Limits};
 use gorego_scheduler::Phase;
-use gorego_storage::{Digest, Error, PinError, Pins};
+use gorego_storage::{Digest, Error, Outputs, PinError, Pins, find_outputs};
 use reapi::v2::ExecuteResponse;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -74,6 +74,7 @@ impl Run<'_> {
         self.until_stopped(self.publish(&mut finished)).await?;
         let metadata = times.metadata(&self.worker.options.node, &finished.ended);
         let mut response = finished.response(self.job);
+        self.until_stopped(self.hold(&response)).await?;
         if let Some(result) = &mut response.result {
             result.execution_metadata = Some(metadata);
         }
@@ -252,6 +253,20 @@ impl Run<'_> {
             })
         })
         .await
+    }
+
+    /// Extends the leases of the outputs, of which the first were stored a while ago. Fails if one is missing.
+    async fn hold(&self, response: &ExecuteResponse) -> Result<(), Abort> {
+        let Some(result) = &response.result else {
+            return Ok(());
+        };
+        let blobs = Arc::clone(&self.worker.stores.blobs);
+        let memory = self.worker.trees.clone();
+        let outputs = Outputs::of(&self.job.action, result, Arc::clone(&blobs), memory)?;
+        match find_outputs(outputs, &*blobs).await {
+            Err(error) if error.is_miss() => Err(Abort::Own(error.to_string())),
+            held => Ok(held?),
+        }
     }
 
     async fn publish(&self, finished: &mut Finished) -> Result<(), Abort> {
