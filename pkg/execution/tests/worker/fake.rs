@@ -19,16 +19,13 @@ use gorego_storage::{
     Links, MemoryStore, PinError, Pins, Put, Result,
 };
 use reapi::v2::ActionResult;
-use rustix::{
-    fs::{Mode, OFlags},
-    process::geteuid,
-};
+use rustix::fs::{Mode, OFlags};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     Test,
     action::Action,
-    common::{Fixture, Node, code},
+    common::{Fixture, Node, USER, code, has_users},
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -42,6 +39,10 @@ pub(crate) const TESTS: &[Test] = &[
         full,
     ),
     ("a_full_disk_while_outputs_are_stored_is_retried", full_once),
+    (
+        "an_action_whose_outputs_were_evicted_before_its_result_was_stored_runs_again",
+        evicted,
+    ),
     (
         "an_action_cache_that_fails_does_not_fail_the_action",
         no_action_cache,
@@ -100,6 +101,8 @@ struct FakeStore {
     /// The number of files that find the disk full when they are staged, and when they are stored.
     full_stages: AtomicU32,
     full_puts: AtomicU32,
+    /// The number of lookups that find every blob evicted.
+    evicted: AtomicU32,
     /// Set if results are not stored.
     no_results: bool,
     /// Set if each link is found altered.
@@ -125,6 +128,9 @@ fn no_space(what: &str) -> Error {
 #[async_trait]
 impl BlobStore for FakeStore {
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
+        if take(&self.evicted) {
+            return Ok(digests.to_vec());
+        }
         self.inner.find_missing(digests).await
     }
 
@@ -275,6 +281,19 @@ fn full_once(fixture: &Fixture) {
     full_disk(fixture, store, 0);
 }
 
+fn evicted(fixture: &Fixture) {
+    fixture.run(async {
+        let store = FakeStore {
+            evicted: AtomicU32::new(1),
+            ..FakeStore::default()
+        };
+        let runner = Arc::new(FakeRunner::default());
+        let node = node(&runner, store);
+        node.succeed(&action()).await;
+        assert_eq!(runner.runs.load(Relaxed), 2);
+    });
+}
+
 fn no_action_cache(fixture: &Fixture) {
     fixture.run(async {
         let store = FakeStore {
@@ -313,13 +332,13 @@ fn altered(fixture: &Fixture) {
 /// Needs root, which can read what the user of the action cannot.
 fn secret(fixture: &Fixture) {
     fixture.run(async {
-        if !geteuid().is_root() {
+        if !has_users() {
             return;
         }
         let runner = Arc::<SecretRunner>::default();
         let dir = tempfile::tempdir().unwrap();
         let node = Node::new(dir, Arc::<FakeStore>::default(), runner, |options| {
-            options.first_user = Some(61_184);
+            options.first_user = Some(USER);
         });
         let response = node.execute(&action()).await;
         assert_eq!(code(&response), 9, "{response:?}");

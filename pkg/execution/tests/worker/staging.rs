@@ -1,15 +1,12 @@
 //! The input tree that a command sees.
 
-use std::fs;
-
 use prost_types::Timestamp;
 use reapi::v2::NodeProperties;
-use rustix::process::geteuid;
 
 use crate::{
     Test,
     action::Action,
-    common::{Fixture, PATH, code},
+    common::{Fixture, PATH, USER, code, has_users},
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -275,26 +272,13 @@ fn clean(fixture: &Fixture) {
     });
 }
 
-/// Returns whether this user namespace has a user.
-fn has_user(id: u32) -> bool {
-    let map = fs::read_to_string("/proc/self/uid_map").unwrap();
-    map.lines().any(|range| {
-        let numbers: Vec<u64> = range
-            .split_whitespace()
-            .map(|n| n.parse().unwrap())
-            .collect();
-        (numbers[0]..numbers[0] + numbers[2]).contains(&id.into())
-    })
-}
-
 fn other_user(fixture: &Fixture) {
-    if !geteuid().is_root() || !has_user(61184) {
-        // Only root starts commands as others, and user namespaces may have none.
+    if !has_users() {
         return;
     }
     fixture.run(async {
         let node = fixture
-            .node_with(|options| options.first_user = Some(61184))
+            .node_with(|options| options.first_user = Some(USER))
             .await;
         let script = "id -u; stat -c '%u %n' . d d/new input; echo again >> /dev/stdout
             echo x > d/new/out; if echo x >> input; then exit 1; fi 2> errors";
