@@ -9,8 +9,13 @@ use std::{
         unix::net::UnixStream as StdStream,
     },
     pin::pin,
+    thread,
 };
 
+use rustix::{
+    io::Errno,
+    process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, Interest},
     net::{UnixStream, unix::OwnedReadHalf},
@@ -31,11 +36,11 @@ pub struct Launcher {
 
 impl Launcher {
     /// Starts the launcher. To be called before the process has other threads and raises its limits, which actions
-    /// inherit. Fails if there are other threads, or if the system lacks what the launcher needs.
+    /// inherit. Starts a thread. Fails if there are other threads, or if the system lacks what the launcher needs.
     pub fn start() -> io::Result<Self> {
         fork::check_single_threaded()?;
         let (socket, theirs) = StdStream::pair()?;
-        fork::fork(|| {
+        let pid = fork::fork(|| {
             service::run(&theirs).inspect_err(|error| eprintln!("gorego-launcher: {error}"))
         })?;
         drop(theirs);
@@ -44,6 +49,8 @@ impl Launcher {
             io::Error::other(format!("the launcher of actions failed to start: {why}"))
         })?;
         socket.set_nonblocking(true)?;
+        let watch = thread::Builder::new().name("launcher".to_owned());
+        watch.spawn(move || keep_running(pid))?;
         Ok(Self { socket })
     }
 
@@ -92,6 +99,21 @@ impl Launcher {
                     .to_owned(),
             )),
             Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Continues the launcher whenever it stops, which an action of its user can cause, until it has ended.
+fn keep_running(launcher: Pid) {
+    loop {
+        match waitid(
+            WaitId::Pid(launcher),
+            WaitIdOptions::EXITED | WaitIdOptions::STOPPED,
+        ) {
+            // The pid of a child is not reused before its parent has waited for its end, as this thread alone does.
+            Ok(Some(status)) if status.stopped() => _ = kill_process(launcher, Signal::CONT),
+            Err(Errno::INTR) => {}
+            _ => return,
         }
     }
 }

@@ -11,7 +11,8 @@
 //! ```
 //!
 //! Every process of an action is killed when the command ends, when the action is stopped, and when the server, the
-//! launcher or the supervisor dies. If the launcher and a supervisor are killed at the same moment, only the command
+//! launcher or the supervisor dies. An action of their user can send them `SIGSTOP`: the launcher kills a supervisor
+//! that stopped, and the server continues the launcher. If the launcher and a supervisor are killed at the same moment, only the command
 //! itself dies with them.
 
 mod fork;

@@ -70,18 +70,18 @@ impl Signals {
 
 /// The state of the children of this process.
 pub(crate) enum Children {
-    /// This one has ended, and its pid is free again.
-    Ended(Pid, WaitStatus),
-    /// All of them run.
+    /// This one has ended, and its pid is free again; or it has stopped.
+    Changed(Pid, WaitStatus),
+    /// Nothing has happened to any of them.
     Running,
     /// It has none.
     None,
 }
 
-/// Returns a child that has ended, or whether there are others.
-pub(crate) fn reap() -> Children {
-    match wait(WaitOptions::NOHANG) {
-        Ok(Some((pid, status))) => Children::Ended(pid, status),
+/// Returns a child that has ended, or stopped if `options` say so, or whether there are others.
+pub(crate) fn reap(options: WaitOptions) -> Children {
+    match wait(WaitOptions::NOHANG | options) {
+        Ok(Some((pid, status))) => Children::Changed(pid, status),
         // No error but `ECHILD` is possible without a signal handler.
         Err(_) => Children::None,
         Ok(None) => Children::Running,

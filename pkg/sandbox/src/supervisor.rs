@@ -15,7 +15,9 @@ use nix::sys::{
     signal::Signal,
     time::{TimeVal, TimeValLike as _},
 };
-use rustix::process::{Pid, Signal as Sent, WaitStatus, getppid, set_parent_process_death_signal};
+use rustix::process::{
+    Pid, Signal as Sent, WaitOptions, WaitStatus, getppid, set_parent_process_death_signal,
+};
 
 use crate::{
     Ended, Exit, Leftovers, Usage, fork,
@@ -59,9 +61,11 @@ fn send(mut control: &File, answer: &Answer) {
 fn serve(control: &File, launcher: Pid) -> io::Result<Option<Answer>> {
     fork::close_descriptors(control)?;
     establish(c"gorego-action")?;
-    let signals = Signals::new(&[Signal::SIGCHLD, Signal::SIGTERM])?;
-    // The parent is compared whenever a signal arrives.
-    set_parent_process_death_signal(Some(Sent::TERM))?;
+    // Killing stops processes first, which must not cause the next pass at once.
+    fork::ignore_stopped_children()?;
+    let signals = Signals::new(&[Signal::SIGCHLD, Signal::SIGCONT])?;
+    // The parent is compared whenever a signal arrives. This one reaches a stopped supervisor, too.
+    set_parent_process_death_signal(Some(Sent::CONT))?;
     if getppid() != Some(launcher) {
         return Ok(None);
     }
@@ -157,11 +161,11 @@ impl Supervisor {
     /// Waits for children that have ended, and returns whether others are left.
     fn reap(&mut self) -> bool {
         loop {
-            match reap() {
-                Children::Ended(pid, status) if pid == self.command => {
+            match reap(WaitOptions::empty()) {
+                Children::Changed(pid, status) if pid == self.command => {
                     self.exit = Some((exit(status), SystemTime::now()));
                 }
-                Children::Ended(..) => {}
+                Children::Changed(..) => {}
                 Children::Running => return true,
                 Children::None => return false,
             }

@@ -11,7 +11,10 @@ use std::{
 use nix::sys::signal::Signal;
 use rustix::{
     fs::{Mode, OFlags, open},
-    process::{Pid, chdir, getpid, umask},
+    process::{
+        Pid, Signal as Sent, WaitOptions, chdir, getpid, kill_process,
+        set_parent_process_death_signal, umask,
+    },
     stdio::{dup2_stdin, dup2_stdout},
 };
 
@@ -64,6 +67,8 @@ fn isolate(socket: &UnixStream) -> io::Result<Signals> {
     chdir("/")?;
     umask(Mode::from_raw_mode(0o022));
     establish(c"gorego-launcher")?;
+    // The server continues a launcher that was stopped; its death has to do so, too.
+    set_parent_process_death_signal(Some(Sent::CONT))?;
     Signals::new(&[Signal::SIGCHLD])
 }
 
@@ -79,8 +84,15 @@ struct Service {
 }
 
 impl Service {
+    /// Waits for children that have ended, and kills those that have stopped: an action of this user can stop its
+    /// supervisor, which then ends neither the action nor itself.
     fn reap(&mut self) {
-        while let Children::Ended(pid, status) = reap() {
+        while let Children::Changed(pid, status) = reap(WaitOptions::UNTRACED) {
+            if status.stopped() {
+                // The pid of a child is not reused before this process has waited for its end.
+                let _ = kill_process(pid, Sent::KILL);
+                continue;
+            }
             // A supervisor that exits with 0 has left no process.
             if let Some(control) = self.supervisors.remove(&pid)
                 && status.exit_status() != Some(0)

@@ -176,7 +176,7 @@ fn dropped_run_kills_every_process(fixture: &Fixture) {
 }
 
 fn signals_do_not_delay_the_timeout(fixture: &Fixture) {
-    let flood = "while :; do kill -TERM $PPID; done";
+    let flood = "while :; do kill -CONT $PPID; done";
     let mut launch = Root::new().script(&format!("({flood}) & ({flood}) & {flood}"));
     launch.timeout = Duration::from_millis(100);
     launch.kill_delay = Duration::ZERO;
