@@ -13,7 +13,7 @@ use std::{
 
 use gorego_config::{Config, Pairs, Switch, UnknownPlatform};
 use gorego_execution::{BuildRootError, Executor, NodeWorker, Options};
-use gorego_sandbox::Launcher;
+use gorego_sandbox::{Launcher, has_users};
 use gorego_scheduler::{Generation, NameError};
 use rustix::process::geteuid;
 use tokio_util::sync::CancellationToken;
@@ -31,10 +31,10 @@ const DRAIN: f64 = 0.8;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error(
-        "execution.uids = {0}: this container or user namespace has no users up to {1}, one for each of \
+        "execution.uids = {0}: this container or user namespace has no users and groups up to {1}, one for each of \
          execution.concurrency; accepted: users that exist here, or execution.run_as_root: true"
     )]
-    NoUsers(u32, u64),
+    NoUsers(u32, u32),
     #[error(
         "execution.build_root: the users of actions have no access to {0}, whose mode is {1:03o}; accepted: a directory \
          below ones with x for all (chmod o+x), or execution.run_as_root: true"
@@ -62,7 +62,10 @@ pub(crate) fn launcher(config: &Config) -> Result<Option<Launcher>, Error> {
         return Ok(None);
     }
     if let Some(first) = first_user(config) {
-        check_users(first, concurrency(config))?;
+        let end = first.saturating_add(concurrency(config));
+        if !has_users(&(first..end)) {
+            return Err(Error::NoUsers(first, end - 1));
+        }
     }
     Launcher::start().map(Some).map_err(Error::Launcher)
 }
@@ -71,22 +74,6 @@ pub(crate) fn launcher(config: &Config) -> Result<Option<Launcher>, Error> {
 pub(crate) fn first_user(config: &Config) -> Option<u32> {
     let execution = &config.execution;
     (geteuid().is_root() && !execution.run_as_root).then_some(execution.uids)
-}
-
-/// Checks that these users exist in this user namespace.
-fn check_users(first: u32, count: u32) -> Result<(), Error> {
-    let end = u64::from(first) + u64::from(count);
-    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    let is_mapped = map.lines().any(|range| {
-        let numbers: Option<Vec<u64>> = range.split_whitespace().map(|n| n.parse().ok()).collect();
-        let within = |start, len| start <= u64::from(first) && end <= start + len;
-        matches!(numbers.as_deref(), Some([start, _, len]) if within(*start, *len))
-    });
-    if is_mapped {
-        Ok(())
-    } else {
-        Err(Error::NoUsers(first, end - 1))
-    }
 }
 
 /// Checks that all users can reach the directories in the build root.

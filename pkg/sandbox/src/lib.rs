@@ -12,8 +12,8 @@
 //!
 //! Every process of an action is killed when the command ends, when the action is stopped, and when the server, the
 //! launcher or the supervisor dies. An action of their user can send them `SIGSTOP`: the launcher kills a supervisor
-//! that stopped, and the server continues the launcher. If the launcher and a supervisor are killed at the same moment, only the command
-//! itself dies with them.
+//! that stopped, and the server continues the launcher. If the launcher and a supervisor are killed at the same moment,
+//! only the command itself dies with them.
 
 mod fork;
 mod launch;
@@ -21,7 +21,9 @@ mod launcher;
 mod process;
 mod supervisor;
 mod tree;
+mod users;
 mod wire;
 
 pub use launch::{Ended, Exit, Launch, LaunchError, Leftovers, Limits, Usage};
 pub use launcher::Launcher;
+pub use users::has_users;

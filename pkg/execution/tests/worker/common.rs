@@ -21,7 +21,6 @@ use gorego_scheduler::{
 use gorego_storage::{ActionCache, ActionCacheExt as _, BlobStore, Digest, Links, MemoryStore};
 use gorego_storage_local::{LocalOptions, LocalStore, SyncMode};
 use reapi::v2::{self, ActionResult, ExecuteResponse};
-use rustix::process::geteuid;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -281,15 +280,7 @@ pub(crate) fn code(response: &ExecuteResponse) -> i32 {
 /// The first user that actions run as, where they have users of their own.
 pub(crate) const USER: u32 = 61_184;
 
-/// Returns whether commands can be started as [`USER`]: by root, unless this user namespace lacks the user.
+/// Returns whether commands can be started as [`USER`].
 pub(crate) fn has_users() -> bool {
-    let map = fs::read_to_string("/proc/self/uid_map").unwrap();
-    let has_user = map.lines().any(|range| {
-        let numbers = range
-            .split_whitespace()
-            .map(|number| number.parse().unwrap());
-        let numbers: Vec<u64> = numbers.collect();
-        (numbers[0]..numbers[0] + numbers[2]).contains(&USER.into())
-    });
-    geteuid().is_root() && has_user
+    gorego_sandbox::has_users(&(USER..USER + 1))
 }
