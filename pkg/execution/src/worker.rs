@@ -15,7 +15,7 @@ use reapi::v2::ExecuteResponse;
 use tokio::task::spawn_blocking;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{Failure, Job, Options, abort::Abort, publish};
+use crate::{Failure, InputCounts, Job, Options, Origin, abort::Abort, publish};
 use build_root::{BuildRoot, Trash};
 pub use build_root::{BuildRootError, BuildRootFailure};
 use run::Run;
@@ -61,6 +61,7 @@ pub struct NodeWorker {
     /// The newest actions that altered their inputs, or had altered ones. They run on copies: where the blobs had to be
     /// uploaded again, they would corrupt them again.
     altering: Mutex<VecDeque<Digest>>,
+    inputs: InputCounts,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -90,9 +91,15 @@ impl NodeWorker {
             runner,
             build_root,
             altering: Mutex::default(),
+            inputs: InputCounts::default(),
             stop,
             tasks,
         })
+    }
+
+    /// The inputs of the actions that ran.
+    pub const fn inputs(&self) -> &InputCounts {
+        &self.inputs
     }
 
     /// Waits for the end of the deletion of directories, after it was stopped.
@@ -168,14 +175,17 @@ impl Worker<Job, ExecuteResponse> for NodeWorker {
 
     async fn run(&self, attempt: Attempt<Job>) -> Report<ExecuteResponse> {
         let begin = |phase| attempt.begin(phase);
-        self.report(&attempt.grant.job, &attempt.stop, &begin).await
+        let job = &attempt.grant.job;
+        let report = self.report(job, &attempt.stop, &begin);
+        job.origin.scope(report).await
     }
 }
 
-/// Runs a function that blocks. A panic in it is an error of the executor.
+/// Runs a function that blocks, for the current call. A panic in it is an error of the executor.
 async fn block<T: Send + 'static>(
     function: impl FnOnce() -> Result<T, Abort> + Send + 'static,
 ) -> Result<T, Abort> {
-    let ended = spawn_blocking(function).await;
+    let origin = Origin::current();
+    let ended = spawn_blocking(move || origin.run(function)).await;
     ended.unwrap_or_else(|error| Err(Abort::Own(error.to_string())))
 }

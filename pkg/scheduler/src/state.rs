@@ -167,6 +167,8 @@ pub struct Grant<J> {
     pub memory: u64,
     /// Set if nothing else runs on the worker meanwhile.
     pub alone: bool,
+    /// The time that the action waited for this grant.
+    pub waited: Duration,
 }
 
 /// The end of an attempt. Each value carries the outcome that clients get if no other attempt follows.
