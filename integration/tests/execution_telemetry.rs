@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use gorego_integration::{
     client::{Client, add_request_metadata},
+    collector::{Collector, CollectorProtocol, Span},
     content::digest_of,
     metrics::Metrics,
     server::Server,
@@ -128,4 +129,30 @@ async fn a_result_of_an_executed_action_is_recorded_for_its_target() {
     let build = build.json();
     let explanation = build["misses"][0]["explanation"].to_string();
     assert!(explanation.contains("exit 0 # again"), "{build:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_traced_action_has_a_span_with_its_steps() {
+    let collector = Collector::start(CollectorProtocol::Grpc).await;
+    let (endpoint, always) = (collector.setting(), "telemetry.tracing_sample_ratio=1");
+    let server = Server::start(&[&SETTINGS[..], &[&endpoint, always]].concat());
+    let client = Client::connect(server.address()).await;
+    let action = upload(&client, "exit 3").await;
+    execute(&client, "build", &action).await;
+    let named = |name: &'static str| move |span: &&Span| span.name.ends_with(name);
+    let spans = collector.wait_for(|spans| {
+        ["execution", "/Execute"]
+            .iter()
+            .all(|name| spans.iter().any(|it| named(name)(&it)))
+    });
+    let spans = spans.await;
+    let execution = spans.iter().find(named("execution")).unwrap();
+    let request = spans.iter().find(named("/Execute")).unwrap();
+    assert_eq!(execution.trace, request.trace);
+    assert_eq!(execution.parent, request.id);
+    assert_eq!(execution.get("exit_code"), "3");
+    assert_eq!(execution.get("attempt"), "1");
+    let events = execution.events.iter();
+    let steps: Vec<_> = events.filter_map(|event| event.split(' ').next()).collect();
+    assert_eq!(steps, ["fetch", "stage", "run", "collect", "publish"]);
 }

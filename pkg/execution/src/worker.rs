@@ -2,6 +2,7 @@
 
 mod build_root;
 mod run;
+mod span;
 mod users;
 
 use std::{collections::VecDeque, fmt, sync::Arc, time::SystemTime};
@@ -14,6 +15,7 @@ use parking_lot::Mutex;
 use reapi::v2::ExecuteResponse;
 use tokio::task::spawn_blocking;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument as _;
 
 use crate::{Failure, InputCounts, Job, Options, Origin, abort::Abort, publish};
 use build_root::{BuildRoot, Trash};
@@ -174,10 +176,19 @@ impl Worker<Job, ExecuteResponse> for NodeWorker {
     }
 
     async fn run(&self, attempt: Attempt<Job>) -> Report<ExecuteResponse> {
-        let begin = |phase| attempt.begin(phase);
         let job = &attempt.grant.job;
-        let report = self.report(job, &attempt.stop, &begin);
-        job.origin.scope(report).await
+        let begin = |phase| {
+            span::begin(phase);
+            attempt.begin(phase);
+        };
+        let run = async {
+            let span = span::of(&attempt);
+            let report = self.report(job, &attempt.stop, &begin);
+            let report = report.instrument(span.clone()).await;
+            span::end(&span, &report);
+            report
+        };
+        job.origin.scope(run).await
     }
 }
 

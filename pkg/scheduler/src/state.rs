@@ -93,6 +93,28 @@ pub enum Phase {
     Publish,
 }
 
+impl Phase {
+    /// All steps, in order.
+    pub const ALL: [Self; 5] = [
+        Self::Fetch,
+        Self::Stage,
+        Self::Run,
+        Self::Collect,
+        Self::Publish,
+    ];
+
+    /// Returns the name, for metrics, traces and lists.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fetch => "fetch",
+            Self::Stage => "stage",
+            Self::Run => "run",
+            Self::Collect => "collect",
+            Self::Publish => "publish",
+        }
+    }
+}
+
 /// The stage of an operation (REAPI `ExecutionStage`).
 #[derive(Debug)]
 pub enum Stage<O> {

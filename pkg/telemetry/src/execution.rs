@@ -24,17 +24,6 @@ const BOUNDS: [f64; 14] = [
 /// The label of the time before an attempt.
 const QUEUE: &str = "queue";
 
-/// Returns the name of a worker's step, as labels and the page have it.
-pub(crate) const fn name(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Fetch => "fetch",
-        Phase::Stage => "stage",
-        Phase::Run => "run",
-        Phase::Collect => "collect",
-        Phase::Publish => "publish",
-    }
-}
-
 /// The counts of a [`MeteredWorker`].
 #[derive(Debug)]
 pub struct AttemptCounts {
@@ -53,14 +42,7 @@ pub struct AttemptCounts {
 
 impl Default for AttemptCounts {
     fn default() -> Self {
-        let phases = [
-            Phase::Fetch,
-            Phase::Stage,
-            Phase::Run,
-            Phase::Collect,
-            Phase::Publish,
-        ];
-        let [fetch, stage, run, collect, publish] = phases.map(name);
+        let [fetch, stage, run, collect, publish] = Phase::ALL.map(Phase::name);
         let stages = [QUEUE, fetch, stage, run, collect, publish];
         Self {
             succeeded: AtomicU64::default(),
@@ -116,7 +98,7 @@ impl Steps {
         let next = next.map(|phase| (phase, Instant::now()));
         let ended = std::mem::replace(&mut *self.current.lock(), next);
         if let Some((phase, began)) = ended {
-            self.counts.observe(name(phase), began.elapsed());
+            self.counts.observe(phase.name(), began.elapsed());
         }
     }
 }
