@@ -122,8 +122,7 @@ async fn serve(
     if let Some(listener) = scraped {
         let tls = tls.clone();
         let certificates = Arc::new(move || certificates(tls.as_ref(), backing_tls.as_ref()));
-        let execution = executor.as_ref().and_then(LocalExecutor::metrics);
-        let parts = (&tiers, execution);
+        let parts = (&tiers, executor.as_ref().and_then(LocalExecutor::metrics));
         let site = site::site(config, parts, builds, health, calls, certificates, dropped);
         observers.spawn(web::serve(listener, site, observing.clone()));
     }
