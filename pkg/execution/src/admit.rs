@@ -12,7 +12,7 @@ use reapi::{
 };
 
 use crate::{
-    Failure, Inputs, Job, Options,
+    Failure, Inputs, Job, Options, Origin,
     action::CheckedAction,
     command::check_command,
     inputs::{Loaded, Resident, load},
@@ -140,6 +140,7 @@ impl Admission<'_> {
             inline_stderr: request.inline_stderr,
             inline_output_files: request.inline_output_files.clone(),
             queued: self.queued,
+            origin: Origin::current(),
         });
         drop(loading);
         self.resident.add_job(&job, memory)?;

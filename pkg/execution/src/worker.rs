@@ -2,6 +2,7 @@
 
 mod build_root;
 mod run;
+mod span;
 mod users;
 
 use std::{collections::VecDeque, fmt, sync::Arc, time::SystemTime};
@@ -15,8 +16,9 @@ use parking_lot::Mutex;
 use reapi::v2::ExecuteResponse;
 use tokio::{sync::Semaphore, task::spawn_blocking};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument as _;
 
-use crate::{Failure, Job, Options, abort::Abort, publish};
+use crate::{Failure, InputCounts, Job, Options, Origin, abort::Abort, publish};
 use build_root::{BuildRoot, Trash};
 pub use build_root::{BuildRootError, BuildRootFailure};
 use run::Run;
@@ -73,6 +75,7 @@ pub struct NodeWorker {
     collecting: Semaphore,
     /// The memory in which the directories of outputs are looked up.
     trees: Budget,
+    inputs: InputCounts,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -104,9 +107,15 @@ impl NodeWorker {
             altering: Mutex::default(),
             collecting: Semaphore::new(MAX_COLLECTING),
             trees: Budget::memory("memory for the directories of outputs", TREES),
+            inputs: InputCounts::default(),
             stop,
             tasks,
         })
+    }
+
+    /// The inputs of the actions that ran.
+    pub const fn inputs(&self) -> &InputCounts {
+        &self.inputs
     }
 
     /// Waits for the end of the deletion of directories, after it was stopped.
@@ -181,15 +190,27 @@ impl Worker<Job, ExecuteResponse> for NodeWorker {
     }
 
     async fn run(&self, attempt: Attempt<Job>) -> Report<ExecuteResponse> {
-        let begin = |phase| attempt.begin(phase);
-        self.report(&attempt.grant.job, &attempt.stop, &begin).await
+        let job = &attempt.grant.job;
+        let begin = |phase| {
+            span::begin(phase);
+            attempt.begin(phase);
+        };
+        let run = async {
+            let span = span::of(&attempt);
+            let report = self.report(job, &attempt.stop, &begin);
+            let report = report.instrument(span.clone()).await;
+            span::end(&span, &report);
+            report
+        };
+        job.origin.scope(run).await
     }
 }
 
-/// Runs a function that blocks. A panic in it is an error of the executor.
+/// Runs a function that blocks, for the current call. A panic in it is an error of the executor.
 async fn block<T: Send + 'static>(
     function: impl FnOnce() -> Result<T, Abort> + Send + 'static,
 ) -> Result<T, Abort> {
-    let ended = spawn_blocking(function).await;
+    let origin = Origin::current();
+    let ended = spawn_blocking(move || origin.run(function)).await;
     ended.unwrap_or_else(|error| Err(Abort::Own(error.to_string())))
 }

@@ -1,6 +1,10 @@
 //! One run of an action: fetch, stage, run, collect, publish.
 
-use std::{collections::HashSet, sync::Arc, time::SystemTime};
+use std::{
+    collections::HashSet,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::SystemTime,
+};
 
 use gorego_sandbox::{Ended, Launch, LaunchError, Limits};
 use gorego_scheduler::Phase;
@@ -55,6 +59,7 @@ impl Run<'_> {
         let _pins = self.fetch().await?;
         (self.begin)(Phase::Stage);
         let staged = self.stage(copies).await?;
+        self.count_inputs();
         times.fetch_end = SystemTime::now();
 
         (self.begin)(Phase::Run);
@@ -138,6 +143,12 @@ impl Run<'_> {
         .await
     }
 
+    fn count_inputs(&self) {
+        let (counts, inputs) = (&self.worker.inputs, &self.job.inputs);
+        counts.staged.fetch_add(inputs.entries, Relaxed);
+        counts.staged_bytes.fetch_add(inputs.bytes, Relaxed);
+    }
+
     async fn launch(&self, staged: &Staged) -> Result<Ended, Abort> {
         let (command, options) = (&self.job.command, &self.worker.options);
         let root = staged.dir.root.try_clone();
@@ -196,6 +207,7 @@ impl Run<'_> {
         let Some(first) = altered.first() else {
             return Ok(false);
         };
+        self.worker.inputs.altered.fetch_add(1, Relaxed);
         let (action, inputs) = (self.job.action, altered.len());
         tracing::warn!(
             %action, inputs, %first,
