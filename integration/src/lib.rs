@@ -17,6 +17,7 @@ pub mod browser;
 pub mod client;
 pub mod collector;
 pub mod content;
+pub mod executor;
 pub mod link;
 pub mod lock;
 pub mod metrics;

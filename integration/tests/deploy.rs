@@ -217,6 +217,8 @@ async fn every_query_of_the_dashboard_and_the_rules_has_data() {
         "local_cache.max_size_gb=16MiB",
         "local_cache.lease=0s",
         "local_cache.upload_lease=0s",
+        "execution.enabled=true",
+        "execution.run_as_root=true",
     ];
     let server = Server::in_front_of(&backing.grpc_url(), &settings);
     let folder = TempDir::new().unwrap();

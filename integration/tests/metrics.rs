@@ -270,6 +270,8 @@ async fn the_readme_documents_each_metric_with_its_labels_and_no_other() {
         "local_cache.min_free=0",
         // Nothing listens there.
         "telemetry.tracing_endpoint=127.0.0.1:1",
+        "execution.enabled=true",
+        "execution.run_as_root=true",
         TOLD,
     ];
     let server = Server::in_front_of(&peer.grpc_url(), &small);

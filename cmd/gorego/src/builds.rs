@@ -20,7 +20,8 @@ pub(crate) fn redaction(loaded: &LoadedConfig) -> Result<Redaction, String> {
     })
 }
 
-/// Records the builds of the clients of `tiers`, if the page is served.
+/// Records the builds of the clients of `tiers`, if the page is served. A result of an action that is executed here is
+/// recorded like one that its client stores.
 pub(crate) fn record(
     config: &Config,
     redaction: Redaction,
@@ -53,6 +54,10 @@ pub(crate) fn record(
     });
     let actions = Arc::clone(&tiers.stores.actions);
     tiers.stores.actions = Arc::new(RecordedActions::new(actions, builds.clone()));
+    if let Some(executor) = &mut tiers.executor {
+        let results = Arc::clone(&executor.worker.results);
+        executor.worker.results = Arc::new(RecordedActions::new(results, builds.clone()));
+    }
     Some((builds, worker))
 }
 

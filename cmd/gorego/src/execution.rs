@@ -6,19 +6,20 @@ use std::{
     num::NonZeroU64,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     thread,
     time::{Duration, SystemTime},
 };
 
 use gorego_config::{Config, Pairs, Switch, UnknownPlatform};
 use gorego_execution::{BuildRootError, Executor, NodeWorker, Options};
-use gorego_sandbox::Launcher;
+use gorego_sandbox::{Launcher, has_users};
 use gorego_scheduler::{Generation, NameError};
+use gorego_telemetry::{self as telemetry, AttemptCounts, ExecutionReport, MeteredWorker};
 use rustix::process::geteuid;
 use tokio_util::sync::CancellationToken;
 
-use crate::tiers::Tiers;
+use crate::tiers::{ExecutorStores, Tiers};
 
 /// The most completed operations that are kept, and their bytes.
 const MAX_COMPLETED: usize = 10_000;
@@ -31,10 +32,10 @@ const DRAIN: f64 = 0.8;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error(
-        "execution.uids = {0}: this container or user namespace has no users up to {1}, one for each of \
+        "execution.uids = {0}: this container or user namespace has no users and groups up to {1}, one for each of \
          execution.concurrency; accepted: users that exist here, or execution.run_as_root: true"
     )]
-    NoUsers(u32, u64),
+    NoUsers(u32, u32),
     #[error(
         "execution.build_root: the users of actions have no access to {0}, whose mode is {1:03o}; accepted: a directory \
          below ones with x for all (chmod o+x), or execution.run_as_root: true"
@@ -62,7 +63,10 @@ pub(crate) fn launcher(config: &Config) -> Result<Option<Launcher>, Error> {
         return Ok(None);
     }
     if let Some(first) = first_user(config) {
-        check_users(first, concurrency(config))?;
+        let end = first.saturating_add(concurrency(config));
+        if !has_users(&(first..end)) {
+            return Err(Error::NoUsers(first, end - 1));
+        }
     }
     Launcher::start().map(Some).map_err(Error::Launcher)
 }
@@ -71,22 +75,6 @@ pub(crate) fn launcher(config: &Config) -> Result<Option<Launcher>, Error> {
 pub(crate) fn first_user(config: &Config) -> Option<u32> {
     let execution = &config.execution;
     (geteuid().is_root() && !execution.run_as_root).then_some(execution.uids)
-}
-
-/// Checks that these users exist in this user namespace.
-fn check_users(first: u32, count: u32) -> Result<(), Error> {
-    let end = u64::from(first) + u64::from(count);
-    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    let is_mapped = map.lines().any(|range| {
-        let numbers: Option<Vec<u64>> = range.split_whitespace().map(|n| n.parse().ok()).collect();
-        let within = |start, len| start <= u64::from(first) && end <= start + len;
-        matches!(numbers.as_deref(), Some([start, _, len]) if within(*start, *len))
-    });
-    if is_mapped {
-        Ok(())
-    } else {
-        Err(Error::NoUsers(first, end - 1))
-    }
 }
 
 /// Checks that all users can reach the directories in the build root.
@@ -106,24 +94,29 @@ fn check_access(build_root: &Path) -> Result<(), Error> {
 pub(crate) struct LocalExecutor {
     pub(crate) executor: Arc<Executor>,
     worker: Arc<NodeWorker>,
+    /// The counts of the attempts, if metrics are served.
+    attempts: Option<Arc<AttemptCounts>>,
     drain: Duration,
 }
 
 impl LocalExecutor {
-    /// Creates the executor; `None` without a launcher or a local tier.
+    /// Creates the executor; `None` without a launcher or a local tier. Counts its attempts if it is `metered`.
     pub(crate) fn new(
         config: &Config,
         launcher: Option<Launcher>,
         tiers: &Tiers,
+        metered: bool,
     ) -> Result<Option<Self>, Error> {
         let Some((launcher, stores)) = launcher.zip(tiers.executor.clone()) else {
             return Ok(None);
         };
         let options = options(config);
         let generation = generation(&options)?;
+        let ExecutorStores {
+            worker: stores,
+            lookups,
+        } = stores;
         let blobs = Arc::clone(&stores.blobs);
-        // Clients look an action up before they execute it, so that this lookup does not count.
-        let actions = Arc::clone(&stores.results);
         let worker = Arc::new(NodeWorker::new(
             options.clone(),
             stores,
@@ -132,13 +125,28 @@ impl LocalExecutor {
         if options.first_user.is_some() {
             check_access(&options.build_root)?;
         }
+        let attempts = metered.then(Arc::<AttemptCounts>::default);
         let running = Arc::clone(&worker) as _;
-        let executor = Arc::new(Executor::new(options, blobs, actions, generation, running));
+        let running = match &attempts {
+            Some(counts) => Arc::new(MeteredWorker::new(running, Arc::clone(counts))) as _,
+            None => running,
+        };
+        let executor = Arc::new(Executor::new(options, blobs, lookups, generation, running));
         Ok(Some(Self {
             executor,
             worker,
+            attempts,
             drain: config.limits.drain_timeout.mul_f64(DRAIN),
         }))
+    }
+
+    /// Returns the sources of the metrics, if they are served.
+    pub(crate) fn metrics(&self) -> Option<telemetry::Execution> {
+        let (executor, worker) = (Arc::clone(&self.executor), Arc::clone(&self.worker));
+        Some(telemetry::Execution {
+            attempts: self.attempts.clone()?,
+            read: Box::new(move || report(&executor, &worker)),
+        })
     }
 
     /// Lets actions end once `shutdown` is cancelled, and stops those that take too long.
@@ -146,6 +154,23 @@ impl LocalExecutor {
         shutdown.cancelled().await;
         self.executor.shut_down(self.drain).await;
         self.worker.close().await;
+    }
+}
+
+/// Reads the numbers of the executor.
+fn report(executor: &Executor, worker: &NodeWorker) -> ExecutionReport {
+    let (totals, admissions, inputs) = (executor.totals(), executor.admissions(), worker.inputs());
+    ExecutionReport {
+        queued: totals.queued as u64,
+        running: totals.running as u64,
+        retries: totals.ends.retries,
+        cached: admissions.cached.load(Relaxed),
+        refused: admissions.refused.load(Relaxed),
+        errors: admissions.errors.load(Relaxed) + totals.ends.failed,
+        cancelled: totals.ends.cancelled,
+        staged: inputs.staged.load(Relaxed),
+        staged_bytes: inputs.staged_bytes.load(Relaxed),
+        altered: inputs.altered.load(Relaxed),
     }
 }
 

@@ -5,7 +5,7 @@ use std::{borrow::Cow, sync::Arc};
 use gorego_config::{self as config, Config};
 use gorego_storage::BreakerState;
 use gorego_telemetry::{
-    Calls, Metrics,
+    Calls, Execution, Metrics,
     builds::Builds,
     web::{self, Backing, Components, Health, Limits, Local, Site, Ui},
 };
@@ -22,7 +22,7 @@ type Certificates = Arc<dyn Fn() -> Vec<Certificate> + Send + Sync>;
 /// Returns the site of a server.
 pub(crate) fn site(
     config: &Config,
-    tiers: &Tiers,
+    (tiers, execution): (&Tiers, Option<Execution>),
     builds: Option<Builds>,
     health: Health,
     calls: Calls,
@@ -32,6 +32,7 @@ pub(crate) fn site(
     let listed = Arc::clone(&certificates);
     let mut sources = tiers.sources(calls.clone(), move || listed());
     sources.spans_dropped = spans_dropped;
+    sources.execution = execution;
     Site {
         version: VERSION,
         tiers: sources.tiers.clone(),

@@ -12,7 +12,9 @@ use gorego_execution as execution;
 use gorego_janitor::{self as janitor, Janitor, Marks};
 use gorego_proxy::{Backing, Depth, OnOutage, Options, Outbox, ProxyActions, ProxyStore};
 use gorego_server::Stores;
-use gorego_storage::{BreakerState, CompletenessChecking, DigestFunction, Links, span::Tier};
+use gorego_storage::{
+    ActionCache, BreakerState, CompletenessChecking, DigestFunction, Links, span::Tier,
+};
 use gorego_storage_local::{LocalOptions, LocalStore, OpenError, SyncMode};
 use gorego_storage_remote::RemoteStore;
 use gorego_telemetry::{Calls, PendingWrites, Sources, web::Health};
@@ -63,10 +65,20 @@ pub(crate) struct Tiers {
     pub(crate) breaker: Option<watch::Receiver<BreakerState>>,
     pub(crate) waiting: Option<watch::Receiver<Depth>>,
     /// The stores as an executor uses them: not counted as a client's. `None` without a local tier.
-    pub(crate) executor: Option<execution::Stores>,
+    pub(crate) executor: Option<ExecutorStores>,
     meters: Option<Meters>,
     /// Pins pending writes of an earlier configuration with a backing cache.
     _unused: Option<Outbox>,
+}
+
+/// The stores of an executor.
+#[derive(Clone, Debug)]
+pub(crate) struct ExecutorStores {
+    /// The stores of the worker. The results that it puts are recorded, if builds are.
+    pub(crate) worker: execution::Stores,
+    /// The results that are looked up before an action is queued. Clients look them up themselves first, so that this
+    /// is neither counted nor recorded.
+    pub(crate) lookups: Arc<dyn ActionCache>,
 }
 
 impl Tiers {
@@ -100,10 +112,13 @@ impl Tiers {
     /// Completes the stores for clients: digest functions are inferred, and the answers are counted, each once.
     /// `alone` is the local tier, if there is no other.
     fn answer(&mut self, config: &Config, meters: Option<Meters>, alone: Option<&LocalStore>) {
-        self.executor = self.links().map(|links| execution::Stores {
-            blobs: Arc::clone(&self.stores.blobs),
-            results: Arc::clone(&self.stores.actions),
-            links,
+        self.executor = self.links().map(|links| ExecutorStores {
+            worker: execution::Stores {
+                blobs: Arc::clone(&self.stores.blobs),
+                results: Arc::clone(&self.stores.actions),
+                links,
+            },
+            lookups: Arc::clone(&self.stores.actions),
         });
         let functions = inferred_functions(&config.limits);
         let stores = self.stores.clone().inferring(functions);

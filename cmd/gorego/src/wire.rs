@@ -98,7 +98,7 @@ async fn serve(
     let meters = scraped.as_ref().map(|_| Meters::new(&parts));
     let mut tiers = Tiers::open(config, &parts, backing, meters).await?;
     let recorded = builds::record(config, redaction, scraped.is_some(), &mut tiers);
-    let executor = LocalExecutor::new(config, launcher, &tiers)?;
+    let executor = LocalExecutor::new(config, launcher, &tiers, scraped.is_some())?;
     announce(config, &listener, scraped.as_ref())?;
 
     let tasks = TaskTracker::new();
@@ -122,7 +122,8 @@ async fn serve(
     if let Some(listener) = scraped {
         let tls = tls.clone();
         let certificates = Arc::new(move || certificates(tls.as_ref(), backing_tls.as_ref()));
-        let site = site::site(config, &tiers, builds, health, calls, certificates, dropped);
+        let parts = (&tiers, executor.as_ref().and_then(LocalExecutor::metrics));
+        let site = site::site(config, parts, builds, health, calls, certificates, dropped);
         observers.spawn(web::serve(listener, site, observing.clone()));
     }
 

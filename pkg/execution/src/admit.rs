@@ -12,7 +12,7 @@ use reapi::{
 };
 
 use crate::{
-    Failure, Inputs, Job, Options,
+    Failure, Inputs, Job, Options, Origin,
     action::CheckedAction,
     command::check_command,
     inputs::{Loaded, Resident, load},
@@ -29,6 +29,8 @@ const UNFOLDED: u64 = 8;
 const LOOKUP: usize = 10_000;
 /// The memory for each directory and each blob in a job, in bytes.
 const PER_DIGEST: u64 = 128;
+/// The memory for each argument, variable, output or other text of a command beside its bytes, in bytes.
+const PER_TEXT: u64 = 32;
 
 /// Reads the action, and the function that its digest has. A digest without one may be of two.
 pub(crate) async fn read_action(
@@ -121,8 +123,12 @@ impl Admission<'_> {
             return Err(Failure::Missing(missing));
         };
         let digests = (inputs.directories.len() + inputs.blobs.len()) as u64;
-        // The bound of the decoded command is generous, and few are large.
-        let memory = PER_DIGEST * digests + 2 * self.action.command.size();
+        let inline = &request.inline_output_files;
+        let texts = texts(&command) + inline.len();
+        let memory = PER_DIGEST * digests
+            + PER_TEXT * texts as u64
+            + self.action.command.size()
+            + inline.iter().map(|path| path.len() as u64).sum::<u64>();
         let job = Arc::new(Job {
             instance: self.instance,
             action: self.digest,
@@ -134,6 +140,7 @@ impl Admission<'_> {
             inline_stderr: request.inline_stderr,
             inline_output_files: request.inline_output_files.clone(),
             queued: self.queued,
+            origin: Origin::current(),
         });
         drop(loading);
         self.resident.add_job(&job, memory)?;
@@ -181,4 +188,17 @@ impl Admission<'_> {
         }
         Ok(())
     }
+}
+
+/// Returns the number of texts of a command, which may be empty.
+#[expect(deprecated, reason = "the other lists take memory, too")]
+fn texts(command: &Command) -> usize {
+    let properties = command.platform.as_ref();
+    let properties = properties.map_or(0, |platform| platform.properties.len());
+    command.arguments.len()
+        + 2 * (command.environment_variables.len() + properties)
+        + command.output_paths.len()
+        + command.output_files.len()
+        + command.output_directories.len()
+        + command.output_node_properties.len()
 }

@@ -40,6 +40,8 @@ pub(crate) struct Sink<'a> {
     pub runtime: &'a Handle,
     /// Cancelled when the attempt has to stop.
     pub stop: &'a CancellationToken,
+    /// The user that the command ran as, if it was not gorego's own.
+    pub user: Option<u32>,
     /// The most bytes of all output files.
     pub max_bytes: Option<u64>,
     /// The most bytes of output files that are returned inline.
@@ -197,8 +199,10 @@ impl<'a> Collector<'a> {
             }
             (FileType::Symlink, _) => {
                 declared.check_target(parent, name)?;
+                let target = read_target(parent, name, declared.path)?;
+                self.files.count_text(&target)?;
                 Found::Symlink {
-                    target: read_target(parent, name, declared.path)?,
+                    target,
                     properties: self.properties.read(stat),
                 }
             }

@@ -9,7 +9,7 @@ use std::{
 use gorego_limits::Budget;
 use gorego_scheduler::{
     ActionKey, Capacity, Generation, OperationId, OperationName, Refused, Request, Runner, Stage,
-    Worker, WorkerId,
+    Totals, Worker, WorkerId,
 };
 use gorego_storage::{ActionCache, BlobStore, CachedResult, Digest, Error, InstanceName, shorten};
 use reapi::{
@@ -20,7 +20,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use tracing::debug;
 
 use crate::{
-    Failure, Job, Options,
+    Admissions, Failure, Job, Options,
     action::CheckedAction,
     admit::{Admission, read_action},
     command::check_inline,
@@ -45,6 +45,7 @@ pub struct Executor {
     runner: Runner<Job, ExecuteResponse>,
     resident: Resident,
     random: SystemRandom,
+    admissions: Admissions,
     /// The start of the runner's clock.
     epoch: SystemTime,
 }
@@ -92,6 +93,7 @@ impl Executor {
             runner,
             resident: Resident::within(RESIDENT),
             random: SystemRandom::new(),
+            admissions: Admissions::default(),
             epoch: SystemTime::now(),
         }
     }
@@ -99,6 +101,21 @@ impl Executor {
     /// Checks an action and returns its cached result, or queues it (REAPI `Execute`). A cached result reserves
     /// `memory`. Every failure is found before the action is queued.
     pub async fn execute(
+        &self,
+        instance: InstanceName,
+        digest: &Digest,
+        request: &ExecuteRequest,
+        metadata: Option<&RequestMetadata>,
+        memory: &Budget,
+    ) -> Result<Execution, Failure> {
+        let admitted = self
+            .admit(instance, digest, request, metadata, memory)
+            .await;
+        self.admissions.record(&admitted);
+        admitted
+    }
+
+    async fn admit(
         &self,
         instance: InstanceName,
         digest: &Digest,
@@ -156,6 +173,16 @@ impl Executor {
                 Ok(None)
             }
         }
+    }
+
+    /// The requests that ended without an attempt.
+    pub const fn admissions(&self) -> &Admissions {
+        &self.admissions
+    }
+
+    /// Returns the numbers of the scheduler.
+    pub fn totals(&self) -> Totals {
+        self.runner.totals()
     }
 
     /// Watches an operation (REAPI `WaitExecution`).

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use gorego_storage::{Digest, DigestFunction, InstanceName};
 use reapi::v2::Command;
 
-use crate::Inputs;
+use crate::{Inputs, Origin};
 
 /// A checked action: what a worker needs to run it.
 #[derive(Debug)]
@@ -30,6 +30,8 @@ pub struct Job {
     pub inline_output_files: Vec<String>,
     /// The arrival of the request.
     pub queued: std::time::SystemTime,
+    /// The first client's call.
+    pub origin: Origin,
 }
 
 impl Job {

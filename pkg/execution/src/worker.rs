@@ -3,20 +3,23 @@
 mod build_root;
 mod isolation;
 mod run;
+mod span;
 mod users;
 
 use std::{collections::VecDeque, fmt, sync::Arc, time::SystemTime};
 
 use async_trait::async_trait;
+use gorego_limits::Budget;
 use gorego_sandbox::{Ended, Launch, LaunchError, Launcher};
 use gorego_scheduler::{Attempt, Phase, Report, Worker};
 use gorego_storage::{ActionCache, BlobStore, Digest, Links};
 use parking_lot::Mutex;
 use reapi::v2::ExecuteResponse;
-use tokio::task::spawn_blocking;
+use tokio::{sync::Semaphore, task::spawn_blocking};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument as _;
 
-use crate::{Failure, Job, Options, abort::Abort, publish};
+use crate::{Failure, InputCounts, Job, Options, Origin, abort::Abort, publish};
 use build_root::{BuildRoot, Trash};
 pub use build_root::{BuildRootError, BuildRootFailure};
 pub use isolation::{ProbeError, probe};
@@ -25,6 +28,13 @@ use users::Users;
 
 /// The most actions that are remembered because they altered their inputs.
 const MAX_ALTERING: usize = 1000;
+
+/// The most actions whose outputs are collected at once. Each blocks a thread that waits for others of the same pool,
+/// which has 512, and has some files open.
+const MAX_COLLECTING: usize = 64;
+
+/// The memory in which the directories of outputs are looked up, of all actions together, in bytes.
+const TREES: u64 = 32 << 20;
 
 /// A runner of commands.
 #[async_trait]
@@ -63,6 +73,11 @@ pub struct NodeWorker {
     /// The newest actions that altered their inputs, or had altered ones. They run on copies: where the blobs had to be
     /// uploaded again, they would corrupt them again.
     altering: Mutex<VecDeque<Digest>>,
+    /// The actions whose outputs may be collected at once.
+    collecting: Semaphore,
+    /// The memory in which the directories of outputs are looked up.
+    trees: Budget,
+    inputs: InputCounts,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -92,9 +107,17 @@ impl NodeWorker {
             runner,
             build_root,
             altering: Mutex::default(),
+            collecting: Semaphore::new(MAX_COLLECTING),
+            trees: Budget::memory("memory for the directories of outputs", TREES),
+            inputs: InputCounts::default(),
             stop,
             tasks,
         })
+    }
+
+    /// The inputs of the actions that ran.
+    pub const fn inputs(&self) -> &InputCounts {
+        &self.inputs
     }
 
     /// Waits for the end of the deletion of directories, after it was stopped.
@@ -169,15 +192,27 @@ impl Worker<Job, ExecuteResponse> for NodeWorker {
     }
 
     async fn run(&self, attempt: Attempt<Job>) -> Report<ExecuteResponse> {
-        let begin = |phase| attempt.begin(phase);
-        self.report(&attempt.grant.job, &attempt.stop, &begin).await
+        let job = &attempt.grant.job;
+        let begin = |phase| {
+            span::begin(phase);
+            attempt.begin(phase);
+        };
+        let run = async {
+            let span = span::of(&attempt);
+            let report = self.report(job, &attempt.stop, &begin);
+            let report = report.instrument(span.clone()).await;
+            span::end(&span, &report);
+            report
+        };
+        job.origin.scope(run).await
     }
 }
 
-/// Runs a function that blocks. A panic in it is an error of the executor.
+/// Runs a function that blocks, for the current call. A panic in it is an error of the executor.
 async fn block<T: Send + 'static>(
     function: impl FnOnce() -> Result<T, Abort> + Send + 'static,
 ) -> Result<T, Abort> {
-    let ended = spawn_blocking(function).await;
+    let origin = Origin::current();
+    let ended = spawn_blocking(move || origin.run(function)).await;
     ended.unwrap_or_else(|error| Err(Abort::Own(error.to_string())))
 }

@@ -156,15 +156,20 @@ fn close_range(range: RangeInclusive<RawFd>) -> io::Result<()> {
     }
 }
 
-/// Blocks all signals and gives each its default effect. Stopped children cause no `SIGCHLD`.
+/// Blocks all signals and gives each its default effect.
 pub(crate) fn reset_signals() -> io::Result<()> {
     SigSet::all().thread_set_mask()?;
     for signal in 1..=libc::SIGRTMAX() {
         // SAFETY: installs no handler. Errors are of signals that have one effect only, or that libc reserves.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
+    Ok(())
+}
+
+/// Turns off `SIGCHLD` for children that stop. An executed program has it again.
+pub(crate) fn ignore_stopped_children() -> io::Result<()> {
     let child = SigAction::new(SigHandler::SigDfl, SaFlags::SA_NOCLDSTOP, SigSet::empty());
-    // SAFETY: as above.
+    // SAFETY: installs no handler.
     unsafe { sigaction(Signal::SIGCHLD, &child) }?;
     Ok(())
 }

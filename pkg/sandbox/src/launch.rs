@@ -160,7 +160,7 @@ pub enum LaunchError {
     /// The system does not allow the isolation; the cause in one sentence.
     #[error("{0}")]
     Isolation(String),
-    /// The supervisor or the launcher died. The action's processes are killed, but may live for some milliseconds.
+    /// The supervisor or the launcher died. The action's processes are dead, unless both died at the same moment.
     #[error("{0}")]
     Lost(String),
     /// A system call failed.

@@ -13,8 +13,13 @@ use std::{
     },
     pin::pin,
     sync::Arc,
+    thread,
 };
 
+use rustix::{
+    io::Errno,
+    process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, Interest},
     net::{UnixStream, unix::OwnedReadHalf},
@@ -35,11 +40,11 @@ pub struct Launcher {
 
 impl Launcher {
     /// Starts the launcher. To be called before the process has other threads and raises its limits, which actions
-    /// inherit. Fails if there are other threads, or if the system lacks what the launcher needs.
+    /// inherit. Starts a thread. Fails if there are other threads, or if the system lacks what the launcher needs.
     pub fn start() -> io::Result<Self> {
         fork::check_single_threaded()?;
         let (socket, theirs) = StdStream::pair()?;
-        fork::fork(|| {
+        let pid = fork::fork(|| {
             service::run(&theirs).inspect_err(|error| eprintln!("gorego-launcher: {error}"))
         })?;
         drop(theirs);
@@ -48,6 +53,8 @@ impl Launcher {
             io::Error::other(format!("the launcher of actions failed to start: {why}"))
         })?;
         socket.set_nonblocking(true)?;
+        let watch = thread::Builder::new().name("launcher".to_owned());
+        watch.spawn(move || keep_running(pid))?;
         Ok(Self { socket })
     }
 
@@ -60,16 +67,23 @@ impl Launcher {
         self.hand_over(theirs.into()).await?;
         order(&control, launch).await.map_err(lost)?;
         let (mut answers, mut orders) = control.into_split();
-        let mut answer = pin!(receive(&mut answers));
-        let answer = tokio::select! {
-            answer = &mut answer => answer,
-            () = stop.cancelled() => {
-                // Fails if the supervisor has ended: the answer is there, or the action is lost.
-                let _ = orders.shutdown().await;
-                answer.await
+        let answer = {
+            let mut answer = pin!(receive(&mut answers));
+            tokio::select! {
+                answer = &mut answer => answer,
+                () = stop.cancelled() => {
+                    // Fails if the supervisor has ended: the answer is there, or the action is lost.
+                    let _ = orders.shutdown().await;
+                    answer.await
+                }
             }
         };
-        Ok(answer.map_err(lost)??)
+        let answer = answer.map_err(lost)?;
+        if answer.is_err() {
+            // A supervisor that failed may have left processes, which the launcher kills before the socket ends.
+            let _ = answers.read(&mut [0]).await;
+        }
+        Ok(answer?)
     }
 
     /// Sends the launcher the control socket of a new supervisor.
@@ -89,6 +103,21 @@ impl Launcher {
                     .to_owned(),
             )),
             Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Continues the launcher whenever it stops, which an action of its user can cause, until it has ended.
+fn keep_running(launcher: Pid) {
+    loop {
+        match waitid(
+            WaitId::Pid(launcher),
+            WaitIdOptions::EXITED | WaitIdOptions::STOPPED,
+        ) {
+            // The pid of a child is not reused before its parent has waited for its end, as this thread alone does.
+            Ok(Some(status)) if status.stopped() => _ = kill_process(launcher, Signal::CONT),
+            Err(Errno::INTR) => {}
+            _ => return,
         }
     }
 }

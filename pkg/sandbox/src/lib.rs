@@ -20,8 +20,9 @@
 //! ```
 //!
 //! Every process of an action is killed when the command ends, when the action is stopped, and when the server, the
-//! launcher or the supervisor dies. If the launcher and a supervisor are killed at the same moment, only the command
-//! itself dies with them, unless it is isolated.
+//! launcher or the supervisor dies. An action of their user can send them `SIGSTOP`, unless it is isolated: the launcher
+//! kills a supervisor that stopped, and the server continues the launcher. If the launcher and a supervisor are killed
+//! at the same moment, only the command itself dies with them, unless it is isolated.
 
 mod fork;
 mod launch;
@@ -29,7 +30,9 @@ mod launcher;
 mod process;
 mod supervisor;
 mod tree;
+mod users;
 mod wire;
 
 pub use launch::{Ended, Exit, Isolation, Launch, LaunchError, Leftovers, Limits, Overlay, Usage};
 pub use launcher::{Launcher, Level};
+pub use users::has_users;

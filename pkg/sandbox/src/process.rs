@@ -53,7 +53,8 @@ impl Signals {
         Ok(Self(SignalFd::with_flags(&set, flags)?))
     }
 
-    /// Waits for a signal, for the peer, or until the time has passed.
+    /// Waits for a signal, for the peer, or until the time has passed. The peer comes first, since an action can cause
+    /// any number of signals.
     pub(crate) fn wait(
         &self,
         peer: Option<BorrowedFd<'_>>,
@@ -69,29 +70,30 @@ impl Signals {
         }
         let signal = self.0.read_signal()?;
         let peer = polled.get(1).is_some_and(|peer| !peer.revents().is_empty());
-        Ok(match signal {
-            None if peer => Wake::Peer,
-            signal => Wake::Signal {
+        Ok(if peer {
+            Wake::Peer
+        } else {
+            Wake::Signal {
                 terminate: signal.is_some_and(|signal| signal.ssi_signo == SIGTERM),
-            },
+            }
         })
     }
 }
 
 /// The state of the children of this process.
 pub(crate) enum Children {
-    /// This one has ended, and its pid is free again.
-    Ended(Pid, WaitStatus),
-    /// All of them run.
+    /// This one has ended, and its pid is free again; or it has stopped.
+    Changed(Pid, WaitStatus),
+    /// Nothing has happened to any of them.
     Running,
     /// It has none.
     None,
 }
 
-/// Returns a child that has ended, or whether there are others.
-pub(crate) fn reap() -> Children {
-    match wait(WaitOptions::NOHANG) {
-        Ok(Some((pid, status))) => Children::Ended(pid, status),
+/// Returns a child that has ended, or stopped if `options` say so, or whether there are others.
+pub(crate) fn reap(options: WaitOptions) -> Children {
+    match wait(WaitOptions::NOHANG | options) {
+        Ok(Some((pid, status))) => Children::Changed(pid, status),
         // No error but `ECHILD` is possible without a signal handler.
         Err(_) => Children::None,
         Ok(None) => Children::Running,

@@ -70,9 +70,11 @@ fn send(mut control: &File, answer: &Answer) {
 fn serve(control: &File, launcher: Pid) -> io::Result<Option<Answer>> {
     fork::close_descriptors(control)?;
     establish(c"gorego-action")?;
-    let signals = Signals::new(&[Signal::SIGCHLD, Signal::SIGTERM])?;
-    // The parent is compared whenever a signal arrives.
-    set_parent_process_death_signal(Some(Sent::TERM))?;
+    // Killing stops processes first, which must not cause the next pass at once.
+    fork::ignore_stopped_children()?;
+    let signals = Signals::new(&[Signal::SIGCHLD, Signal::SIGCONT])?;
+    // The parent is compared whenever a signal arrives. This one reaches a stopped supervisor, too.
+    set_parent_process_death_signal(Some(Sent::CONT))?;
     if getppid() != Some(launcher) {
         return Ok(None);
     }
@@ -161,18 +163,20 @@ impl Supervisor {
         let mut deadline = Instant::now().checked_add(timeout);
         while self.family.reap() && self.family.exit.is_none() {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let is_due = left.is_some_and(|left| left.is_zero());
             match self.family.signals.wait(Some(control.as_fd()), left)? {
-                Wake::Signal { .. } if getppid() == Some(self.launcher) => {}
-                Wake::Signal { .. } => {
-                    cause.orphaned = true;
-                    break;
-                }
                 Wake::Peer => {
                     cause.stopped = true;
                     break;
                 }
-                Wake::Timeout if cause.timed_out => break,
-                Wake::Timeout => {
+                Wake::Signal { .. } if getppid() != Some(self.launcher) => {
+                    cause.orphaned = true;
+                    break;
+                }
+                // Signals may arrive faster than they are handled, which must not delay the timeout.
+                Wake::Signal { .. } if !is_due => {}
+                _ if cause.timed_out => break,
+                _ => {
                     cause.timed_out = true;
                     self.terminate();
                     deadline = Instant::now().checked_add(kill_delay);

@@ -24,6 +24,8 @@ pub(crate) struct Execution<J> {
     pub(crate) mnemonic: Arc<str>,
     pub(crate) job: Arc<J>,
     pub(crate) submitted: Time,
+    /// The time since which the execution waits for a worker.
+    pub(crate) queued: Time,
     /// The operations, in no order.
     pub(crate) operations: Vec<OperationId>,
     /// The current attempt; `None` while the execution is queued.
@@ -50,6 +52,7 @@ impl<J> Execution<J> {
             mnemonic: bounded(&request.mnemonic, MAX_MNEMONIC_LEN),
             job: Arc::clone(&request.job),
             submitted: now,
+            queued: now,
             operations: Vec::with_capacity(1),
             running: None,
             attempts: 0,

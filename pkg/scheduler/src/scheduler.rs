@@ -6,7 +6,7 @@ mod report;
 #[cfg(test)]
 mod tests;
 
-pub use self::list::{ListedAction, Totals};
+pub use self::list::{Ends, ListedAction, Totals};
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -50,6 +50,7 @@ pub struct Scheduler<J, O> {
     effects: Vec<Effect<O>>,
     draining: bool,
     next: u64,
+    ends: Ends,
 }
 
 impl<J, O> Scheduler<J, O> {
@@ -66,6 +67,7 @@ impl<J, O> Scheduler<J, O> {
             effects: Vec::new(),
             draining: false,
             next: 0,
+            ends: Ends::default(),
         }
     }
 
@@ -239,6 +241,11 @@ impl<J, O> Scheduler<J, O> {
         let Some(execution) = self.executions.remove(&number) else {
             return;
         };
+        match end {
+            End::Outcome(_) => {}
+            End::WorkersLost(_) => self.ends.failed += 1,
+            End::Cancelled | End::Abandoned | End::ShutDown => self.ends.cancelled += 1,
+        }
         if !execution.do_not_cache {
             self.mergeable.remove(&execution.key);
         }

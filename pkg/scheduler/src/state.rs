@@ -93,6 +93,28 @@ pub enum Phase {
     Publish,
 }
 
+impl Phase {
+    /// All steps, in order.
+    pub const ALL: [Self; 5] = [
+        Self::Fetch,
+        Self::Stage,
+        Self::Run,
+        Self::Collect,
+        Self::Publish,
+    ];
+
+    /// Returns the name, for metrics, traces and lists.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fetch => "fetch",
+            Self::Stage => "stage",
+            Self::Run => "run",
+            Self::Collect => "collect",
+            Self::Publish => "publish",
+        }
+    }
+}
+
 /// The stage of an operation (REAPI `ExecutionStage`).
 #[derive(Debug)]
 pub enum Stage<O> {
@@ -167,6 +189,8 @@ pub struct Grant<J> {
     pub memory: u64,
     /// Set if nothing else runs on the worker meanwhile.
     pub alone: bool,
+    /// The time that the action waited for this grant.
+    pub waited: Duration,
 }
 
 /// The end of an attempt. Each value carries the outcome that clients get if no other attempt follows.

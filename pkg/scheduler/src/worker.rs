@@ -32,6 +32,20 @@ impl<J> Attempt<J> {
     pub fn begin(&self, phase: Phase) {
         (self.progress)(phase);
     }
+
+    /// Returns the attempt with another observer of its steps, for decorators of workers.
+    #[must_use]
+    pub fn observed(self, observe: impl Fn(Phase) + Send + Sync + 'static) -> Self {
+        let progress = Arc::clone(&self.progress);
+        let both = move |phase| {
+            observe(phase);
+            progress(phase);
+        };
+        Self {
+            progress: Arc::new(both),
+            ..self
+        }
+    }
 }
 
 impl<J> fmt::Debug for Attempt<J> {

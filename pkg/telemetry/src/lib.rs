@@ -7,6 +7,7 @@ pub mod builds;
 mod call;
 mod calls;
 mod durations;
+mod execution;
 pub mod logs;
 mod metrics;
 mod requests;
@@ -18,5 +19,6 @@ pub mod web;
 
 pub use call::{Call, METADATA};
 pub use calls::{Calls, OngoingCall};
-pub use metrics::{Metrics, PendingWrites, Sources};
+pub use execution::{AttemptCounts, MeteredWorker};
+pub use metrics::{Execution, ExecutionReport, Metrics, PendingWrites, Sources};
 pub use stores::{BackingCalls, Counts, Metered};

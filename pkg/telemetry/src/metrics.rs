@@ -5,6 +5,7 @@ mod budgets;
 mod certificates;
 mod disk;
 mod encode;
+mod execution;
 mod process;
 mod traffic;
 
@@ -21,6 +22,7 @@ use prometheus_client::{
 use tokio::{runtime::Handle, sync::watch};
 
 use self::encode::{Encode, Metric, Source};
+pub use self::execution::{Execution, ExecutionReport};
 use crate::{BackingCalls, Calls};
 
 /// The beginning of the name of every metric but those of the process.
@@ -70,6 +72,8 @@ pub struct Sources {
     pub budgets: Vec<(&'static str, Budget)>,
     /// The files open for reads and uploads.
     pub files: Option<Budget>,
+    /// The numbers of the executor, if actions are executed.
+    pub execution: Option<Execution>,
     /// The number of spans that were dropped, if there is a collector of traces.
     pub spans_dropped: Option<Box<dyn Fn() -> u64 + Send + Sync>>,
     /// The runtime that serves.
@@ -90,6 +94,7 @@ impl Sources {
             disk: None,
             budgets: Vec::new(),
             files: None,
+            execution: None,
             spans_dropped: None,
             runtime: None,
             calls: Calls::default(),
@@ -135,6 +140,11 @@ impl Sources {
         }
         if let Some(files) = self.files {
             all.push(Box::new(move |encoder| budgets::files(encoder, &files)));
+        }
+        if let Some(sources) = self.execution {
+            all.push(Box::new(move |encoder| {
+                execution::encode(encoder, &sources)
+            }));
         }
         if let Some(read) = self.spans_dropped {
             all.push(Box::new(move |mut encoder| {

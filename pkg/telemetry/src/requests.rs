@@ -18,18 +18,25 @@ use crate::{
 };
 
 /// The methods of the services. Clients choose the names that they call, so all others share the last label.
-const METHODS: [&str; 14] = [
+const METHODS: [&str; 21] = [
     "BatchReadBlobs",
     "BatchUpdateBlobs",
+    "CancelOperation",
     "Check",
+    "DeleteOperation",
+    "Execute",
     "FindMissingBlobs",
     "GetActionResult",
     "GetCapabilities",
+    "GetOperation",
     "GetTree",
+    "ListOperations",
     "QueryWriteStatus",
     "Read",
     "ServerReflectionInfo",
     "UpdateActionResult",
+    "WaitExecution",
+    "WaitOperation",
     "Watch",
     "Write",
     "other",

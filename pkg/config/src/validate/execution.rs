@@ -26,6 +26,10 @@ impl Findings<'_> {
                 self.warn(ENABLED, reason);
             }
         }
+        if execution.enabled == Switch::On && execution.sandbox.enabled {
+            let reason = "there is no sandbox yet: actions would run without; accepted: false";
+            self.refuse(&["execution.sandbox.enabled", ENABLED], reason);
+        }
         self.check_timeouts(execution);
         if execution.uids == 0 {
             let reason = "is root; accepted: 1 and more, or execution.run_as_root: true";
@@ -61,7 +65,7 @@ impl Findings<'_> {
             let reason = "would end every action at once; accepted: more than 0";
             self.refuse(&[default], reason);
         } else if execution.default_timeout > execution.max_timeout {
-            let reason = format!("accepted: a {default} of at most {max}");
+            let reason = format!("accepted: {default} up to {max}");
             self.refuse(&[default, max], &reason);
         }
     }

@@ -27,6 +27,7 @@ struct Fixture {
     function: DigestFunction,
     command: Command,
     action: Action,
+    request: ExecuteRequest,
     /// The blobs that the action needs: command, root, directory, files.
     needed: Vec<Digest>,
 }
@@ -72,6 +73,7 @@ impl Fixture {
                 input_root_digest: Some(root.to_proto()),
                 ..Action::default()
             },
+            request: ExecuteRequest::default(),
             needed,
         };
         fixture
@@ -100,7 +102,7 @@ impl Fixture {
             action: CheckedAction::new(action, digest.function(), &self.options)?,
             queued: SystemTime::now(),
         };
-        admission.job(&ExecuteRequest::default()).await
+        admission.job(&self.request).await
     }
 }
 
@@ -211,4 +213,16 @@ async fn malformed_and_too_large_messages_are_refused() {
         let action = put(&fixture.store, action, DigestFunction::Sha256).await;
         assert_eq!(field(fixture.admit_digest(&action).await), "command_digest");
     }
+}
+
+#[tokio::test]
+async fn many_short_texts_count_as_the_memory_that_they_take() {
+    const MANY: usize = 40_000;
+    let mut fixture = Fixture::new(DigestFunction::Sha256).await;
+    fixture.command.arguments.resize(MANY, String::new());
+    assert!(matches!(fixture.admit().await, Err(Failure::QueueFull(_))));
+    fixture.command.arguments.truncate(1);
+    fixture.admit().await.unwrap();
+    fixture.request.inline_output_files = vec!["a".to_owned(); MANY];
+    assert!(matches!(fixture.admit().await, Err(Failure::QueueFull(_))));
 }

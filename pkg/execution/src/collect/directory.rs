@@ -120,6 +120,7 @@ impl Reader<'_, '_> {
                 let why = format!("output {output:?} has the name {name:?}, which is not UTF-8");
                 Abort::invalid(self.output.field, why)
             })?;
+            self.files.count_text(&name)?;
             names.push(name);
         }
         Ok(names)
@@ -140,11 +141,15 @@ impl Reader<'_, '_> {
                 let id = self.files.add(at, name, &stat, self.output.path)?;
                 frame.listing.files.push((self.file_node(name, &stat), id));
             }
-            FileType::Symlink => frame.listing.symlinks.push(SymlinkNode {
-                name: name.to_owned(),
-                target: read_target(at, name, self.output.path)?,
-                node_properties: self.properties.read(&stat),
-            }),
+            FileType::Symlink => {
+                let target = read_target(at, name, self.output.path)?;
+                self.files.count_text(&target)?;
+                frame.listing.symlinks.push(SymlinkNode {
+                    name: name.to_owned(),
+                    target,
+                    node_properties: self.properties.read(&stat),
+                });
+            }
             kind => {
                 let (output, name) = (shorten(self.output.path), shorten(name));
                 note(self.notes, || {

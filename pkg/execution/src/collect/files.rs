@@ -1,6 +1,10 @@
 //! The files of outputs, on their way into the store.
 
-use std::{collections::HashMap, fs, os::fd::OwnedFd};
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    os::fd::OwnedFd,
+};
 
 use bytes::Bytes;
 use gorego_storage::{Adopt, Digest, DigestFunction, Error, read_at, shorten};
@@ -20,6 +24,8 @@ use crate::{
 const BATCH: usize = 64;
 /// The most files and directories in the outputs of an action.
 const MAX_ENTRIES: usize = 1_000_000;
+/// The most bytes of their names and of the targets of symlinks, which are in memory.
+const MAX_TEXT: usize = 256 << 20;
 
 /// The number of a file among the outputs.
 #[derive(Clone, Copy, Debug)]
@@ -29,12 +35,15 @@ pub(super) struct FileId(usize);
 pub(super) struct Files<'a> {
     job: &'a Job,
     sink: Sink<'a>,
+    /// The outputs that are returned inline where they fit.
+    wanted: HashSet<&'a str>,
     open: Vec<fs::File>,
     stored: Vec<Digest>,
     inline: HashMap<usize, Bytes>,
     inline_left: u64,
     bytes: u64,
     entries: usize,
+    text: usize,
 }
 
 /// The files of outputs, all of them stored.
@@ -48,12 +57,14 @@ impl<'a> Files<'a> {
         Self {
             job,
             sink,
+            wanted: job.inline_output_files.iter().map(String::as_str).collect(),
             open: Vec::new(),
             stored: Vec::new(),
             inline: HashMap::new(),
             inline_left: sink.max_inline,
             bytes: 0,
             entries: 0,
+            text: 0,
         }
     }
 
@@ -65,6 +76,17 @@ impl<'a> Files<'a> {
         self.entries += 1;
         if self.entries > MAX_ENTRIES {
             let why = format!("the outputs have more than {MAX_ENTRIES} files and directories");
+            return Err(Abort::unmet(why));
+        }
+        Ok(())
+    }
+
+    /// Counts the bytes of a name or of a target.
+    pub(super) fn count_text(&mut self, text: &str) -> Result<(), Abort> {
+        self.text = self.text.saturating_add(text.len());
+        if self.text > MAX_TEXT {
+            let most = MAX_TEXT >> 20;
+            let why = format!("the names and symlinks of the outputs have more than {most} MiB");
             return Err(Abort::unmet(why));
         }
         Ok(())
@@ -93,8 +115,7 @@ impl<'a> Files<'a> {
         self.count()?;
         let file = self.open(parent, name, stat, output)?;
         let size = size_of(stat);
-        let wanted = &self.job.inline_output_files;
-        if size > 0 && size <= self.inline_left && wanted.iter().any(|path| path == output) {
+        if size > 0 && size <= self.inline_left && self.wanted.contains(output) {
             let len = usize::try_from(size).unwrap_or_default();
             let read = read_at(&file, 0, len);
             let content = read.map_err(|error| Error::io("reading", output, error))?;
@@ -124,13 +145,30 @@ impl<'a> Files<'a> {
                 "the outputs have more than {most} bytes {why}"
             )));
         }
-        open(parent, name).map_err(|errno| match errno {
+        let opened = open(parent, name).and_then(|file| {
+            let stat = rustix::fs::fstat(&file)?;
+            if self.may_read(&stat) {
+                Ok(file)
+            } else {
+                Err(Errno::ACCESS)
+            }
+        });
+        opened.map_err(|errno| match errno {
             Errno::ACCESS | Errno::PERM => {
                 let (output, name) = (shorten(output), shorten(name));
                 Abort::unmet(format!("file {name:?} of output {output:?} cannot be read"))
             }
             errno => io("opening", output)(errno).into(),
         })
+    }
+
+    /// Whether the command's user may read a file. Root can read all, also a link to a secret that the user created
+    /// where the system permits that.
+    fn may_read(&self, stat: &Stat) -> bool {
+        let Some(user) = self.sink.user else {
+            return true;
+        };
+        stat.st_uid == user || Mode::from_raw_mode(stat.st_mode).contains(Mode::ROTH)
     }
 
     fn push(&mut self, file: fs::File) -> Result<FileId, Abort> {

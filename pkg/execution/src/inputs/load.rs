@@ -155,6 +155,13 @@ impl<'a> Loader<'a, '_> {
             let parsed = contents.map(|(digest, content)| parse(&digest, content));
             parsed.collect::<Vec<_>>()
         };
+        let resident = self.resident;
+        let _permit = if large {
+            // The semaphore is never closed.
+            resident.decoding.acquire().await.ok()
+        } else {
+            None
+        };
         for parsed in off_thread(large, parse).await? {
             self.add(parsed)?;
         }

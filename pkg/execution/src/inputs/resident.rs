@@ -8,6 +8,7 @@ use std::{
 use gorego_storage::Digest;
 use parking_lot::Mutex;
 use reapi::v2::Directory;
+use tokio::sync::Semaphore;
 
 use crate::{Failure, Job};
 
@@ -16,7 +17,12 @@ use crate::{Failure, Job};
 pub(crate) struct Resident {
     most: u64,
     entries: Mutex<Entries>,
+    /// The large batches of directories that are decoded at once: their memory counts only afterwards.
+    pub(crate) decoding: Semaphore,
 }
+
+/// The most large batches that are decoded at once.
+const MAX_DECODING: usize = 4;
 
 #[derive(Debug, Default)]
 struct Entries {
@@ -39,6 +45,7 @@ impl Resident {
         Self {
             most,
             entries: Mutex::default(),
+            decoding: Semaphore::new(MAX_DECODING),
         }
     }
 

@@ -1,10 +1,14 @@
 //! One run of an action: fetch, stage, run, collect, publish.
 
-use std::{collections::HashSet, sync::Arc, time::SystemTime};
+use std::{
+    collections::HashSet,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::SystemTime,
+};
 
 use gorego_sandbox::{Ended, Launch, LaunchError, Limits};
 use gorego_scheduler::Phase;
-use gorego_storage::{Digest, Error, PinError, Pins};
+use gorego_storage::{Digest, Error, Outputs, PinError, Pins, find_outputs};
 use reapi::v2::ExecuteResponse;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -60,6 +64,7 @@ impl Run<'_> {
         let _pins = self.fetch().await?;
         (self.begin)(Phase::Stage);
         let staged = self.stage(copies).await?;
+        self.count_inputs();
         times.fetch_end = SystemTime::now();
 
         (self.begin)(Phase::Run);
@@ -79,6 +84,7 @@ impl Run<'_> {
         self.until_stopped(self.publish(&mut finished)).await?;
         let metadata = times.metadata(&self.worker.options.node, &finished.ended);
         let mut response = finished.response(self.job);
+        self.until_stopped(self.hold(&response)).await?;
         if let Some(result) = &mut response.result {
             result.execution_metadata = Some(metadata);
         }
@@ -141,6 +147,12 @@ impl Run<'_> {
             })
         })
         .await
+    }
+
+    fn count_inputs(&self) {
+        let (counts, inputs) = (&self.worker.inputs, &self.job.inputs);
+        counts.staged.fetch_add(inputs.entries, Relaxed);
+        counts.staged_bytes.fetch_add(inputs.bytes, Relaxed);
     }
 
     async fn launch(&self, staged: &Staged) -> Result<Ended, Abort> {
@@ -207,6 +219,7 @@ impl Run<'_> {
         let Some(first) = altered.first() else {
             return Ok(false);
         };
+        self.worker.inputs.altered.fetch_add(1, Relaxed);
         let (action, inputs) = (self.job.action, altered.len());
         tracing::warn!(
             %action, inputs, %first,
@@ -222,12 +235,15 @@ impl Run<'_> {
         let max_log = options.max_log_bytes;
         let links = Arc::clone(&self.worker.stores.links);
         let runtime = Handle::current();
+        // Ends with the semaphore only, which lives as long as the worker.
+        let _permit = self.worker.collecting.acquire().await;
         block(move || {
+            // Dropped in reverse order: the directory is in the trash before another action gets the user.
             let Staged {
+                user,
                 dir,
                 stdout,
                 stderr,
-                user: _user,
                 ..
             } = staged;
             let stdout = stdout.bound(&dir.dir, max_log)?;
@@ -245,6 +261,7 @@ impl Run<'_> {
                 links: &*links,
                 runtime: &runtime,
                 stop: &stop,
+                user: user.as_ref().map(User::id),
                 max_bytes,
                 max_inline: inline,
             };
@@ -262,6 +279,20 @@ impl Run<'_> {
             })
         })
         .await
+    }
+
+    /// Extends the leases of the outputs, of which the first were stored a while ago. Fails if one is missing.
+    async fn hold(&self, response: &ExecuteResponse) -> Result<(), Abort> {
+        let Some(result) = &response.result else {
+            return Ok(());
+        };
+        let blobs = Arc::clone(&self.worker.stores.blobs);
+        let memory = self.worker.trees.clone();
+        let outputs = Outputs::of(&self.job.action, result, Arc::clone(&blobs), memory)?;
+        match find_outputs(outputs, &*blobs).await {
+            Err(error) if error.is_miss() => Err(Abort::Own(error.to_string())),
+            held => Ok(held?),
+        }
     }
 
     async fn publish(&self, finished: &mut Finished) -> Result<(), Abort> {

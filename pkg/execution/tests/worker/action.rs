@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use gorego_execution::{Inputs, Job};
+use gorego_execution::{Inputs, Job, Origin};
 use gorego_storage::{BlobStore, Digest, DigestFunction, InstanceName};
 use prost::Message as _;
 use reapi::v2::{
@@ -150,6 +150,7 @@ impl Action {
             inline_stderr: self.inline_logs,
             inline_output_files: self.inline.clone(),
             queued: SystemTime::now(),
+            origin: Origin::current(),
         }
     }
 }

@@ -21,7 +21,6 @@ use gorego_scheduler::{
 use gorego_storage::{ActionCache, ActionCacheExt as _, BlobStore, Digest, Links, MemoryStore};
 use gorego_storage_local::{LocalOptions, LocalStore, SyncMode};
 use reapi::v2::{self, ActionResult, ExecuteResponse};
-use rustix::process::geteuid;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -140,9 +139,9 @@ fn options(build_root: PathBuf) -> Options {
     }
 }
 
-/// Isolates actions, which as root need a user of their own.
+/// Isolates actions, which as root need a user of their own. Without such users, isolation is refused.
 fn isolate(options: &mut Options) {
-    options.first_user = geteuid().is_root().then_some(61184);
+    options.first_user = has_users().then_some(USER);
     options.isolation = Some(IsolationOptions {
         hide: vec!["/root".into(), "/home".into(), "/run".into()],
         writable: Vec::new(),
@@ -319,4 +318,12 @@ impl<S: Store> Node<S> {
 /// Returns the code of a response.
 pub(crate) fn code(response: &ExecuteResponse) -> i32 {
     response.status.as_ref().map_or(0, |status| status.code)
+}
+
+/// The first user that actions run as, where they have users of their own.
+pub(crate) const USER: u32 = 61_184;
+
+/// Returns whether commands can be started as [`USER`].
+pub(crate) fn has_users() -> bool {
+    gorego_sandbox::has_users(&(USER..USER + 1))
 }

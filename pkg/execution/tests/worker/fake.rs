@@ -19,12 +19,13 @@ use gorego_storage::{
     Links, MemoryStore, PinError, Pins, Put, Result,
 };
 use reapi::v2::ActionResult;
+use rustix::fs::{Mode, OFlags};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     Test,
     action::Action,
-    common::{Fixture, Node, code},
+    common::{Fixture, Node, USER, code, has_users},
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -39,10 +40,18 @@ pub(crate) const TESTS: &[Test] = &[
     ),
     ("a_full_disk_while_outputs_are_stored_is_retried", full_once),
     (
+        "an_action_whose_outputs_were_evicted_before_its_result_was_stored_runs_again",
+        evicted,
+    ),
+    (
         "an_action_cache_that_fails_does_not_fail_the_action",
         no_action_cache,
     ),
     ("altered_inputs_run_the_action_again_on_copies", altered),
+    (
+        "a_file_that_the_user_of_the_action_cannot_read_is_no_output",
+        secret,
+    ),
 ];
 
 /// A runner whose first runs lose their supervisor, and whose later ones exit with 0.
@@ -73,6 +82,19 @@ impl Runner for FakeRunner {
     }
 }
 
+/// A runner of commands that leave a file of root's, as a hard link where the system permits it.
+#[derive(Debug, Default)]
+struct SecretRunner(FakeRunner);
+
+#[async_trait]
+impl Runner for SecretRunner {
+    async fn run(&self, launch: Launch, stop: CancellationToken) -> Result<Ended, LaunchError> {
+        let file = rustix::fs::openat(&launch.root, "file", OFlags::RDONLY, Mode::empty());
+        rustix::fs::fchmod(file.unwrap(), Mode::RUSR).unwrap();
+        self.0.run(launch, stop).await
+    }
+}
+
 /// A store that fails.
 #[derive(Debug, Default)]
 struct FakeStore {
@@ -80,6 +102,8 @@ struct FakeStore {
     /// The number of files that find the disk full when they are staged, and when they are stored.
     full_stages: AtomicU32,
     full_puts: AtomicU32,
+    /// The number of lookups that find every blob evicted.
+    evicted: AtomicU32,
     /// Set if results are not stored.
     no_results: bool,
     /// Set if each link is found altered.
@@ -105,6 +129,9 @@ fn no_space(what: &str) -> Error {
 #[async_trait]
 impl BlobStore for FakeStore {
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
+        if take(&self.evicted) {
+            return Ok(digests.to_vec());
+        }
         self.inner.find_missing(digests).await
     }
 
@@ -255,6 +282,19 @@ fn full_once(fixture: &Fixture) {
     full_disk(fixture, store, 0);
 }
 
+fn evicted(fixture: &Fixture) {
+    fixture.run(async {
+        let store = FakeStore {
+            evicted: AtomicU32::new(1),
+            ..FakeStore::default()
+        };
+        let runner = Arc::new(FakeRunner::default());
+        let node = node(&runner, store);
+        node.succeed(&action()).await;
+        assert_eq!(runner.runs.load(Relaxed), 2);
+    });
+}
+
 fn no_action_cache(fixture: &Fixture) {
     fixture.run(async {
         let store = FakeStore {
@@ -287,5 +327,23 @@ fn altered(fixture: &Fixture) {
         // The twin is always a copy, and the second run has only copies.
         assert_eq!(node.store.links.load(Relaxed), 2);
         assert_eq!(node.store.copies.load(Relaxed), 1 + 3);
+    });
+}
+
+/// Needs root, which can read what the user of the action cannot.
+fn secret(fixture: &Fixture) {
+    fixture.run(async {
+        if !has_users() {
+            return;
+        }
+        let runner = Arc::<SecretRunner>::default();
+        let dir = tempfile::tempdir().unwrap();
+        let node = Node::new(dir, Arc::<FakeStore>::default(), runner, |options| {
+            options.first_user = Some(USER);
+        });
+        let response = node.execute(&action()).await;
+        assert_eq!(code(&response), 9, "{response:?}");
+        assert_eq!(response.result.unwrap().output_files, []);
+        node.is_clean().await;
     });
 }

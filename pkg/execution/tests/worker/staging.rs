@@ -2,12 +2,11 @@
 
 use prost_types::Timestamp;
 use reapi::v2::NodeProperties;
-use rustix::process::geteuid;
 
 use crate::{
     Test,
     action::Action,
-    common::{Fixture, PATH, code},
+    common::{Fixture, PATH, USER, code, has_users},
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -278,13 +277,12 @@ fn clean(fixture: &Fixture) {
 }
 
 fn other_user(fixture: &Fixture) {
-    if !geteuid().is_root() {
-        // Only root starts commands as others.
+    if !has_users() {
         return;
     }
     fixture.run(async {
         let node = fixture
-            .node_with(|options| options.first_user = Some(61184))
+            .node_with(|options| options.first_user = Some(USER))
             .await;
         let script = "id -u; stat -c '%u %n' . d d/new input; echo again >> /dev/stdout
             echo x > d/new/out; if echo x >> input; then exit 1; fi 2> errors";

@@ -1,7 +1,7 @@
 //! The launcher process: forks a supervisor for each control socket that it receives.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs::File,
     io::{self, Write as _},
     os::{fd::AsFd, unix::net::UnixStream},
@@ -11,7 +11,10 @@ use std::{
 use nix::sys::signal::Signal;
 use rustix::{
     fs::{Mode, OFlags, open},
-    process::{Pid, chdir, getpid, umask},
+    process::{
+        Pid, Signal as Sent, WaitOptions, chdir, getpid, kill_process,
+        set_parent_process_death_signal, umask,
+    },
     stdio::{dup2_stdin, dup2_stdout},
 };
 
@@ -33,7 +36,8 @@ pub(super) fn run(mut socket: &UnixStream) -> io::Result<()> {
     };
     let mut launcher = Service {
         signals,
-        supervisors: HashSet::new(),
+        supervisors: HashMap::new(),
+        lost: Vec::new(),
         orphans: None,
     };
     let mut server = Some(socket);
@@ -63,21 +67,37 @@ fn isolate(socket: &UnixStream) -> io::Result<Signals> {
     chdir("/")?;
     umask(Mode::from_raw_mode(0o022));
     establish(c"gorego-launcher")?;
+    // The server continues a launcher that was stopped; its death has to do so, too.
+    set_parent_process_death_signal(Some(Sent::CONT))?;
     Signals::new(&[Signal::SIGCHLD])
 }
 
 struct Service {
     signals: Signals,
-    supervisors: HashSet<Pid>,
+    /// The supervisors, and a copy of the control socket of each.
+    supervisors: HashMap<Pid, File>,
+    /// The control sockets of dead supervisors that may have left processes. The server sees their end when those are
+    /// killed.
+    lost: Vec<File>,
     /// The time until the next pass if processes of dead supervisors, now children of this process, may be left.
     orphans: Option<Duration>,
 }
 
 impl Service {
+    /// Waits for children that have ended, and kills those that have stopped: an action of this user can stop its
+    /// supervisor, which then ends neither the action nor itself.
     fn reap(&mut self) {
-        while let Children::Ended(pid, status) = reap() {
+        while let Children::Changed(pid, status) = reap(WaitOptions::UNTRACED) {
+            if status.stopped() {
+                // The pid of a child is not reused before this process has waited for its end.
+                let _ = kill_process(pid, Sent::KILL);
+                continue;
+            }
             // A supervisor that exits with 0 has left no process.
-            if self.supervisors.remove(&pid) && status.exit_status() != Some(0) {
+            if let Some(control) = self.supervisors.remove(&pid)
+                && status.exit_status() != Some(0)
+            {
+                self.lost.push(control);
                 self.orphans = Some(FIRST_PASS);
             }
         }
@@ -85,8 +105,12 @@ impl Service {
 
     fn kill_orphans(&mut self) {
         if let Some(pass) = self.orphans {
-            let killed = tree::kill_descendants(&self.supervisors);
+            let spared: HashSet<Pid> = self.supervisors.keys().copied().collect();
+            let killed = tree::kill_descendants(&spared);
             self.orphans = (!killed.is_empty()).then(|| next_pass(pass));
+            if self.orphans.is_none() {
+                self.lost.clear();
+            }
         }
     }
 
@@ -101,7 +125,7 @@ impl Service {
             let control = File::from(control);
             let launcher = getpid();
             match fork::fork(|| supervisor::run(&control, launcher)) {
-                Ok(pid) => _ = self.supervisors.insert(pid),
+                Ok(pid) => _ = self.supervisors.insert(pid, control),
                 Err(error) => supervisor::refuse(&control, error),
             }
         }

@@ -19,10 +19,11 @@ use rustix::{
     fs::{Mode, OFlags, ResolveFlags, openat2},
     io::Errno,
     process::{
-        Pid, Resource, Rlimit, Signal, fchdir, getpid, getppid, set_parent_process_death_signal,
-        setrlimit, setsid,
+        Pid, Resource, Rlimit, Signal, fchdir, getpid, getppid, getrlimit,
+        set_parent_process_death_signal, setrlimit, setsid,
     },
     stdio::{dup2_stderr, dup2_stdout},
+    thread::set_no_new_privs,
 };
 
 use crate::{
@@ -130,7 +131,9 @@ impl Command {
         let changed = setgroups(&[])
             .and_then(|()| setgid(Gid::from_raw(id)))
             .and_then(|()| setuid(Uid::from_raw(id)));
-        changed.map_err(Refusal::at("change of the user"))
+        changed.map_err(Refusal::at("change of the user"))?;
+        // A file with the setuid bit, left by an earlier action, would give this one the user of another.
+        set_no_new_privs(true).map_err(Refusal::at("no new privileges"))
     }
 
     fn limit(&self) -> Result<(), Refusal> {
@@ -143,9 +146,15 @@ impl Command {
             setrlimit(resource, limit).map_err(Refusal::at("setrlimit"))
         };
         set(Resource::Core, limits.core)?;
-        limits
-            .processes
-            .map_or(Ok(()), |processes| set(Resource::Nproc, processes))
+        let Some(processes) = limits.processes else {
+            return Ok(());
+        };
+        // A container's root may be unable to raise a lower limit.
+        let most = getrlimit(Resource::Nproc).maximum;
+        set(
+            Resource::Nproc,
+            most.map_or(processes, |most| most.min(processes)),
+        )
     }
 
     /// Enters the working directory.

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, io, time::SystemTime};
 
-use rustix::process::{Pid, WaitStatus};
+use rustix::process::{Pid, WaitOptions, WaitStatus};
 
 use crate::{
     Exit, Leftovers,
@@ -33,11 +33,11 @@ impl Family {
     /// Waits for children that have ended, and returns whether others are left.
     pub(super) fn reap(&mut self) -> bool {
         loop {
-            match reap() {
-                Children::Ended(pid, status) if pid == self.command => {
+            match reap(WaitOptions::empty()) {
+                Children::Changed(pid, status) if pid == self.command => {
                     self.exit = Some((exit(status), SystemTime::now()));
                 }
-                Children::Ended(..) => {}
+                Children::Changed(..) => {}
                 Children::Running => return true,
                 Children::None => return false,
             }

@@ -12,6 +12,7 @@ use std::{
 };
 
 use gorego_sandbox::{Ended, Exit, Launch, LaunchError, Launcher, Leftovers, Limits};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
 use tokio::{runtime::Runtime, time};
 use tokio_util::sync::CancellationToken;
@@ -138,6 +139,13 @@ impl Watch {
             text.extend(byte);
         }
         String::from_utf8(text).unwrap()
+    }
+
+    /// Whether no process holds the writing end now.
+    pub(crate) fn is_gone(&self) -> bool {
+        let mut polled = [PollFd::new(&self.0, PollFlags::IN)];
+        poll(&mut polled, Some(&Timespec::default())).unwrap();
+        polled[0].revents().contains(PollFlags::HUP)
     }
 
     /// Waits until no process holds the writing end, and returns the rest of the output.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use gorego_sandbox::{LaunchError, Launcher};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use crate::{
     Test,
@@ -27,6 +27,23 @@ pub(crate) const TESTS: &[Test] = &[
     (
         "death_of_a_supervisor_kills_its_processes",
         death_of_a_supervisor_kills_its_processes,
+    ),
+    (
+        "loss_is_reported_after_the_last_process_is_dead",
+        loss_is_reported_after_the_last_process_is_dead,
+    ),
+    ("stopped_supervisor_is_lost", stopped_supervisor_is_lost),
+    (
+        "stopped_launcher_and_supervisor_do_not_block_the_server",
+        stopped_launcher_and_supervisor_do_not_block_the_server,
+    ),
+    (
+        "death_of_the_server_ends_a_stopped_launcher_and_supervisor",
+        death_of_the_server_ends_a_stopped_launcher_and_supervisor,
+    ),
+    (
+        "death_of_the_launcher_ends_a_stopped_supervisor",
+        death_of_the_launcher_ends_a_stopped_supervisor,
     ),
     ("launcher_outlives_no_server", launcher_outlives_no_server),
     (
@@ -107,6 +124,19 @@ impl Server {
         child(launcher, "gorego-action")
     }
 
+    /// Stops the server, which then continues no launcher.
+    fn stop(&self) {
+        let server = Pid::from_child(&self.process);
+        kill_process(server, Signal::STOP).unwrap();
+        waitid(WaitId::Pid(server), WaitIdOptions::STOPPED).unwrap();
+    }
+
+    fn stop_launcher_and_supervisor(&self) {
+        let (launcher, supervisor) = (self.launcher(), self.supervisor());
+        kill_process(launcher, Signal::STOP).unwrap();
+        kill_process(supervisor, Signal::STOP).unwrap();
+    }
+
     /// Waits until all processes are gone, and returns the rest of their output.
     fn gone(mut self) -> String {
         let output = self.watch.gone();
@@ -140,9 +170,11 @@ fn death_of_the_launcher_kills_every_process(_: &Fixture) {
 pub(crate) fn isolated_processes_outlive_no_supervisor(_: &Fixture) {
     let server = Server::start(SERVE_ISOLATED, "sleep 1000");
     let (launcher, supervisor) = (server.launcher(), server.supervisor());
+    server.stop();
     kill_process(launcher, Signal::STOP).unwrap();
     kill_process(supervisor, Signal::KILL).unwrap();
     kill_process(launcher, Signal::KILL).unwrap();
+    kill_process(Pid::from_child(&server.process), Signal::CONT).unwrap();
     let output = server.gone();
     assert!(
         output.starts_with("lost: the action's supervisor died"),
@@ -166,6 +198,55 @@ fn death_of_a_supervisor_kills_its_processes(_: &Fixture) {
         "{output}"
     );
     assert!(lines[1].contains("Code(5)"), "{output}");
+}
+
+fn loss_is_reported_after_the_last_process_is_dead(fixture: &Fixture) {
+    let (watch, writer) = Watch::new();
+    let root = Root::new();
+    let script = format!("{LEAVE_PROCESSES} kill -KILL $PPID; while :; do :; done");
+    let mut launch = root.script(&script);
+    launch.stdout = writer;
+    let ended = fixture.run(launch);
+    assert!(matches!(ended, Err(LaunchError::Lost(_))), "{ended:?}");
+    assert!(watch.is_gone());
+}
+
+fn stopped_supervisor_is_lost(fixture: &Fixture) {
+    let (watch, writer) = Watch::new();
+    let root = Root::new();
+    let script = format!("{LEAVE_PROCESSES} kill -STOP $PPID; sleep 1000");
+    let mut launch = root.script(&script);
+    launch.stdout = writer;
+    let ended = fixture.run(launch);
+    assert!(matches!(ended, Err(LaunchError::Lost(_))), "{ended:?}");
+    assert!(watch.is_gone());
+}
+
+fn stopped_launcher_and_supervisor_do_not_block_the_server(_: &Fixture) {
+    let server = Server::start(SERVE, "sleep 1000");
+    server.stop_launcher_and_supervisor();
+    let output = server.gone();
+    assert!(
+        output.starts_with("lost: the action's supervisor died") && output.contains("Code(5)"),
+        "{output}"
+    );
+}
+
+fn death_of_the_server_ends_a_stopped_launcher_and_supervisor(_: &Fixture) {
+    let mut server = Server::start(SERVE, "sleep 1000");
+    server.stop();
+    server.stop_launcher_and_supervisor();
+    server.process.kill().unwrap();
+    assert_eq!(server.gone(), "");
+}
+
+fn death_of_the_launcher_ends_a_stopped_supervisor(_: &Fixture) {
+    let mut server = Server::start(SERVE, "sleep 1000");
+    server.stop();
+    server.stop_launcher_and_supervisor();
+    kill_process(server.launcher(), Signal::KILL).unwrap();
+    server.process.kill().unwrap();
+    assert_eq!(server.gone(), "");
 }
 
 fn launcher_outlives_no_server(_: &Fixture) {

@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use gorego_sandbox::{Exit, Launch};
+use gorego_sandbox::{Exit, Launch, has_users};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -28,6 +28,14 @@ pub(crate) const TESTS: &[Test] = &[
     (
         "timeout_kills_what_ignores_sigterm",
         timeout_kills_what_ignores_sigterm,
+    ),
+    (
+        "signals_do_not_delay_the_timeout",
+        signals_do_not_delay_the_timeout,
+    ),
+    (
+        "user_of_an_action_gains_no_privileges",
+        user_of_an_action_gains_no_privileges,
     ),
     ("stop_kills_every_process", stop_kills_every_process),
     ("early_stop_is_reported", early_stop_is_reported),
@@ -164,4 +172,25 @@ fn dropped_run_kills_every_process(fixture: &Fixture) {
         }
     });
     watch.gone();
+}
+
+fn signals_do_not_delay_the_timeout(fixture: &Fixture) {
+    let flood = "while :; do kill -CONT $PPID; done";
+    let mut launch = Root::new().script(&format!("({flood}) & ({flood}) & {flood}"));
+    launch.timeout = Duration::from_millis(100);
+    launch.kill_delay = Duration::ZERO;
+    assert!(fixture.run(launch).unwrap().timed_out);
+}
+
+/// Needs root of a system with other users.
+fn user_of_an_action_gains_no_privileges(fixture: &Fixture) {
+    if !has_users(&(61_184..61_185)) {
+        return;
+    }
+    let root = Root::new();
+    let mut launch = root.script("id -u; grep NoNewPrivs /proc/self/status");
+    launch.user = Some(61_184);
+    let ended = fixture.run(launch).unwrap();
+    assert_eq!(ended.exit, Exit::Code(0), "{}", root.errors());
+    assert_eq!(root.output(), "61184\nNoNewPrivs:\t1\n");
 }

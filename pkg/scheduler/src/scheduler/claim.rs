@@ -109,6 +109,7 @@ impl<J, O> Scheduler<J, O> {
             job: Arc::clone(&execution.job),
             memory,
             alone: execution.is_alone(),
+            waited: now.saturating_sub(execution.queued),
         };
         self.notify(number);
         Some(grant)

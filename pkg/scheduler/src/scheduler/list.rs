@@ -43,6 +43,19 @@ pub struct Totals {
     pub completed: usize,
     /// The bytes of the kept outcomes.
     pub completed_bytes: u64,
+    /// The ends of actions and attempts since the start.
+    pub ends: Ends,
+}
+
+/// Counts of ends that no worker's outcome explains.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ends {
+    /// The attempts that ended without a final outcome, so that the action was queued again.
+    pub retries: u64,
+    /// The actions whose last attempt failed or was lost.
+    pub failed: u64,
+    /// The actions that were cancelled or abandoned, or ended with the node.
+    pub cancelled: u64,
 }
 
 impl<J, O> Scheduler<J, O> {
@@ -61,6 +74,7 @@ impl<J, O> Scheduler<J, O> {
             live: self.operations.count_live(),
             completed,
             completed_bytes,
+            ends: self.ends,
         }
     }
 }

@@ -40,15 +40,18 @@ impl<J, O> Scheduler<J, O> {
             _ if !is_current => return,
             Report::OutOfMemory(_) if !execution.is_alone() => {
                 execution.class.need = Need::Alone;
-                self.requeue(attempt.execution);
+                self.requeue(attempt.execution, now);
                 return;
             }
             Report::Failed(_) if execution.failures < self.options.max_retries => {
                 execution.failures += 1;
-                self.requeue(attempt.execution);
+                self.requeue(attempt.execution, now);
                 return;
             }
-            Report::OutOfMemory(outcome) | Report::Failed(outcome) => outcome,
+            Report::OutOfMemory(outcome) | Report::Failed(outcome) => {
+                self.ends.failed += 1;
+                outcome
+            }
             Report::Stopped => {
                 self.count_loss(attempt.execution, now);
                 return;
@@ -93,7 +96,7 @@ impl<J, O> Scheduler<J, O> {
         execution.lost.extend(worker);
         let allowed = usize::try_from(self.options.max_losses).unwrap_or(usize::MAX);
         if execution.lost.len() <= allowed {
-            self.requeue(number);
+            self.requeue(number, now);
             return;
         }
         let end = End::WorkersLost(mem::take(&mut execution.lost).into());
@@ -101,10 +104,12 @@ impl<J, O> Scheduler<J, O> {
     }
 
     /// Queues an execution again, at the head of the lines of its builds.
-    fn requeue(&mut self, number: u64) {
+    fn requeue(&mut self, number: u64, now: Time) {
         let Some(execution) = self.executions.get_mut(&number) else {
             return;
         };
+        self.ends.retries += 1;
+        execution.queued = now;
         if execution.running.take().is_some() {
             self.executing -= 1;
         }

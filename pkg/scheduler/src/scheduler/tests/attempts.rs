@@ -17,6 +17,12 @@ fn an_error_of_the_executor_is_retried_and_then_reported() {
         "1 run 1", "1 queued", "1 run 2", "1 queued", "1 run 3", "1 done 3",
     ];
     assert_eq!(bench.effects(), stages);
+    let ends = Ends {
+        retries: 2,
+        failed: 1,
+        cancelled: 0,
+    };
+    assert_eq!(bench.scheduler.totals().ends, ends);
     bench.claims(2);
 }
 
@@ -129,4 +135,18 @@ fn an_attempt_that_was_never_granted_is_ignored() {
     attempt.execution = 99;
     bench.report(attempt, done(7));
     assert_eq!(bench.stage(id), "run 1");
+}
+
+#[test]
+fn a_grant_has_the_time_that_its_action_waited() {
+    let mut bench = Bench::new(1);
+    bench.submit(&request(1));
+    bench.now += Duration::from_secs(3);
+    let grant = bench.try_claim("w").unwrap();
+    assert_eq!(grant.waited, Duration::from_secs(3));
+    bench.now += Duration::from_mins(1);
+    bench.report(grant.attempt, Report::Failed(outcome(0)));
+    bench.now += Duration::from_secs(1);
+    let retried = bench.try_claim("w").unwrap();
+    assert_eq!(retried.waited, Duration::from_secs(1));
 }

@@ -113,6 +113,7 @@ fn the_last_cancelled_operation_ends_the_execution() {
     bench.effects();
     bench.scheduler.cancel(running, bench.now);
     assert_eq!(bench.effects(), ["stop w 1", "2 cancelled"]);
+    assert_eq!(bench.scheduler.totals().ends.cancelled, 2);
     // The slot is free when the worker says so.
     let next = bench.submit(&request(2));
     assert!(bench.try_claim("w").is_none());
