@@ -9,7 +9,7 @@ use std::{
 
 use nix::sys::{
     signal::{SigSet, Signal},
-    signalfd::{SfdFlags, SignalFd},
+    signalfd::{SfdFlags, SignalFd, siginfo},
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -37,7 +37,7 @@ pub(crate) struct Signals(SignalFd);
 pub(crate) enum Wake {
     /// A signal arrived.
     Signal {
-        /// Whether it is `SIGTERM`.
+        /// Whether it is `SIGTERM` from outside the pid namespace of this process.
         terminate: bool,
     },
     /// The peer's descriptor is readable, or its other end is closed.
@@ -73,8 +73,10 @@ impl Signals {
         Ok(if peer {
             Wake::Peer
         } else {
+            // The kernel shows no pid of a sender outside.
+            let is_order = |signal: siginfo| signal.ssi_signo == SIGTERM && signal.ssi_pid == 0;
             Wake::Signal {
-                terminate: signal.is_some_and(|signal| signal.ssi_signo == SIGTERM),
+                terminate: signal.is_some_and(is_order),
             }
         })
     }

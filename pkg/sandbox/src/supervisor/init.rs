@@ -133,7 +133,8 @@ fn drop_privileges() -> io::Result<()> {
     Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
-/// Waits for the end of the command. A `SIGTERM` of the supervisor is passed on to the command's session.
+/// Waits for the end of the command. A `SIGTERM` of the supervisor is passed on to the command's session; one of the
+/// command itself is ignored, as it is by a supervisor.
 fn watch(command: Pid, signals: Signals) -> io::Result<Report> {
     let mut family = Family::new(command, signals);
     let mut terminated = false;

@@ -166,7 +166,7 @@ fn death_of_the_launcher_kills_every_process(_: &Fixture) {
     );
 }
 
-/// Without the launcher, nothing but the kernel is left to kill the processes.
+/// Without the launcher, which a stopped server does not continue, nothing but the kernel is left to kill the processes.
 pub(crate) fn isolated_processes_outlive_no_supervisor(_: &Fixture) {
     let server = Server::start(SERVE_ISOLATED, "sleep 1000");
     let (launcher, supervisor) = (server.launcher(), server.supervisor());
@@ -178,6 +178,16 @@ pub(crate) fn isolated_processes_outlive_no_supervisor(_: &Fixture) {
     let output = server.gone();
     assert!(
         output.starts_with("lost: the action's supervisor died"),
+        "{output}"
+    );
+}
+
+pub(crate) fn isolated_processes_outlive_no_stopped_supervisor(_: &Fixture) {
+    let server = Server::start(SERVE_ISOLATED, "sleep 1000");
+    server.stop_launcher_and_supervisor();
+    let output = server.gone();
+    assert!(
+        output.starts_with("lost: the action's supervisor died") && output.contains("Code(5)"),
         "{output}"
     );
 }

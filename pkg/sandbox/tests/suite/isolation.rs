@@ -19,7 +19,10 @@ use tempfile::TempDir;
 use crate::{
     Test,
     common::{Fixture, LEAVE_PROCESSES, Root, Watch},
-    faults::{isolated_processes_outlive_no_server, isolated_processes_outlive_no_supervisor},
+    faults::{
+        isolated_processes_outlive_no_server, isolated_processes_outlive_no_stopped_supervisor,
+        isolated_processes_outlive_no_supervisor,
+    },
 };
 
 /// The tests of a system that allows isolation.
@@ -60,6 +63,10 @@ pub(crate) const TESTS: &[Test] = &[
     (
         "isolated_processes_outlive_no_supervisor",
         isolated_processes_outlive_no_supervisor,
+    ),
+    (
+        "isolated_processes_outlive_no_stopped_supervisor",
+        isolated_processes_outlive_no_stopped_supervisor,
     ),
     (
         "isolated_tests_pass_as_an_ordinary_user",

@@ -1,12 +1,13 @@
 //! Isolated commands: the network, processes, rights and devices that they have.
 
-use std::net::TcpListener;
+use std::{net::TcpListener, time::Duration};
 
+use gorego_sandbox::Exit;
 use rustix::process::getuid;
 
 use crate::{
     Test,
-    common::Fixture,
+    common::{Fixture, LEAVE_PROCESSES},
     isolation::{Action, user},
 };
 
@@ -23,6 +24,14 @@ pub(crate) const TESTS: &[Test] = &[
     (
         "isolated_processes_see_only_each_other",
         isolated_processes_see_only_each_other,
+    ),
+    (
+        "isolated_signals_do_not_delay_the_timeout",
+        isolated_signals_do_not_delay_the_timeout,
+    ),
+    (
+        "isolated_signals_change_no_report",
+        isolated_signals_change_no_report,
     ),
     (
         "isolated_command_has_no_rights",
@@ -73,6 +82,22 @@ fn isolated_processes_see_only_each_other(fixture: &Fixture) {
         "{output}"
     );
     assert!(output.lines().count() <= 9, "{output}");
+}
+
+fn isolated_signals_do_not_delay_the_timeout(fixture: &Fixture) {
+    let flood = "while :; do kill -TERM 1; kill -CHLD 1; done";
+    let action = Action::new();
+    let mut launch = action.script(&format!("({flood}) & ({flood}) & {flood}"));
+    launch.timeout = Duration::from_millis(100);
+    launch.kill_delay = Duration::ZERO;
+    assert!(fixture.run(launch).unwrap().timed_out);
+}
+
+fn isolated_signals_change_no_report(fixture: &Fixture) {
+    let script = format!("kill -TERM 1; kill -STOP 1; {LEAVE_PROCESSES} exit 3");
+    let ended = fixture.run(Action::new().script(&script)).unwrap();
+    assert_eq!(ended.exit, Exit::Code(3));
+    assert!(ended.leftovers.count >= 4, "{:?}", ended.leftovers);
 }
 
 fn isolated_command_has_no_rights(fixture: &Fixture) {
