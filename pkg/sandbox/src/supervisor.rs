@@ -68,13 +68,7 @@ fn send(mut control: &File, answer: &Answer) {
 
 /// Returns the answer to the order that arrives on `control`, once no process of the command is left.
 fn serve(control: &File, launcher: Pid) -> io::Result<Option<Answer>> {
-    fork::close_descriptors(control)?;
-    establish(c"gorego-action")?;
-    // Killing stops processes first, which must not cause the next pass at once.
-    fork::ignore_stopped_children()?;
-    let signals = Signals::new(&[Signal::SIGCHLD, Signal::SIGCONT])?;
-    // The parent is compared whenever a signal arrives. This one reaches a stopped supervisor, too.
-    set_parent_process_death_signal(Some(Sent::CONT))?;
+    let signals = detach(control)?;
     if getppid() != Some(launcher) {
         return Ok(None);
     }
@@ -132,6 +126,18 @@ fn serve(control: &File, launcher: Pid) -> io::Result<Option<Answer>> {
         ended,
         root,
     })))
+}
+
+/// Detaches this process from what it inherited from the launcher. Returns its signals.
+fn detach(control: &File) -> io::Result<Signals> {
+    fork::close_descriptors(control)?;
+    establish(c"gorego-action")?;
+    // Killing stops processes first, which must not cause the next pass at once.
+    fork::ignore_stopped_children()?;
+    let signals = Signals::new(&[Signal::SIGCHLD, Signal::SIGCONT])?;
+    // The parent is compared whenever a signal arrives. This one reaches a stopped supervisor, too.
+    set_parent_process_death_signal(Some(Sent::CONT))?;
+    Ok(signals)
 }
 
 /// The reasons why a command was ended from outside.
