@@ -329,7 +329,10 @@ fn isolated_tests_pass_as_an_ordinary_user(_: &Fixture) {
     }
     let directory = TempDir::new().unwrap();
     let program = directory.path().join("suite");
-    fs::copy(env::current_exe().unwrap(), &program).unwrap();
+    // By another process: a test that forks would inherit the open copy, which could then not be executed.
+    let mut copy = Command::new("cp");
+    let copied = copy.arg(env::current_exe().unwrap()).arg(&program).status();
+    assert!(copied.unwrap().success());
     fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
     let home = directory.path().join("home");
     fs::create_dir(&home).unwrap();
