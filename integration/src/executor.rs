@@ -345,7 +345,7 @@ pub fn outcome(response: &ExecuteResponse) -> (Code, String) {
 pub struct Details {
     /// The subjects of the violations `MISSING`, sorted.
     pub missing: Vec<String>,
-    /// Whether the client should retry.
+    /// Set if the client should retry.
     pub retry: bool,
 }
 

@@ -52,6 +52,6 @@ pub struct IsolationOptions {
     pub writable: Vec<PathBuf>,
     /// The most bytes in an action's `/dev/shm`.
     pub shm_bytes: u64,
-    /// Whether actions have the network of the host.
+    /// Set if actions have the network of the host.
     pub network: bool,
 }

@@ -56,7 +56,7 @@ pub struct Isolation {
     /// The layer that takes what the command writes below the input root, which itself stays as it is. `None`: the
     /// command writes into the input root.
     pub overlay: Option<Overlay>,
-    /// Whether the command has the network of the host; otherwise it has only a loopback interface of its own.
+    /// Set if the command has the network of the host; otherwise it has only a loopback interface of its own.
     pub network: bool,
 }
 
@@ -85,9 +85,9 @@ pub struct Limits {
 pub struct Ended {
     /// The exit of the command itself.
     pub exit: Exit,
-    /// Whether the timeout passed first.
+    /// Set if the timeout passed first.
     pub timed_out: bool,
-    /// Whether the command was killed because it was to stop.
+    /// Set if the command was killed because it was to stop.
     pub stopped: bool,
     /// The resources that all of its processes used.
     pub usage: Usage,

@@ -177,7 +177,7 @@ fn lost(error: io::Error) -> LaunchError {
     }
 }
 
-/// Whether an error means that the other process is gone.
+/// Returns whether an error means that the other process is gone.
 fn is_end(error: &io::Error) -> bool {
     use io::ErrorKind::{
         BrokenPipe, ConnectionRefused, ConnectionReset, NotConnected, UnexpectedEof,

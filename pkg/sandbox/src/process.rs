@@ -37,7 +37,7 @@ pub(crate) struct Signals(SignalFd);
 pub(crate) enum Wake {
     /// A signal arrived.
     Signal {
-        /// Whether it is `SIGTERM` from outside the pid namespace of this process.
+        /// Set if it is `SIGTERM` from outside the pid namespace of this process.
         terminate: bool,
     },
     /// The peer's descriptor is readable, or its other end is closed.

@@ -145,14 +145,14 @@ fn detach(control: &File) -> io::Result<Signals> {
 struct Cause {
     timed_out: bool,
     stopped: bool,
-    /// Whether the launcher died.
+    /// Set if the launcher died.
     orphaned: bool,
 }
 
 struct Supervisor {
     launcher: Pid,
     family: Family,
-    /// Whether the child is the first process of the command's namespaces, and not the command itself.
+    /// Set if the child is the first process of the command's namespaces, and not the command itself.
     is_isolated: bool,
 }
 

@@ -35,7 +35,7 @@ pub(crate) struct Process {
     pub(crate) pid: Pid,
     parent: i32,
     pub(crate) session: i32,
-    /// Whether its first thread has ended. Others may still run.
+    /// Set if its first thread has ended. Others may still run.
     pub(crate) zombie: bool,
     pub(crate) name: String,
 }

@@ -162,8 +162,8 @@ impl<'a> Files<'a> {
         })
     }
 
-    /// Whether the command's user may read a file. Root can read all, also a link to a secret that the user created
-    /// where the system permits that.
+    /// Returns whether the command's user may read a file. Root can read all, also a link to a secret that the user
+    /// created where the system permits that.
     fn may_read(&self, stat: &Stat) -> bool {
         let Some(user) = self.sink.user else {
             return true;

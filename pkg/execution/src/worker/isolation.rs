@@ -59,8 +59,8 @@ pub(super) fn isolation(
     })
 }
 
-/// Whether an action has an overlay. One with a user of its own may not write into blobs anyway, and could not rename
-/// inputs in an overlay, since the kernel copies no file of an unknown owner.
+/// Returns whether an action has an overlay. One with a user of its own may not write into blobs anyway. It could not
+/// rename inputs in an overlay either, since the kernel copies no file of an unknown owner.
 pub(super) fn has_overlay(options: &Options, user: Option<u32>) -> bool {
     options.isolation.is_some() && user.is_none()
 }

@@ -34,7 +34,7 @@ pub(crate) const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 pub(crate) struct Fixture {
     pub(crate) launcher: Arc<Launcher>,
     runtime: Runtime,
-    /// Whether nodes isolate actions.
+    /// Set if nodes isolate actions.
     pub(crate) is_isolated: bool,
 }
 

@@ -56,7 +56,7 @@ pub(super) struct Init {
     pub(super) socket: UnixStream,
     /// The user to become.
     pub(super) user: Option<u32>,
-    /// Whether the network namespace is new.
+    /// Set if the network namespace is new.
     pub(super) has_own_network: bool,
 }
 

@@ -124,8 +124,8 @@ impl InputRoot {
         match self {
             Self::Bind(tree) => Ok(tree),
             Self::Overlay(directories) => {
-                // Paths would have to be quoted. `userxattr` excludes redirects and copies of metadata alone, which need
-                // trust in the files of the upper directory.
+                // Paths would have to be quoted. `userxattr` excludes redirects and copies of metadata alone, which
+                // need trust in the files of the upper directory.
                 let [lower, upper, work] = directories
                     .each_ref()
                     .map(|directory| format!("/proc/self/fd/{}", directory.as_raw_fd()));
@@ -269,7 +269,7 @@ fn mount_writable(path: &Path, tree: &OwnedFd) -> io::Result<()> {
     attach(tree, path)
 }
 
-/// Whether a folder of the root is the action's own.
+/// Returns whether a folder of the root is the action's own.
 fn is_own(path: &Path) -> bool {
     OWN.iter().any(|own| path == Path::new(own))
 }
@@ -291,7 +291,7 @@ fn pivot() -> io::Result<()> {
     Ok(chdir("/")?)
 }
 
-/// Whether an error means that nobody with the rights of this process can reach a path.
+/// Returns whether an error means that nobody with the rights of this process can reach a path.
 fn is_out_of_reach(error: &io::Error) -> bool {
     use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
     matches!(error.kind(), NotFound | NotADirectory | PermissionDenied)

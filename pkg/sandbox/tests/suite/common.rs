@@ -141,7 +141,7 @@ impl Watch {
         String::from_utf8(text).unwrap()
     }
 
-    /// Whether no process holds the writing end now.
+    /// Returns whether no process holds the writing end now.
     pub(crate) fn is_gone(&self) -> bool {
         let mut polled = [PollFd::new(&self.0, PollFlags::IN)];
         poll(&mut polled, Some(&Timespec::default())).unwrap();

@@ -182,7 +182,7 @@ fn isolated_host_is_read_only(fixture: &Fixture) {
     assert!(action.root.path("in_the_root").exists());
 }
 
-/// Whether a path of the host is visible to an isolated command, unlike those in directories of its own or hidden.
+/// Returns whether an isolated command sees a path of the host: not below its own directories or hidden ones.
 fn is_visible(path: &str) -> bool {
     !["/tmp/", "/root/", "/home/", "/run/"]
         .iter()
