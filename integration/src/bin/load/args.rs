@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{attack, error::Error, scenario::Scenario};
 
-/// Measures REAPI caches on this machine, one after the other, and prints a table.
+/// Measures REAPI caches and executors on this machine, one after the other, and prints a table.
 #[derive(Debug, Parser)]
 #[command(
     name = "load",
@@ -17,7 +17,7 @@ pub(crate) struct Args {
     /// A server to measure, on a loopback address. All are compared with the first.
     #[arg(long = "server", value_name = "NAME=IP:PORT,pid=PID", required = true)]
     pub(crate) servers: Vec<Target>,
-    /// A scenario to run, in the order given [default: all but memory-64].
+    /// A scenario to run, in the order given [default: all but memory-64 and those that execute].
     #[arg(long = "scenario", value_name = "NAME", value_enum)]
     scenarios: Vec<Scenario>,
     /// The time for which a round begins calls.
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn all_scenarios_except_memory_run_by_default() {
+    fn all_scenarios_of_caches_except_memory_run_by_default() {
         let server = "load --server a=127.0.0.1:1,pid=1";
         let names = |args: Args| {
             args.scenarios()
@@ -157,7 +157,9 @@ mod tests {
         };
         let all = names(parse(server).unwrap());
         assert_eq!(all.len(), 14);
-        assert!(!all.contains(&"memory-64".to_owned()));
+        for other in ["memory-64", "execute"] {
+            assert!(!all.contains(&other.to_owned()));
+        }
         let line = format!("{server} --scenario memory-64 --scenario write-4k");
         assert_eq!(names(parse(&line).unwrap()), ["memory-64", "write-4k"]);
         parse(&format!("{server} --scenario unknown")).unwrap_err();

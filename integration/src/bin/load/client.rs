@@ -4,14 +4,18 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 use gorego_integration::content::uuid;
+use prost::Message as _;
 use reapi::{
     bytestream::{ReadRequest, WriteRequest, byte_stream_client::ByteStreamClient},
+    longrunning::operation::Result as Outcome,
     rpc,
     v2::{
-        ActionResult, BatchReadBlobsRequest, BatchUpdateBlobsRequest, Digest,
-        FindMissingBlobsRequest, GetActionResultRequest, UpdateActionResultRequest,
-        action_cache_client::ActionCacheClient, batch_update_blobs_request,
+        ActionResult, BatchReadBlobsRequest, BatchUpdateBlobsRequest, Digest, ExecuteRequest,
+        ExecuteResponse, FindMissingBlobsRequest, GetActionResultRequest,
+        UpdateActionResultRequest, action_cache_client::ActionCacheClient,
+        batch_update_blobs_request,
         content_addressable_storage_client::ContentAddressableStorageClient,
+        execution_client::ExecutionClient,
     },
 };
 use sha2::{Digest as _, Sha256};
@@ -35,6 +39,7 @@ pub(crate) struct Client {
     cas: ContentAddressableStorageClient<Channel>,
     byte_stream: ByteStreamClient<Channel>,
     action_cache: ActionCacheClient<Channel>,
+    execution: ExecutionClient<Channel>,
 }
 
 impl Client {
@@ -53,7 +58,8 @@ impl Client {
             cas: ContentAddressableStorageClient::new(channel.clone())
                 .max_decoding_message_size(MESSAGE),
             byte_stream: ByteStreamClient::new(channel.clone()).max_decoding_message_size(MESSAGE),
-            action_cache: ActionCacheClient::new(channel),
+            action_cache: ActionCacheClient::new(channel.clone()),
+            execution: ExecutionClient::new(channel),
         })
     }
 
@@ -117,14 +123,22 @@ impl Client {
         &mut self,
         blobs: impl IntoIterator<Item = Blob>,
     ) -> Result<(), Error> {
+        let blobs = blobs.into_iter();
+        self.store(blobs.map(|blob| (blob.digest.clone(), blob.into_bytes())))
+            .await
+    }
+
+    /// Calls `BatchUpdateBlobs` with blobs that may be there already.
+    pub(crate) async fn store(
+        &mut self,
+        blobs: impl Iterator<Item = (Digest, Bytes)>,
+    ) -> Result<(), Error> {
         const CALL: &str = "batch update";
-        let requests = blobs
-            .into_iter()
-            .map(|blob| batch_update_blobs_request::Request {
-                digest: Some(blob.digest.clone()),
-                data: blob.into_bytes(),
-                ..Default::default()
-            });
+        let requests = blobs.map(|(digest, data)| batch_update_blobs_request::Request {
+            digest: Some(digest),
+            data,
+            ..Default::default()
+        });
         let request = BatchUpdateBlobsRequest {
             requests: requests.collect(),
             ..Default::default()
@@ -178,6 +192,32 @@ impl Client {
         let response = self.cas.find_missing_blobs(request).await;
         let response = response.map_err(Error::of_call(CALL))?.into_inner();
         Error::unless_equal(CALL, response.missing_blob_digests.len(), 0)
+    }
+
+    /// Calls `Execute` without a lookup, and waits for the end. The action must succeed with one output file.
+    pub(crate) async fn execute(&mut self, action: Digest) -> Result<(), Error> {
+        const CALL: &str = "execute";
+        let request = ExecuteRequest {
+            action_digest: Some(action),
+            skip_cache_lookup: true,
+            ..Default::default()
+        };
+        let response = self.execution.execute(request).await;
+        let mut stream = response.map_err(Error::of_call(CALL))?.into_inner();
+        let mut last = None;
+        while let Some(operation) = stream.message().await.map_err(Error::of_call(CALL))? {
+            last = operation.result;
+        }
+        let Some(Outcome::Response(any)) = last else {
+            return Err(Error::Unfinished(CALL));
+        };
+        let response = ExecuteResponse::decode(any.value.as_slice());
+        let response = response
+            .map_err(|error| Error::of_call(CALL)(tonic::Status::internal(error.to_string())))?;
+        unless_ok(CALL, response.status.as_ref())?;
+        let result = response.result.unwrap_or_default();
+        Error::unless_equal(CALL, result.exit_code, 0)?;
+        Error::unless_equal(CALL, result.output_files.len(), 1)
     }
 
     /// Calls `UpdateActionResult`.

@@ -1,6 +1,6 @@
 //! Errors of measurements.
 
-use std::{error, io, net::SocketAddr};
+use std::{error, io, net::SocketAddr, process::ExitStatus};
 
 use tonic::{Status, transport};
 
@@ -27,6 +27,12 @@ pub(crate) enum Error {
         found: String,
         wanted: String,
     },
+    #[error("{0}: the last message has no response")]
+    Unfinished(&'static str),
+    #[error("{program}: {source}")]
+    Spawn { program: String, source: io::Error },
+    #[error("{program}: {status}")]
+    Exit { program: String, status: ExitStatus },
     #[error("{path}: {source}; the server must run, as the same user as the load generator")]
     Process { path: String, source: io::Error },
     #[error("{path} lacks {field}")]

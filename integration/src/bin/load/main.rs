@@ -1,5 +1,5 @@
-//! A load generator for REAPI caches: requests per second, latency, and the server's CPU time and memory
-//! for each request.
+//! A load generator for REAPI caches and executors: requests per second, latency, and the server's CPU time
+//! and memory for each request.
 //!
 //! Servers take turns in each round of each scenario, so that other load on the machine affects all of
 //! them.
@@ -9,6 +9,7 @@ mod attack;
 mod client;
 mod content;
 mod error;
+mod execute;
 mod process;
 mod report;
 mod round;

@@ -1,6 +1,6 @@
 //! CPU time and memory of a server's process.
 
-use std::{fs, time::Duration};
+use std::{collections::HashMap, fs, time::Duration};
 
 use crate::error::Error;
 
@@ -23,12 +23,42 @@ impl Process {
         Ok(process)
     }
 
-    /// Returns the user and system CPU time of all threads, including ended ones.
+    /// Returns the user and system CPU time of all threads and of the processes that it started, including ended ones.
     ///
-    /// Both are multiples of a tick, usually 10 ms, and rounded down.
+    /// Times are multiples of a tick, usually 10 ms, and rounded down.
     pub(crate) fn cpu(&self) -> Result<Duration, Error> {
-        let ticks = self.field("stat", "CPU times", cpu_ticks)?;
-        Ok(Duration::from_secs(ticks) / u32::try_from(self.ticks_per_second).unwrap_or(u32::MAX))
+        let own = self.field("stat", "CPU times", Times::parse)?;
+        let mut parents = HashMap::<_, Vec<_>>::new();
+        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let pid = process
+                .file_name()
+                .to_str()
+                .and_then(|pid| pid.parse::<u32>().ok());
+            // Others may end meanwhile.
+            let stat = fs::read_to_string(process.path().join("stat")).unwrap_or_default();
+            if let Some((pid, times)) = pid.zip(Times::parse(&stat)) {
+                parents.entry(times.parent).or_default().push((pid, times));
+            }
+        }
+        let mut ticks = own.own + own.children;
+        let mut family = vec![self.pid];
+        while let Some(parent) = family.pop() {
+            for (pid, times) in parents.remove(&parent).unwrap_or_default() {
+                family.push(pid);
+                ticks += times.own + times.children;
+            }
+        }
+        Ok(self.duration(ticks))
+    }
+
+    /// Returns the CPU time of the processes that it started and that ended.
+    pub(crate) fn children_cpu(&self) -> Result<Duration, Error> {
+        let times = self.field("stat", "CPU times", Times::parse)?;
+        Ok(self.duration(times.children))
+    }
+
+    fn duration(&self, ticks: u64) -> Duration {
+        Duration::from_secs(ticks) / u32::try_from(self.ticks_per_second).unwrap_or(u32::MAX)
     }
 
     /// Returns the peak resident memory since the last reset, in bytes.
@@ -60,12 +90,12 @@ impl Process {
         format!("/proc/{}/{file}", self.pid)
     }
 
-    fn field(
+    fn field<T>(
         &self,
         file: &str,
         field: &'static str,
-        find: impl Fn(&str) -> Option<u64>,
-    ) -> Result<u64, Error> {
+        find: impl Fn(&str) -> Option<T>,
+    ) -> Result<T, Error> {
         let path = self.path(file);
         match fs::read_to_string(&path) {
             Ok(text) => find(&text).ok_or(Error::Accounting { path, field }),
@@ -74,14 +104,29 @@ impl Process {
     }
 }
 
-/// Parses `utime` and `stime` of `/proc/PID/stat`. The command before them may contain spaces and brackets;
-/// the last bracket ends it.
-fn cpu_ticks(stat: &str) -> Option<u64> {
-    let (_, fields) = stat.rsplit_once(')')?;
-    let mut times = fields.split_ascii_whitespace().skip(11);
-    let user: u64 = times.next()?.parse().ok()?;
-    let system: u64 = times.next()?.parse().ok()?;
-    user.checked_add(system)
+/// The parent and the CPU times of a process, in ticks.
+#[derive(Debug, Eq, PartialEq)]
+struct Times {
+    parent: u32,
+    own: u64,
+    /// The time of the children that ended and were waited for.
+    children: u64,
+}
+
+impl Times {
+    /// Parses `/proc/PID/stat`. The command may contain spaces and brackets; the last bracket ends it.
+    fn parse(stat: &str) -> Option<Self> {
+        let (_, fields) = stat.rsplit_once(')')?;
+        let mut fields = fields.split_ascii_whitespace().skip(1);
+        let parent = fields.next()?.parse().ok()?;
+        let mut times = fields.skip(9).map(str::parse::<u64>);
+        let mut sum = || Some(times.next()?.ok()? + times.next()?.ok()?);
+        Some(Self {
+            parent,
+            own: sum()?,
+            children: sum()?,
+        })
+    }
 }
 
 /// Parses a field of `/proc/PID/status`, given in KiB, to bytes.
@@ -101,13 +146,19 @@ mod tests {
 
     #[test]
     fn cpu_times_are_found_after_any_command() {
-        let fields = "S 1556 1540 1540 0 -1 4194560 1505 0 35 0 4 6 0 0 20 0 19 0 413071";
+        let fields = "S 1556 1540 1540 0 -1 4194560 1505 0 35 0 4 6 2 5 20 0 19 0 413071";
         for command in ["server", "a b", "a) S 1 2", ") 1 (2"] {
             let stat = format!("1574 ({command}) {fields}\n");
-            assert_eq!(cpu_ticks(&stat), Some(10), "{command}");
+            let found = Times::parse(&stat).unwrap();
+            let expected = Times {
+                parent: 1556,
+                own: 10,
+                children: 7,
+            };
+            assert_eq!(found, expected, "{command}");
         }
-        assert_eq!(cpu_ticks("1574 (server) S 1 2 3"), None);
-        assert_eq!(cpu_ticks(""), None);
+        assert_eq!(Times::parse("1574 (server) S 1 2 3"), None);
+        assert_eq!(Times::parse(""), None);
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub(crate) struct Server {
 pub(crate) struct Round {
     /// The time from the first call's start to the last one's end.
     pub(crate) elapsed: Duration,
-    /// The server's CPU time.
+    /// The CPU time of the server and its processes, without that of the programs that it executed.
     pub(crate) cpu: Duration,
     /// The server's largest resident memory, in bytes.
     pub(crate) peak_memory: u64,
@@ -102,9 +102,12 @@ impl Server {
         let started = Instant::now();
         let calls = calls(&clients, shape, work, limits);
         let latencies = in_time(limits.time + PATIENCE, calls).await?;
+        let elapsed = started.elapsed();
+        let own = u32::try_from(latencies.len()).unwrap_or(u32::MAX);
+        let own = work.own_cpu().saturating_mul(own);
         Ok(Round {
-            elapsed: started.elapsed(),
-            cpu: self.process.cpu_since(cpu)?,
+            elapsed,
+            cpu: self.process.cpu_since(cpu)?.saturating_sub(own),
             peak_memory: self.process.peak_memory()?,
             latencies,
         })

@@ -41,6 +41,23 @@ pub(crate) enum Kind {
     BazelAction,
     /// Each client, on a connection of its own, uploads one new blob and downloads it.
     Memory,
+    /// `Execute` of an action that has to run.
+    Execute(Action),
+}
+
+/// An action that writes one file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Action {
+    /// The number of its input files, of 4 KiB each.
+    pub(crate) inputs: usize,
+    /// Set if the inputs are the same in each call.
+    pub(crate) same: bool,
+    /// The size of its output in bytes.
+    pub(crate) output: usize,
+    /// The clients that ask for it at the same time.
+    pub(crate) clients: usize,
+    /// The calls in flight.
+    in_flight: usize,
 }
 
 /// A [`Kind`] with its name on the command line and in reports.
@@ -50,7 +67,16 @@ pub(crate) struct Scenario {
     pub(crate) kind: Kind,
 }
 
-const SCENARIOS: [Scenario; 15] = [
+/// The smallest action, which a compilation is measured against.
+const NOOP: Action = Action {
+    inputs: 10,
+    same: true,
+    output: 64,
+    clients: 1,
+    in_flight: IN_FLIGHT,
+};
+
+const SCENARIOS: [Scenario; 22] = [
     named("write-4k", Kind::Write(KIB_4)),
     named("read-4k", Kind::Read(KIB_4)),
     named("read-128k", Kind::Read(KIB_128)),
@@ -66,6 +92,54 @@ const SCENARIOS: [Scenario; 15] = [
     named("get-action", Kind::GetAction),
     named("bazel-action", Kind::BazelAction),
     named("memory-64", Kind::Memory),
+    named("execute", Kind::Execute(NOOP)),
+    named(
+        "execute-1",
+        Kind::Execute(Action {
+            in_flight: 1,
+            ..NOOP
+        }),
+    ),
+    named(
+        "execute-100",
+        Kind::Execute(Action {
+            inputs: 100,
+            ..NOOP
+        }),
+    ),
+    named(
+        "execute-10k",
+        Kind::Execute(Action {
+            inputs: 10_000,
+            same: false,
+            in_flight: 1,
+            ..NOOP
+        }),
+    ),
+    named(
+        "execute-10k-same",
+        Kind::Execute(Action {
+            inputs: 10_000,
+            in_flight: 1,
+            ..NOOP
+        }),
+    ),
+    named(
+        "execute-100m",
+        Kind::Execute(Action {
+            output: 100_000_000,
+            in_flight: 1,
+            ..NOOP
+        }),
+    ),
+    named(
+        "execute-merged",
+        Kind::Execute(Action {
+            clients: 100,
+            in_flight: 1,
+            ..NOOP
+        }),
+    ),
 ];
 
 const fn named(name: &'static str, kind: Kind) -> Scenario {
@@ -97,9 +171,10 @@ pub(crate) struct Shape {
 }
 
 impl Scenario {
-    /// Returns the scenarios that compare speed: all except the memory scenario.
+    /// Returns the scenarios that compare the speed of caches.
     pub(crate) fn of_speed() -> impl Iterator<Item = Self> {
-        SCENARIOS.into_iter().filter(|it| it.kind != Kind::Memory)
+        let others = |kind| matches!(kind, Kind::Memory | Kind::Execute(_));
+        SCENARIOS.into_iter().filter(move |it| !others(it.kind))
     }
 
     pub(crate) fn shape(self) -> Shape {
@@ -111,6 +186,7 @@ impl Scenario {
             Kind::FindMissing | Kind::UpdateAction | Kind::GetAction => (0, 0),
             Kind::BazelAction => (OUTPUTS.iter().sum(), 0),
             Kind::Memory => (2 * MIB_64, MIB_64),
+            Kind::Execute(action) => (0, action.output),
         };
         let large = match self.kind {
             Kind::Write(size) | Kind::Read(size) => size > KIB_4,
@@ -119,6 +195,7 @@ impl Scenario {
         let (connections, in_flight) = match self.kind {
             Kind::Write(MIB_64) | Kind::Read(MIB_64) => (CONNECTIONS, CONNECTIONS),
             Kind::Memory => (CLIENTS, CLIENTS),
+            Kind::Execute(action) => (CONNECTIONS, action.in_flight),
             _ => (CONNECTIONS, IN_FLIGHT),
         };
         Shape {

@@ -1,11 +1,14 @@
 //! The preparation of a scenario, and its call.
 
+use std::time::Duration;
+
 use reapi::v2::{ActionResult, Digest, OutputFile};
 
 use crate::{
     client::Client,
     content::Template,
     error::Error,
+    execute::Execution,
     scenario::{BATCH, DIGESTS, KIB_4, Kind, MIB_64, OUTPUTS},
 };
 
@@ -31,6 +34,7 @@ pub(crate) enum Work {
     GetAction(Vec<Digest>),
     BazelAction(Vec<Digest>),
     Memory(Template),
+    Execute(Execution),
 }
 
 impl Work {
@@ -50,6 +54,7 @@ impl Work {
             Kind::GetAction => Self::GetAction(actions(client).await?),
             Kind::BazelAction => Self::BazelAction(actions(client).await?),
             Kind::Memory => Self::Memory(Template::new(MIB_64)),
+            Kind::Execute(action) => Self::Execute(Execution::prepare(action, client).await?),
         })
     }
 
@@ -93,12 +98,21 @@ impl Work {
                 client.upload(&blob).await?;
                 client.download(&blob.digest, verify).await
             }
+            Self::Execute(execution) => execution.call(client, turn).await,
+        }
+    }
+
+    /// Returns the CPU time that a call takes in any case, in programs other than the server's.
+    pub(crate) fn own_cpu(&self) -> Duration {
+        match self {
+            Self::Execute(execution) => execution.own_cpu(),
+            _ => Duration::ZERO,
         }
     }
 }
 
 /// Returns the digest of a turn.
-fn nth(digests: &[Digest], turn: usize) -> Digest {
+pub(crate) fn nth(digests: &[Digest], turn: usize) -> Digest {
     let place = turn.checked_rem(digests.len()).unwrap_or_default();
     digests.get(place).cloned().unwrap_or_default()
 }
