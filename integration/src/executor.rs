@@ -30,8 +30,12 @@ const BATCH: usize = 500;
 /// The largest blob that is uploaded in a batch, in bytes.
 const BATCHED: usize = 1 << 20;
 
-/// The settings of a server that executes actions, as any user.
-pub const ON: [&str; 2] = ["execution.enabled=true", "execution.run_as_root=true"];
+/// The settings of a server that executes actions, as any user. They are not isolated, and see the files of tests.
+pub const ON: [&str; 3] = [
+    "execution.enabled=true",
+    "execution.run_as_root=true",
+    "execution.sandbox.enabled=false",
+];
 
 /// Starts a server that executes actions, with these settings in addition, and connects to it.
 pub async fn start(settings: &[&str]) -> (Server, Executor) {

@@ -5,10 +5,16 @@ use std::net::SocketAddr;
 use gorego_config::{Config, Ui};
 use gorego_telemetry::web::METRICS;
 
-use crate::{cli::VERSION, execution};
+use crate::cli::VERSION;
 
-/// Renders the banner as complete lines: the address, and those of the page and the metrics if they are served.
-pub(crate) fn banner(config: &Config, address: SocketAddr, metrics: Option<SocketAddr>) -> String {
+/// Renders the banner as complete lines: the address, those of the page and the metrics if they are served, and how actions
+/// are executed, or why they are not.
+pub(crate) fn banner(
+    config: &Config,
+    address: SocketAddr,
+    metrics: Option<SocketAddr>,
+    executes: &Result<String, String>,
+) -> String {
     let mut lines = vec![
         format!("gorego {VERSION}"),
         format!("listening on {address}"),
@@ -27,10 +33,13 @@ pub(crate) fn banner(config: &Config, address: SocketAddr, metrics: Option<Socke
         }
         lines.push(format!("metrics on http://{}{METRICS}", reachable(address)));
     }
-    lines.push(executor(config));
+    lines.push(match executes {
+        Ok(how) => format!("executing {how}"),
+        Err(why) => format!("executing no actions: {why}"),
+    });
     let scheme = if config.tls.enabled { "grpcs" } else { "grpc" };
     let host = reachable(address);
-    let kind = if execution::is_on(config) {
+    let kind = if executes.is_ok() {
         "executor"
     } else {
         "cache"
@@ -39,25 +48,6 @@ pub(crate) fn banner(config: &Config, address: SocketAddr, metrics: Option<Socke
         "for Bazel, add to .bazelrc:  build --remote_{kind}={scheme}://{host}\n"
     ));
     lines.join("\n")
-}
-
-/// Returns whether actions are executed, and how.
-fn executor(config: &Config) -> String {
-    if !execution::is_on(config) {
-        return "executing no actions (execution.enabled)".to_owned();
-    }
-    let (concurrency, dir) = (
-        execution::concurrency(config),
-        execution::build_root(config),
-    );
-    let users = match execution::first_user(config) {
-        Some(first) => format!("as users from {first} on"),
-        None => "as this user".to_owned(),
-    };
-    format!(
-        "executing up to {concurrency} actions at once in {}, {users}, without a sandbox",
-        dir.display()
-    )
 }
 
 /// Returns an address that clients can connect to: the unspecified address stands for `localhost`.
@@ -90,7 +80,12 @@ mod tests {
         config.tls.enabled = tls;
         config.local_cache.dir = "/data".into();
         let metrics = "[::]:9090".parse().unwrap();
-        banner(&config, address.parse().unwrap(), Some(metrics))
+        banner(
+            &config,
+            address.parse().unwrap(),
+            Some(metrics),
+            &Err("why".to_owned()),
+        )
     }
 
     #[test]
@@ -101,6 +96,7 @@ mod tests {
         assert!(banner.contains("data in /data, at most 10 GiB\n"));
         assert!(banner.contains("page on http://localhost:9090/\n"));
         assert!(banner.contains("metrics on http://localhost:9090/metrics\n"));
+        assert!(banner.contains("executing no actions: why\n"));
         let banner = text("127.0.0.1:8", true);
         assert!(banner.contains("build --remote_cache=grpcs://127.0.0.1:8\n"));
     }

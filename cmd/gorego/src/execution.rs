@@ -1,5 +1,9 @@
 //! The executor's settings, from the configuration and the machine.
 
+mod isolation;
+mod preview;
+mod switch;
+
 use std::{
     collections::BTreeMap,
     fs, io,
@@ -11,14 +15,18 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use gorego_config::{Config, Pairs, Switch, UnknownPlatform};
-use gorego_execution::{BuildRootError, Executor, NodeWorker, Options};
-use gorego_sandbox::{Launcher, has_users};
+use gorego_config::{Config, LoadedConfig, Pairs, UnknownPlatform};
+use gorego_execution::{BuildRootError, Executor, NodeWorker, Options, ProbeError};
+use gorego_sandbox::{Launcher, Level};
 use gorego_scheduler::{Generation, NameError};
 use gorego_telemetry::{self as telemetry, AttemptCounts, ExecutionReport, MeteredWorker};
 use rustix::process::geteuid;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::{
+    preview::preview,
+    switch::{Start, start},
+};
 use crate::tiers::{ExecutorStores, Tiers};
 
 /// The most completed operations that are kept, and their bytes.
@@ -47,28 +55,14 @@ pub(crate) enum Error {
     Access(#[from] io::Error),
     #[error("execution.build_root: {0}")]
     BuildRoot(#[from] BuildRootError),
+    #[error("{0}: actions cannot be isolated: {1}; accepted: execution.sandbox.enabled: false")]
+    NotIsolated(&'static str, String),
+    #[error("execution.sandbox.writable_paths: {0}: {1}")]
+    Writable(PathBuf, io::Error),
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
     #[error("cluster.node_id: {0}")]
     Node(#[from] NameError),
-}
-
-/// Returns whether actions are executed.
-pub(crate) fn is_on(config: &Config) -> bool {
-    config.execution.enabled == Switch::On
-}
-
-/// Starts the process that starts the commands of actions, if there is an executor. To be called before other threads
-/// start.
-pub(crate) fn launcher(config: &Config) -> Result<Option<Launcher>, Error> {
-    if !is_on(config) {
-        return Ok(None);
-    }
-    if let Some(first) = first_user(config) {
-        let end = first.saturating_add(concurrency(config));
-        if !has_users(&(first..end)) {
-            return Err(Error::NoUsers(first, end - 1));
-        }
-    }
-    Launcher::start().map(Some).map_err(Error::Launcher)
 }
 
 /// Returns the first of the users that actions run as; `None` if they run as gorego's own.
@@ -96,21 +90,49 @@ pub(crate) struct LocalExecutor {
     worker: Arc<NodeWorker>,
     /// The counts of the attempts, if metrics are served.
     attempts: Option<Arc<AttemptCounts>>,
+    level: Level,
     drain: Duration,
 }
 
 impl LocalExecutor {
-    /// Creates the executor; `None` without a launcher or a local tier. Counts its attempts if it is `metered`.
-    pub(crate) fn new(
-        config: &Config,
-        launcher: Option<Launcher>,
+    /// Creates the executor, if actions are executed. Counts its attempts if it is `metered`. Returns how actions are
+    /// executed, or why they are not. Fails if the configuration demands what cannot be had.
+    pub(crate) async fn new(
+        loaded: &LoadedConfig,
+        start: Start,
         tiers: &Tiers,
         metered: bool,
-    ) -> Result<Option<Self>, Error> {
-        let Some((launcher, stores)) = launcher.zip(tiers.executor.clone()) else {
-            return Ok(None);
+    ) -> Result<(Option<Self>, Result<String, String>), Error> {
+        let off = |why| Ok((None, Err(why)));
+        let launcher = match start {
+            Start::On(launcher) => launcher,
+            Start::Off(why) => return off(why),
         };
-        let options = options(config);
+        let Some(stores) = tiers.executor.clone() else {
+            return off("there is no local cache".to_owned());
+        };
+        match Self::create(loaded, launcher, stores, metered).await {
+            Ok(executor) => {
+                let how = executor.summary(&loaded.config);
+                Ok((Some(executor), Ok(how)))
+            }
+            Err(error) => {
+                let why = switch::unless_set(&loaded.config, error)?;
+                tracing::warn!("actions are not executed: {why}");
+                off(why)
+            }
+        }
+    }
+
+    async fn create(
+        loaded: &LoadedConfig,
+        launcher: Launcher,
+        stores: ExecutorStores,
+        metered: bool,
+    ) -> Result<Self, Error> {
+        let config = &loaded.config;
+        let mut options = options(config);
+        let level = isolation::isolate(loaded, &launcher, &mut options).await?;
         let generation = generation(&options)?;
         let ExecutorStores {
             worker: stores,
@@ -122,7 +144,8 @@ impl LocalExecutor {
             stores,
             Arc::new(launcher),
         )?);
-        if options.first_user.is_some() {
+        // The directory of an isolated action is reached by gorego.
+        if options.first_user.is_some() && options.isolation.is_none() {
             check_access(&options.build_root)?;
         }
         let attempts = metered.then(Arc::<AttemptCounts>::default);
@@ -132,12 +155,28 @@ impl LocalExecutor {
             None => running,
         };
         let executor = Arc::new(Executor::new(options, blobs, lookups, generation, running));
-        Ok(Some(Self {
+        Ok(Self {
             executor,
             worker,
             attempts,
+            level,
             drain: config.limits.drain_timeout.mul_f64(DRAIN),
-        }))
+        })
+    }
+
+    /// Returns how actions are executed.
+    fn summary(&self, config: &Config) -> String {
+        let users = match first_user(config) {
+            Some(first) => format!("as users from {first} on"),
+            None => "as this user".to_owned(),
+        };
+        let level = match &self.level {
+            Level::Full => "isolated".to_owned(),
+            Level::Plain(why) => format!("not isolated: {why}"),
+        };
+        let (concurrency, dir) = (concurrency(config), build_root(config));
+        let dir = dir.display();
+        format!("up to {concurrency} actions at once in {dir}, {users}, {level}")
     }
 
     /// Returns the sources of the metrics, if they are served.
@@ -145,6 +184,10 @@ impl LocalExecutor {
         let (executor, worker) = (Arc::clone(&self.executor), Arc::clone(&self.worker));
         Some(telemetry::Execution {
             attempts: self.attempts.clone()?,
+            level: match self.level {
+                Level::Full => "full",
+                Level::Plain(_) => "plain",
+            },
             read: Box::new(move || report(&executor, &worker)),
         })
     }
@@ -202,7 +245,7 @@ fn options(config: &Config) -> Options {
         build_root: build_root(config),
         concurrency: concurrency(config),
         first_user: first_user(config),
-        // Switched off until there are settings for it.
+        // Depends on the system.
         isolation: None,
         memory: or(execution.memory.bytes(), usable_memory() / 10 * 9),
         default_timeout: execution.default_timeout,

@@ -71,7 +71,8 @@ fn main() -> ExitCode {
 
 /// Prints the configuration.
 fn configuration(loaded: &LoadedConfig) {
-    let _ = write!(io::stdout(), "{}", loaded.render());
+    let preview = execution::preview(loaded);
+    let _ = write!(io::stdout(), "{}\n# {preview}\n", loaded.render());
     for warning in &loaded.warnings {
         print(&format_args!("warning: {warning}"));
     }
@@ -88,7 +89,7 @@ fn load(cli: &Cli) -> Result<LoadedConfig, String> {
 }
 
 fn serve(loaded: &LoadedConfig) -> Result<(), String> {
-    let launcher = execution::launcher(&loaded.config).map_err(|error| error.to_string())?;
+    let execution = execution::start(&loaded.config).map_err(|error| error.to_string())?;
     let (layer, spans) = traces::layer_of(&loaded.config.telemetry).unzip();
     logs::start(level(loaded.config.log_level), layer)?;
     if let Some(file) = &loaded.file {
@@ -97,7 +98,7 @@ fn serve(loaded: &LoadedConfig) -> Result<(), String> {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    wire::run(loaded, spans, launcher).map_err(|error| error.to_string())
+    wire::run(loaded, spans, execution).map_err(|error| error.to_string())
 }
 
 const fn level(level: LogLevel) -> Level {

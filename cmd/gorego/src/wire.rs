@@ -9,7 +9,6 @@ use std::{
 
 use gorego_config::{self as config, Config, LoadedConfig};
 use gorego_grpc::Limits;
-use gorego_sandbox::Launcher;
 use gorego_server as server;
 use gorego_storage::Chain;
 use gorego_telemetry::{
@@ -67,10 +66,10 @@ pub(crate) enum Error {
 pub(crate) fn run(
     loaded: &LoadedConfig,
     spans: Option<EndedSpans>,
-    launcher: Option<Launcher>,
+    start: execution::Start,
 ) -> Result<(), Error> {
     let runtime = Runtime::new()?;
-    let ended = runtime.block_on(serve(loaded, spans, launcher));
+    let ended = runtime.block_on(serve(loaded, spans, start));
     // Tasks that still block on the disk were cancelled; the process does not wait for them.
     runtime.shutdown_background();
     ended
@@ -79,7 +78,7 @@ pub(crate) fn run(
 async fn serve(
     loaded: &LoadedConfig,
     spans: Option<EndedSpans>,
-    launcher: Option<Launcher>,
+    start: execution::Start,
 ) -> Result<(), Error> {
     let config = &loaded.config;
     let shutdown = CancellationToken::new();
@@ -98,8 +97,8 @@ async fn serve(
     let meters = scraped.as_ref().map(|_| Meters::new(&parts));
     let mut tiers = Tiers::open(config, &parts, backing, meters).await?;
     let recorded = builds::record(config, redaction, scraped.is_some(), &mut tiers);
-    let executor = LocalExecutor::new(config, launcher, &tiers, scraped.is_some())?;
-    announce(config, &listener, scraped.as_ref())?;
+    let (executor, how) = LocalExecutor::new(loaded, start, &tiers, scraped.is_some()).await?;
+    announce(config, &listener, scraped.as_ref(), &how)?;
 
     let tasks = TaskTracker::new();
     let (signals, reloads) = (tasks.spawn(signals), tasks.spawn(reloads.run(hangups)));
@@ -235,9 +234,10 @@ fn announce(
     config: &Config,
     listener: &TcpListener,
     scraped: Option<&TcpListener>,
+    executes: &Result<String, String>,
 ) -> io::Result<()> {
     let metrics = scraped.map(TcpListener::local_addr).transpose()?;
-    let banner = banner(config, listener.local_addr()?, metrics);
+    let banner = banner(config, listener.local_addr()?, metrics, executes);
     // Standard error may be closed.
     let _ = write!(io::stderr(), "{banner}");
     Ok(())
@@ -299,6 +299,7 @@ mod tests {
         time::Duration,
     };
 
+    use execution::Start;
     use gorego_config::{Places, Sources};
     use tokio::{
         runtime::Builder,
@@ -342,7 +343,7 @@ mod tests {
                 sleep(MINUTE).await;
             };
             tokio::select! {
-                ended = serve(&loaded, None, None) => panic!("{ended:?}"),
+                ended = serve(&loaded, None, Start::Off(String::new())) => panic!("{ended:?}"),
                 () = second_minute => {}
             }
         });

@@ -11,8 +11,9 @@ use crate::size::ByteSize;
 section! {
     /// The execution of actions.
     Execution {
-        /// Executes actions for clients: whoever reaches `listen_addr` then runs commands here. `auto` is off for
-        /// now. `true` needs the local cache.
+        /// Executes actions for clients: whoever reaches `listen_addr` then runs commands here. `auto` is on if
+        /// `listen_addr` is a loopback address, gorego does not run as root, and there is a local cache. `true` needs
+        /// the local cache.
         enabled: Switch = Switch::Auto,
         /// If gorego runs as root, the first of the users that actions run as, one for each that runs at once. No other
         /// program should use them; they need no names.
@@ -58,19 +59,28 @@ section! {
 }
 
 section! {
-    /// The sandbox around an action. Not implemented yet, except for `kill_delay`.
+    /// The sandbox around an action, at the level `full`: namespaces of its own, with the files of this machine
+    /// read-only. At the level `plain` there is none.
     Sandbox {
-        /// Runs actions in a sandbox.
-        enabled: bool = false,
-        /// The program that creates the sandbox (Bazel's `linux-sandbox`).
-        binary_path: PathBuf = PathBuf::new(),
-        /// Keeps actions off the network.
+        /// Isolates actions. `auto` does so if the system allows it, else it logs a warning. `true` prevents the start
+        /// if the system does not allow it.
+        enabled: Switch = Switch::Auto,
+        /// Paths that are empty for actions, in addition to the data directory, `execution.build_root`, the
+        /// configuration file, the files with keys, certificates and headers, `/root`, `/home` and `/run`. If it is
+        /// set, gorego starts only if it can isolate actions.
+        hide: Vec<PathBuf> = Vec::new(),
+        /// Paths of this machine that actions may write to. Other paths are read-only.
+        writable_paths: Vec<PathBuf> = Vec::new(),
+        /// Keeps actions off the network, except for a loopback interface of their own. If it is set to `true`, gorego
+        /// starts only if it can isolate actions.
         network_isolation: bool = true,
-        /// Paths outside the sandbox that actions may write to.
-        writable_paths: Vec<String> = Vec::new(),
+        /// Gives the network to actions with the platform property `network=on`.
+        allow_network: bool = false,
+        /// The program that creates the sandbox (Bazel's `linux-sandbox`). Not used yet: gorego's own is.
+        binary_path: PathBuf = PathBuf::new(),
         /// The time to clean up that a command gets after its timeout, before it is killed.
         kill_delay: Duration = Duration::from_secs(5),
-        /// Logs the actions of the sandbox.
+        /// Not implemented yet.
         debug: bool = false,
     }
 }

@@ -18,6 +18,8 @@ pub struct LoadedConfig {
     pub config: Config,
     /// The file that was read, as the user named it.
     pub file: Option<PathBuf>,
+    /// The absolute path of that file.
+    pub file_path: Option<PathBuf>,
     /// Warnings for the user, a line each: settings without effect, unknown variables.
     pub warnings: Vec<String>,
     pub(crate) table: Table,
@@ -54,6 +56,7 @@ impl Config {
         Ok(LoadedConfig {
             config,
             file: sources.file.as_ref().map(|(path, _)| path.clone()),
+            file_path: sources.file_path(),
             warnings,
             table,
         })

@@ -46,15 +46,20 @@ impl Sources {
         })
     }
 
+    /// Returns the absolute path of the configuration file, if there is one.
+    pub(crate) fn file_path(&self) -> Option<PathBuf> {
+        let (name, _) = self.file.as_ref()?;
+        Some(resolve(&self.places, name))
+    }
+
     /// Returns the name and text of the configuration file: `named`, else the default file if it exists.
     pub fn read_file(
         places: &Places,
         named: Option<&Path>,
     ) -> Result<Option<(PathBuf, String)>, String> {
         let name = named.unwrap_or(Path::new(DEFAULT_FILE));
-        let path = name.to_str().and_then(|name| places.resolve(name));
         let shown = name.display();
-        let bytes = match read(&path.unwrap_or_else(|| places.base.join(name))) {
+        let bytes = match read(&resolve(places, name)) {
             Ok(bytes) => bytes,
             Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => {
                 return Ok(None);
@@ -78,6 +83,12 @@ impl Sources {
             }
         }
     }
+}
+
+/// Returns the absolute path of a configuration file.
+fn resolve(places: &Places, name: &Path) -> PathBuf {
+    let path = name.to_str().and_then(|name| places.resolve(name));
+    path.unwrap_or_else(|| places.base.join(name))
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {

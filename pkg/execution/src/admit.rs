@@ -12,11 +12,11 @@ use reapi::{
 };
 
 use crate::{
-    Failure, Inputs, Job, Options, Origin,
+    Failure, Inputs, Job, Network, Options, Origin,
     action::CheckedAction,
     command::check_command,
     inputs::{Loaded, Resident, load},
-    platform::check_platform,
+    platform::{check_platform, network_of},
 };
 
 /// The largest action in bytes: some digests, a platform and a salt.
@@ -108,9 +108,10 @@ impl Admission<'_> {
             }
             command => Some(command?),
         };
-        if let Some(command) = &command {
-            self.check(command)?;
-        }
+        let network = match &command {
+            Some(command) => self.check(command)?,
+            None => Network::Usual,
+        };
         let Loaded {
             inputs,
             missing: directories,
@@ -135,6 +136,7 @@ impl Admission<'_> {
             command,
             inputs: Arc::new(inputs),
             timeout: self.action.timeout,
+            network,
             do_not_cache: self.action.do_not_cache,
             inline_stdout: request.inline_stdout,
             inline_stderr: request.inline_stderr,
@@ -151,14 +153,16 @@ impl Admission<'_> {
         deprecated,
         reason = "clients of REAPI 2.1 put the platform into the command"
     )]
-    fn check(&self, command: &Command) -> Result<(), Failure> {
+    /// Checks the command and the platform. Returns the network that it asks for.
+    fn check(&self, command: &Command) -> Result<Network, Failure> {
         check_command(command)?;
         let (field, platform) = match &self.action.platform {
             Some(platform) => ("action.platform", Some(platform)),
             None => ("command.platform", command.platform.as_ref()),
         };
-        platform.map_or(Ok(()), |platform| {
-            check_platform(field, platform, self.options)
+        platform.map_or(Ok(Network::Usual), |platform| {
+            check_platform(field, platform, self.options)?;
+            Ok(network_of(platform))
         })
     }
 

@@ -20,6 +20,8 @@ pub struct Job {
     pub inputs: Arc<Inputs>,
     /// The time limit of the command.
     pub timeout: Duration,
+    /// The network that the action asks for.
+    pub network: Network,
     /// Set if the result is not stored in the action cache (REAPI `Action.do_not_cache`).
     pub do_not_cache: bool,
     /// Set if stdout is returned inline where it fits (REAPI `ExecuteRequest.inline_stdout`).
@@ -32,6 +34,16 @@ pub struct Job {
     pub queued: std::time::SystemTime,
     /// The first client's call.
     pub origin: Origin,
+}
+
+/// The network that an action asks for.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Network {
+    /// That which all actions have.
+    #[default]
+    Usual,
+    /// That of the host (platform property `network=on`).
+    Host,
 }
 
 impl Job {

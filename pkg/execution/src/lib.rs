@@ -28,7 +28,7 @@ pub use counts::{Admissions, InputCounts};
 pub use executor::{Execution, Executor, OperationPage};
 pub use failure::Failure;
 pub use inputs::Inputs;
-pub use job::Job;
+pub use job::{Job, Network};
 pub use operation::{CachedExecution, Watcher};
 pub use options::{IsolationOptions, Options};
 pub use origin::Origin;

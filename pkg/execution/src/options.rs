@@ -54,4 +54,6 @@ pub struct IsolationOptions {
     pub shm_bytes: u64,
     /// Set if actions have the network of the host.
     pub network: bool,
+    /// Set if actions that ask for the network of the host have it ([`crate::Job::network`]).
+    pub allow_network: bool,
 }

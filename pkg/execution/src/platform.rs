@@ -3,7 +3,7 @@
 use gorego_storage::shorten;
 use reapi::v2::Platform;
 
-use crate::{Failure, Options};
+use crate::{Failure, Network, Options};
 
 /// Selects the persistent worker of an action. A node without one runs the action alone, with the same result.
 const PERSISTENT_WORKER: &str = "persistentWorker";
@@ -11,6 +11,8 @@ const PERSISTENT_WORKER: &str = "persistentWorker";
 const CONTAINER_IMAGE: &str = "container-image";
 /// The property whose values clients spell differently.
 const OS_FAMILY: &str = "OSFamily";
+/// The property by which an action asks for the network of this machine, and its value.
+const NETWORK: (&str, &str) = ("network", "on");
 /// The value of the configuration that accepts every value.
 const ANY: &str = "*";
 
@@ -40,6 +42,17 @@ pub(crate) fn check_platform(
     Ok(())
 }
 
+/// Returns the network that a platform asks for.
+pub(crate) fn network_of(platform: &Platform) -> Network {
+    let properties = platform.properties.iter();
+    let mut pairs = properties.map(|property| (&*property.name, &*property.value));
+    if pairs.any(|pair| pair == NETWORK) {
+        Network::Host
+    } else {
+        Network::Usual
+    }
+}
+
 fn has(options: &Options, name: &str, value: &str) -> bool {
     let accepted = options.platform.get(name);
     accepted.is_some_and(|accepted| {
@@ -57,6 +70,12 @@ fn refusal(options: &Options, name: &str, value: &str) -> String {
         return format!(
             "platform property {property}: actions do not run in containers here; \
              to run them anyway, set `{CONTAINER_IMAGE}: '{ANY}'` in `execution.platform`"
+        );
+    }
+    if (name, value) == NETWORK {
+        return format!(
+            "platform property {property}: actions have no network here; to permit it, set \
+             `execution.sandbox.allow_network: true`"
         );
     }
     let here = match options.platform.get(name) {

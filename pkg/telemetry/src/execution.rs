@@ -249,11 +249,13 @@ mod tests {
         let metrics = Metrics::new(Sources {
             execution: Some(Execution {
                 attempts: counts,
+                level: "full",
                 read: Box::new(ExecutionReport::default),
             }),
             ..Sources::new("1.2.3")
         });
         let (_, text) = metrics.expose("").unwrap();
+        assert!(text.contains("gorego_execution_sandbox_level{level=\"full\"} 1\n"));
         for (stage, times) in [("queue", 6), ("fetch", 6), ("run", 6), ("publish", 0)] {
             let count =
                 format!("gorego_execution_stage_seconds_count{{stage=\"{stage}\"}} {times}\n");

@@ -2,7 +2,7 @@
 
 use super::Findings;
 use crate::choice::{ClientAuth, Switch};
-use crate::execution::Execution;
+use crate::execution::{Execution, Sandbox};
 use crate::schema::Config;
 
 const ENABLED: &str = "execution.enabled";
@@ -26,10 +26,7 @@ impl Findings<'_> {
                 self.warn(ENABLED, reason);
             }
         }
-        if execution.enabled == Switch::On && execution.sandbox.enabled {
-            let reason = "there is no sandbox yet: actions would run without; accepted: false";
-            self.refuse(&["execution.sandbox.enabled", ENABLED], reason);
-        }
+        self.check_sandbox(&execution.sandbox);
         self.check_timeouts(execution);
         if execution.uids == 0 {
             let reason = "is root; accepted: 1 and more, or execution.run_as_root: true";
@@ -56,6 +53,31 @@ impl Findings<'_> {
             .any(|pair| matches!(pair, [a, b] if a == b))
         {
             self.refuse(&[environment], "accepted: each name once");
+        }
+    }
+
+    fn check_sandbox(&mut self, sandbox: &Sandbox) {
+        let paths = [
+            ("execution.sandbox.hide", &sandbox.hide),
+            ("execution.sandbox.writable_paths", &sandbox.writable_paths),
+        ];
+        if sandbox.enabled == Switch::Off {
+            let reason = "has no effect while execution.sandbox.enabled is false";
+            for (key, given) in paths {
+                if !given.is_empty() {
+                    self.warn(key, reason);
+                }
+            }
+            return;
+        }
+        for (key, given) in paths {
+            if given.iter().any(|path| path.parent().is_none()) {
+                self.refuse(&[key], "accepted: paths below the root directory");
+            }
+        }
+        if !sandbox.binary_path.as_os_str().is_empty() {
+            let reason = "not used yet: gorego's own sandbox is";
+            self.warn("execution.sandbox.binary_path", reason);
         }
     }
 

@@ -408,6 +408,19 @@ fn execution_for_unknown_clients_on_other_machines_causes_a_warning() {
 }
 
 #[test]
+fn settings_of_a_sandbox_that_is_off_cause_a_warning() {
+    let [hide, writable] =
+        ["hide", "writable_paths"].map(|key| format!("execution.sandbox.{key}=/a"));
+    for setting in [hide, writable] {
+        let off = ["execution.sandbox.enabled=false", &setting];
+        let warnings = load(&arguments(&off)).warnings;
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].contains("has no effect"), "{warnings:?}");
+        assert_eq!(load(&arguments(&[&setting])).warnings, [""; 0]);
+    }
+}
+
+#[test]
 fn impossible_settings_of_execution_are_refused() {
     for (settings, expected) in [
         (
@@ -418,9 +431,10 @@ fn impossible_settings_of_execution_are_refused() {
             ][..],
             "execution.enabled = true: needs the local cache",
         ),
+        (&["execution.sandbox.hide=/a,/"], "below the root directory"),
         (
-            &["execution.enabled=true", "execution.sandbox.enabled=true"],
-            "actions would run without",
+            &["execution.sandbox.writable_paths=/"],
+            "below the root directory",
         ),
         (&["execution.default_timeout=0"], "more than 0"),
         (&["execution.max_timeout=1m"], "up to execution.max_timeout"),

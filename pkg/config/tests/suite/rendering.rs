@@ -10,7 +10,7 @@ local_cache:
   lease: 1h30m
 limits: {max_batch_bytes: 1MB}
 telemetry: {metrics_addr: "[::1]:9"}
-execution: {sandbox: {writable_paths: ["a, b", "c"]}}
+execution: {sandbox: {writable_paths: ["/a, b", "/c"]}}
 "#;
 
 #[test]
@@ -26,7 +26,7 @@ fn each_value_is_shown_with_its_source() {
         "  max_batch_bytes: 1MB # config.yaml:7",
         "  drain_timeout: 5s # GOREGO_LIMITS_DRAIN_TIMEOUT",
         "  sandbox:",
-        "    writable_paths: [\"a, b\", \"c\"] # config.yaml:9",
+        "    writable_paths: [\"/a, b\", \"/c\"] # config.yaml:9",
         "  node_id: \"me\" # --set",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} in\n{text}");

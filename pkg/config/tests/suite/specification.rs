@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::support::{config, defaults, file, load, problems};
-use gorego_config::{DiscoveryMode, LogLevel, Ui, docs};
+use gorego_config::{DiscoveryMode, LogLevel, Switch, Ui, docs};
 
 /// Every key with its default, as YAML.
 const KEYS: &[(&str, &str)] = &[
@@ -88,10 +88,12 @@ const KEYS: &[(&str, &str)] = &[
     ("execution.platform", "[]"),
     ("execution.unknown_platform", "reject"),
     ("execution.memory", "0"),
-    ("execution.sandbox.enabled", "false"),
-    ("execution.sandbox.binary_path", r#""""#),
-    ("execution.sandbox.network_isolation", "true"),
+    ("execution.sandbox.enabled", "auto"),
+    ("execution.sandbox.hide", "[]"),
     ("execution.sandbox.writable_paths", "[]"),
+    ("execution.sandbox.network_isolation", "true"),
+    ("execution.sandbox.allow_network", "false"),
+    ("execution.sandbox.binary_path", r#""""#),
     ("execution.sandbox.kill_delay", "5s"),
     ("execution.sandbox.debug", "false"),
     ("cluster.enabled", "false"),
@@ -169,6 +171,7 @@ fn a_file_of_the_go_program_loads_with_one_warning() {
     assert_eq!(config.log_level, LogLevel::Warn);
     assert_eq!(config.local_cache.dir, Path::new("/srv/gorego/cache"));
     assert_eq!(config.local_cache.max_size_gb.bytes(), 10 << 30);
+    assert_eq!(config.execution.sandbox.enabled, Switch::Off);
     assert_eq!(config.execution.sandbox.kill_delay, Duration::from_secs(5));
     assert_eq!(config.cluster.discovery_mode, DiscoveryMode::Dns);
     assert!(!config.cluster.enabled);

@@ -1,5 +1,7 @@
 //! The isolation of actions.
 
+use std::path::Path;
+
 use gorego_sandbox::{Isolation, LaunchError, Launcher, Level};
 use gorego_storage::Error;
 use tokio::task::spawn_blocking;
@@ -8,7 +10,11 @@ use super::{
     BuildRootError,
     build_root::{ActionDir, BuildRoot},
 };
-use crate::Options;
+use crate::{Network, Options};
+
+/// The file with the name servers, often a link to a hidden folder. A command with the network needs it; the mode of the
+/// file keeps the command from writing to it.
+const RESOLVER: &str = "/etc/resolv.conf";
 
 /// The error of a probe.
 #[derive(Debug, thiserror::Error)]
@@ -36,26 +42,33 @@ pub async fn probe(options: &Options, launcher: &Launcher) -> Result<Level, Prob
         .await
         .map_err(|error| LaunchError::Io(error.into()))??;
     let root = dir.root.try_clone().map_err(LaunchError::Io)?;
-    match isolation(options, &dir, user) {
+    match isolation(options, &dir, user, Network::Usual) {
         Some(isolation) => Ok(launcher.probe(root, user, isolation).await?),
         None => Ok(Level::Plain("isolation is switched off".to_owned())),
     }
 }
 
-/// Returns the isolation of an action.
+/// Returns the isolation of an action that asks for `network`.
 pub(super) fn isolation(
     options: &Options,
     dir: &ActionDir,
     user: Option<u32>,
+    network: Network,
 ) -> Option<Isolation> {
     let isolation = options.isolation.as_ref()?;
+    let network = isolation.network || (isolation.allow_network && network == Network::Host);
+    let mut writable = isolation.writable.clone();
+    let resolver = Path::new(RESOLVER);
+    if network && resolver.exists() {
+        writable.push(resolver.to_owned());
+    }
     Some(Isolation {
         tmp: dir.tmp(),
         overlay: has_overlay(options, user).then(|| dir.overlay()),
         hide: isolation.hide.clone(),
-        writable: isolation.writable.clone(),
+        writable,
         shm_bytes: isolation.shm_bytes,
-        network: isolation.network,
+        network,
     })
 }
 

@@ -174,7 +174,7 @@ impl Run<'_> {
                 ..Limits::default()
             },
             user,
-            isolation: isolation(options, &staged.dir, user),
+            isolation: isolation(options, &staged.dir, user, self.job.network),
         };
         let ended = self.worker.runner.run(launch, self.stop.clone()).await;
         let ended = ended.map_err(|error| match error {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use gorego_execution::{Inputs, Job, Origin};
+use gorego_execution::{Inputs, Job, Network, Origin};
 use gorego_storage::{BlobStore, Digest, DigestFunction, InstanceName};
 use prost::Message as _;
 use reapi::v2::{
@@ -21,6 +21,7 @@ pub(crate) const SHA256: DigestFunction = DigestFunction::Sha256;
 pub(crate) struct Action {
     pub(crate) command: Command,
     pub(crate) timeout: Duration,
+    pub(crate) network: Network,
     pub(crate) do_not_cache: bool,
     pub(crate) inline: Vec<String>,
     pub(crate) inline_logs: bool,
@@ -52,6 +53,7 @@ impl Action {
         Self {
             command,
             timeout: Duration::from_mins(10),
+            network: Network::Usual,
             do_not_cache: false,
             inline: Vec::new(),
             inline_logs: false,
@@ -145,6 +147,7 @@ impl Action {
             command: self.command.clone(),
             inputs: Arc::new(inputs),
             timeout: self.timeout,
+            network: self.network,
             do_not_cache: self.do_not_cache,
             inline_stdout: self.inline_logs,
             inline_stderr: self.inline_logs,

@@ -147,6 +147,7 @@ fn isolate(options: &mut Options) {
         writable: Vec::new(),
         shm_bytes: 1 << 20,
         network: false,
+        allow_network: false,
     });
 }
 

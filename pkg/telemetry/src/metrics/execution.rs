@@ -10,6 +10,10 @@ use prometheus_client::metrics::MetricType;
 use super::encode::{Encoder, Metric};
 use crate::AttemptCounts;
 
+const LEVEL: Metric = Metric::new(
+    "execution_sandbox_level",
+    "1, with the level at which actions are isolated.",
+);
 const QUEUED: Metric = Metric::new("execution_queued", "Actions that wait for a worker.");
 const RUNNING: Metric = Metric::new(
     "execution_running",
@@ -41,6 +45,8 @@ const ALTERED: Metric = Metric::new(
 pub struct Execution {
     /// The counts of the worker.
     pub attempts: Arc<AttemptCounts>,
+    /// The level at which actions are isolated: `full` or `plain`.
+    pub level: &'static str,
     /// The function that reads the numbers of the executor.
     pub read: Box<dyn Fn() -> ExecutionReport + Send + Sync>,
 }
@@ -78,6 +84,7 @@ pub struct ExecutionReport {
 
 pub(super) fn encode(mut encoder: Encoder<'_>, execution: &Execution) -> fmt::Result {
     let (counts, now) = (&execution.attempts, (execution.read)());
+    encoder.gauges(LEVEL, [([("level", execution.level)], 1_u64)])?;
     encoder.gauge(QUEUED, now.queued)?;
     encoder.gauge(RUNNING, now.running)?;
     let outcomes = [

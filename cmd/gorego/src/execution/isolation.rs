@@ -1,0 +1,118 @@
+//! The isolation of actions: its settings, and the level that the system allows.
+
+use std::{fs, path::PathBuf};
+
+use gorego_config::{LoadedConfig, Origin, Switch};
+use gorego_execution::{IsolationOptions, Options, probe};
+use gorego_sandbox::{Launcher, Level};
+
+use super::{Error, build_root, first_user};
+
+/// The property of actions that have the network of this machine, or none.
+const NETWORK: &str = "network";
+
+/// Isolates actions as far as the system allows it, and returns the level. Fails if the configuration demands more.
+pub(super) async fn isolate(
+    loaded: &LoadedConfig,
+    launcher: &Launcher,
+    options: &mut Options,
+) -> Result<Level, Error> {
+    let level = level(loaded, launcher, options).await?;
+    if let Level::Plain(why) = &level {
+        options.isolation = None;
+        if let Some(key) = demand(loaded) {
+            return Err(Error::NotIsolated(key, why.clone()));
+        }
+        tracing::warn!("actions are not isolated from this machine: {why}");
+    }
+    let has_network = options
+        .isolation
+        .as_ref()
+        .is_none_or(|isolation| isolation.network || isolation.allow_network);
+    let lacks_network = options
+        .isolation
+        .as_ref()
+        .is_some_and(|isolation| !isolation.network);
+    let values = [("on", has_network), ("off", lacks_network)];
+    let values = values.into_iter().filter(|(_, is_accepted)| *is_accepted);
+    let accepted = options.platform.entry(NETWORK.to_owned()).or_default();
+    accepted.extend(values.map(|(value, _)| value.to_owned()));
+    Ok(level)
+}
+
+/// Tries the isolation that the configuration asks for.
+async fn level(
+    loaded: &LoadedConfig,
+    launcher: &Launcher,
+    options: &mut Options,
+) -> Result<Level, Error> {
+    let config = &loaded.config;
+    if config.execution.sandbox.enabled == Switch::Off {
+        let why = "execution.sandbox.enabled is false";
+        return Ok(Level::Plain(why.to_owned()));
+    }
+    if rustix::process::geteuid().is_root() && first_user(config).is_none() {
+        let why = "root cannot be isolated (execution.run_as_root)";
+        return Ok(Level::Plain(why.to_owned()));
+    }
+    for path in &config.execution.sandbox.writable_paths {
+        fs::metadata(path).map_err(|error| Error::Writable(path.clone(), error))?;
+    }
+    options.isolation = Some(settings(loaded, options.memory));
+    Ok(probe(options, launcher).await?)
+}
+
+/// Returns the key of a setting that demands isolation, since it was set.
+fn demand(loaded: &LoadedConfig) -> Option<&'static str> {
+    let sandbox = &loaded.config.execution.sandbox;
+    if sandbox.enabled == Switch::Off {
+        return None;
+    }
+    let demands = [
+        (sandbox.enabled == Switch::On, "execution.sandbox.enabled"),
+        (
+            sandbox.network_isolation,
+            "execution.sandbox.network_isolation",
+        ),
+        (!sandbox.hide.is_empty(), "execution.sandbox.hide"),
+    ];
+    let is_given = |key| {
+        let origin = loaded.origin(key);
+        origin.is_some_and(|origin| *origin != Origin::Default)
+    };
+    let mut keys = demands
+        .into_iter()
+        .filter_map(|(is_demanded, key)| is_demanded.then_some(key));
+    keys.find(|key| is_given(key))
+}
+
+/// Returns the configured isolation. Files that several programs read and that hold no secret, such as lists of
+/// authorities, are not hidden.
+fn settings(loaded: &LoadedConfig, memory: u64) -> IsolationOptions {
+    let config = &loaded.config;
+    let (sandbox, backing) = (&config.execution.sandbox, &config.backing_cache);
+    let folders = ["/root", "/home", "/run"].map(PathBuf::from);
+    let own = [
+        config.local_cache.dir.clone(),
+        build_root(config),
+        config.tls.cert_file.clone(),
+        config.tls.key_file.clone(),
+        backing.headers_file.clone(),
+        backing.tls.cert_file.clone(),
+        backing.tls.key_file.clone(),
+        config.telemetry.tracing_headers_file.clone(),
+    ];
+    let given = own.into_iter().filter(|path| !path.as_os_str().is_empty());
+    let hide = folders
+        .into_iter()
+        .chain(given)
+        .chain(loaded.file_path.clone());
+    IsolationOptions {
+        hide: hide.chain(sandbox.hide.iter().cloned()).collect(),
+        writable: sandbox.writable_paths.clone(),
+        // What Linux gives a tmpfs by default.
+        shm_bytes: memory / 2,
+        network: !sandbox.network_isolation,
+        allow_network: sandbox.allow_network,
+    }
+}
