@@ -33,8 +33,9 @@ pub trait Links: Send + Sync + fmt::Debug + 'static {
     /// Creates an input of an action: the file `name` in `dir`, with the content of a pinned blob. Its mode is 0555 if
     /// it is `executable`, else 0444; it must not be changed. Blocks.
     ///
-    /// Executable inputs are hard links where possible, others copies. A blob that is linked more often than the file
-    /// system permits, is on another file system, or was altered by an action that runs, is copied.
+    /// Inputs are hard links where possible: executable ones to the file of the blob, others to one copy of it, its
+    /// twin. A blob that is linked more often than the file system permits, is on another file system, or was altered
+    /// by an action that runs, is copied, and so is one without room for its twin.
     ///
     /// `Error::NotFound` if the file of the blob was removed or is corrupt; another pin fetches it again. Other errors
     /// concern `name`, which must not exist. After an error there is no file.
@@ -60,9 +61,9 @@ pub trait Links: Send + Sync + fmt::Debug + 'static {
     /// is not to be trusted. Call it for all blobs that were [`LinkedAs::Link`], after the end of the action's last
     /// process and before the pins are dropped. Blocks.
     ///
-    /// A blob whose mode, owner, size or time of change differs is hashed. A corrupt one is quarantined, so that it is
-    /// missing; one with the right content gets its mode, owner and time back. Content that was changed, with its
-    /// time restored, is not detected.
+    /// A blob or twin whose mode, owner, size or time of change differs is hashed. A corrupt blob is quarantined, so
+    /// that it is missing, and a corrupt twin removed; one with the right content gets its mode, owner and time back.
+    /// Content that was changed, with its time restored, is not detected.
     fn altered(&self, digests: &[Digest]) -> Vec<Digest>;
 
     /// Stores files as blobs, as durably as uploads, and returns a digest for each, in order. Waits for eviction if
@@ -126,7 +127,7 @@ fn list(digests: &[Digest]) -> String {
 /// The form of an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkedAs {
-    /// A hard link to the file of the blob: a write into it is a write into the blob.
+    /// A hard link to the file of the blob, or to its twin: a write into it is one into the inputs of others.
     Link,
     /// A file of its own.
     Copy,

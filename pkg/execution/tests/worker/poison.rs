@@ -8,6 +8,7 @@ use crate::{
 
 pub(crate) const TESTS: &[Test] = &[
     ("an_input_that_is_appended_to_harms_nobody", append),
+    ("an_input_that_is_not_executable_harms_nobody", readable),
     ("an_input_whose_mode_changes_harms_nobody", chmod),
     ("an_input_that_is_truncated_harms_nobody", truncate),
     ("an_input_that_is_written_in_place_harms_nobody", write),
@@ -56,6 +57,23 @@ fn survives(fixture: &Fixture, script: &str) {
 
 fn append(fixture: &Fixture) {
     survives(fixture, "chmod u+w input; echo more >> input");
+}
+
+fn readable(fixture: &Fixture) {
+    fixture.run(async {
+        let node = fixture.node().await;
+        let content = "content that is not executable\n";
+        let action = |script: &str| Action::script(script).file_with("input", content, |_| {});
+        let writer = action("cat input > before; chmod u+w input; echo more >> input");
+        let result = node.insist(&writer.outputs(&["before"])).await;
+        let written = node.read(result.output_files[0].digest.as_ref()).await;
+        assert_eq!(written, content);
+        let read = node.stdout(&action("cat input; stat -c %a input")).await;
+        assert_eq!(read, format!("{content}444\n"));
+        let digest = SHA256.digest(content.as_bytes()).to_proto();
+        assert_eq!(node.read(Some(&digest)).await, content);
+        node.is_clean().await;
+    });
 }
 
 fn chmod(fixture: &Fixture) {

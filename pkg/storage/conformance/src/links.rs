@@ -42,7 +42,6 @@ pub(super) async fn inputs_have_the_content_and_the_mode<S: Links + BlobStore>(s
             for (executable, mode) in [(true, 0o555), (false, 0o444)] {
                 let name = format!("{function}-{size}-{executable}");
                 let linked = tree.link(store, &digest, &name, executable).unwrap();
-                assert!(executable || linked == LinkedAs::Copy, "{name}");
                 assert!(size > 0 || linked == LinkedAs::Copy, "{name}");
                 tree.expect_file(&name, &content, mode);
                 let name = format!("{name}-copy");

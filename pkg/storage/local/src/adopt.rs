@@ -7,6 +7,7 @@ use super::{
     files::{Meta, copy, meta_of},
     write::{UPLOAD, check_size},
 };
+use crate::index::Form;
 use gorego_storage::{Adopt, Digest, DigestFunction, Error, Hasher, Result, hash_file};
 
 /// The name of an adopted file in errors.
@@ -110,7 +111,8 @@ impl Disk {
             return Ok(false);
         }
         // Like a file that was written now: after a crash it is verified.
-        self.files.set_meta(&output.file, None).map_err(failed)?;
+        let set = self.files.set_meta(&output.file, Form::Blob, None);
+        set.map_err(failed)?;
         self.files.seal(tmp, &output.file, false)?;
         self.publish_blob(&output.digest, tmp)?;
         Ok(true)

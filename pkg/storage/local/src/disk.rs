@@ -27,6 +27,7 @@ use super::{
     pins::PinLedger,
     room::Room,
     state::Record,
+    twins::Twins,
 };
 use crate::index::{Index, Key, Space, Terms, Use};
 use gorego_storage::{Digest, Error, EvictionObserver, InUse, Put, Result, Traffic};
@@ -42,6 +43,7 @@ pub(super) struct Disk {
     pub(super) index: Arc<Index>,
     pub(super) room: Arc<Room>,
     pub(super) pins: PinLedger,
+    pub(super) twins: Twins,
     pub(super) instances: Instances,
     pub(super) claims: Claims,
     pub(super) watchers: Watchers,

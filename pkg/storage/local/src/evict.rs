@@ -222,6 +222,7 @@ impl Disk {
             }
             self.prune(key, &path);
         }
+        self.drop_twin(key);
         Ok(Some(entry))
     }
 }

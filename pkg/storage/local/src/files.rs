@@ -21,16 +21,18 @@ use rustix::{
     io::Errno,
 };
 
-pub(super) use self::links::{copy, meta_of};
+pub(super) use self::links::{LinkedOut, copy, meta_of};
 use super::{
-    layout::{self, TMP},
+    layout::{self, TMP, TWINS},
     room::{FreeSpace, Room},
 };
-use crate::index::Stamp;
+use crate::index::{Form, Stamp};
 use gorego_storage::{Error, Result};
 
 /// Read-only and executable: a hard link to a blob can be an action's input.
 const BLOB_MODE: Mode = Mode::from_bits_retain(0o555);
+/// The mode of twins.
+const TWIN_MODE: Mode = Mode::from_bits_retain(0o444);
 const UPLOAD_MODE: Mode = Mode::from_bits_retain(0o755);
 
 /// Durability of acknowledged uploads.
@@ -102,10 +104,12 @@ impl Files {
                 made => made?,
             }
         }
-        for name in files.list(TMP)? {
-            let path = format!("{TMP}/{name}");
-            if let Err(error) = files.unlink(&path) {
-                tracing::warn!(%error, "not a file of gorego; remove it by hand");
+        for folder in [TMP, TWINS] {
+            for name in files.list(folder)? {
+                let path = format!("{folder}/{name}");
+                if let Err(error) = files.unlink(&path) {
+                    tracing::warn!(%error, "not a file of gorego; remove it by hand");
+                }
             }
         }
         files.chmod = match files.create_tmp() {
@@ -339,6 +343,14 @@ impl Meta {
 
     pub(super) fn is_file(&self) -> bool {
         self.kind == FileType::RegularFile
+    }
+}
+
+/// Returns the mode of a file of which links are inputs.
+const fn mode_of(form: Form) -> Mode {
+    match form {
+        Form::Blob => BLOB_MODE,
+        Form::Twin => TWIN_MODE,
     }
 }
 

@@ -21,7 +21,7 @@ pub(crate) use entry::{
     ACTION, DIRTY, Entry, INSTANCE_END, Key, Lease, SIZE_END, Space, Terms, UNVERIFIED, room_of,
 };
 use pins::PinRecord;
-pub(crate) use pins::Stamp;
+pub(crate) use pins::{Form, Stamp};
 pub(crate) use slab::Slab;
 pub(crate) use visit::InstanceUse;
 

@@ -1,8 +1,8 @@
 //! The layout of the data directory. All paths are relative to it.
 //!
 //! Blobs are in `cas/ab/cd/<hash>` (other functions below `cas/<function>/`), action results in
-//! `ac/<function>/<instance>/ab/cd/<hash>`; `tmp`, `uploads`, `quarantine` and `outbox` have no
-//! subfolders. Other folders, such as the `builds` of `gorego-telemetry`, are left alone and do not count.
+//! `ac/<function>/<instance>/ab/cd/<hash>`; `tmp`, `uploads`, `quarantine`, `outbox` and `twins`
+//! have no subfolders. Other folders, such as the `builds` of `gorego-telemetry`, are left alone and do not count.
 
 use crate::index::{Key, Space};
 use gorego_storage::{Digest, DigestFunction, UploadId, to_hex};
@@ -15,13 +15,15 @@ pub(super) const UPLOADS: &str = "uploads";
 pub(super) const QUARANTINE: &str = "quarantine";
 /// Pending writes of a proxy.
 pub(super) const OUTBOX: &str = "outbox";
+/// Copies of blobs that are not executable; emptied at the start.
+pub(super) const TWINS: &str = "twins";
 /// Blobs.
 pub(super) const CAS: &str = "cas";
 /// Action results.
 pub(super) const AC: &str = "ac";
 
 /// The folders that are created at the start, and recreated when they were removed.
-pub(super) const ROOTS: [&str; 6] = [TMP, UPLOADS, QUARANTINE, OUTBOX, CAS, AC];
+pub(super) const ROOTS: [&str; 7] = [TMP, UPLOADS, QUARANTINE, OUTBOX, TWINS, CAS, AC];
 pub(super) const VERSION_FILE: &str = "VERSION";
 pub(super) const LOCK_FILE: &str = "lock";
 
@@ -58,6 +60,12 @@ pub(super) fn is_root(path: &str) -> bool {
 
 pub(super) fn blob_path(digest: &Digest) -> String {
     file_path(&cas_folder(digest.function()), &digest.hex())
+}
+
+/// Returns the path of a blob's twin.
+pub(super) fn twin_path(key: &Key) -> String {
+    let (name, _) = name_of(key);
+    format!("{TWINS}/{}-{name}", key.function)
 }
 
 pub(super) fn action_path(action: &Digest, instance: &InstanceHash) -> String {

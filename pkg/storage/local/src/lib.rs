@@ -26,6 +26,7 @@ mod scan;
 mod scrub;
 mod state;
 mod store;
+mod twins;
 mod upkeep;
 mod upload;
 mod verify;

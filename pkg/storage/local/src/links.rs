@@ -9,10 +9,10 @@ use rustix::fs::AtFlags;
 use super::{
     LocalStore,
     disk::Disk,
-    files::{Meta, copy, meta_of},
+    files::{LinkedOut, Meta, copy, meta_of},
     layout,
 };
-use crate::index::Key;
+use crate::index::{Form, Key, Stamp};
 use gorego_storage::{
     Adopt, BlobStore as _, Digest, DigestFunction, Error, LinkedAs, Links, PinError, Pins, Result,
     create_input, hash_file,
@@ -40,7 +40,8 @@ impl Links for LocalStore {
         name: &OsStr,
         executable: bool,
     ) -> Result<LinkedAs> {
-        if executable && !digest.is_empty_blob() && self.disk.link(digest, dir, name)? {
+        let form = if executable { Form::Blob } else { Form::Twin };
+        if !digest.is_empty_blob() && self.disk.link(digest, form, dir, name)? {
             return Ok(LinkedAs::Link);
         }
         self.disk.copy(digest, dir, name, executable)?;
@@ -78,16 +79,26 @@ impl Links for LocalStore {
 }
 
 impl Disk {
-    /// Links a blob's file. `false`, and no file, if that is not possible, or if the file may have been altered. Blocks.
-    fn link(&self, digest: &Digest, dir: BorrowedFd<'_>, name: &OsStr) -> Result<bool> {
+    /// Links a blob's file, or its twin. `false`, and no file, if that is not possible, or if the file may have been
+    /// altered. Blocks.
+    fn link(&self, digest: &Digest, form: Form, dir: BorrowedFd<'_>, name: &OsStr) -> Result<bool> {
         let key = Key::cas(digest);
         if !self.is_verified(&key, digest)? {
             return Err(Error::NotFound(*digest));
         }
-        match self.files.link_out(&layout::blob_path(digest), dir, name)? {
-            None => Ok(false),
-            Some(meta) if self.is_unaltered(&key, digest, &meta) => Ok(true),
-            Some(_) => remove(dir, name).map(|()| false),
+        let path = match form {
+            Form::Blob => layout::blob_path(digest),
+            Form::Twin => layout::twin_path(&key),
+        };
+        let link = || self.files.link_out(&path, dir, name);
+        let linked = match link()? {
+            LinkedOut::Missing if form == Form::Twin && self.make_twin(digest)? => link()?,
+            linked => linked,
+        };
+        match linked {
+            LinkedOut::Linked(meta) if self.is_unaltered(&key, form, digest, &meta) => Ok(true),
+            LinkedOut::Linked(_) => remove(dir, name).map(|()| false),
+            LinkedOut::Missing | LinkedOut::Refused => Ok(false),
         }
     }
 
@@ -99,9 +110,10 @@ impl Disk {
         }
     }
 
-    /// Whether a blob's file has the right mode, owner and size, and the time that it had when it was first linked.
-    fn is_unaltered(&self, key: &Key, digest: &Digest, meta: &Meta) -> bool {
-        self.files.is_intact(meta, digest.size()) && self.index.is_linked(key, meta.stamp)
+    /// Whether a file has the right mode, owner and size, and the time that it had when it was first linked.
+    fn is_unaltered(&self, key: &Key, form: Form, digest: &Digest, meta: &Meta) -> bool {
+        self.files.is_intact(meta, form, digest.size())
+            && self.index.is_linked(key, form, meta.stamp)
     }
 
     /// Creates an input with the content of a blob. Blocks.
@@ -123,7 +135,8 @@ impl Disk {
         copied
     }
 
-    fn copy_to(&self, digest: &Digest, to: &fs::File, name: &OsStr) -> Result<()> {
+    /// Copies the content of a blob to an empty file; `name` names it in errors. Blocks.
+    pub(super) fn copy_to(&self, digest: &Digest, to: &fs::File, name: &OsStr) -> Result<()> {
         let key = Key::cas(digest);
         if !self.is_verified(&key, digest)? {
             return Err(Error::NotFound(*digest));
@@ -133,7 +146,7 @@ impl Disk {
         let copied = copy(&from, to, digest.size()).map_err(failed)?;
         // After the copy, so that no change escapes.
         let meta = meta_of(&from).map_err(failed)?;
-        if copied == digest.size() && self.is_unaltered(&key, digest, &meta) {
+        if copied == digest.size() && self.is_unaltered(&key, Form::Blob, digest, &meta) {
             return Ok(());
         }
         let actual = hash_file(digest.function(), to, u64::MAX).map_err(failed)?;
@@ -144,14 +157,23 @@ impl Disk {
         Err(Error::NotFound(*digest))
     }
 
+    /// Checks the files of a blob that were linked; `false` if one may have had other content. Blocks.
+    fn check_linked(&self, digest: &Digest) -> Result<bool> {
+        let linked = self.index.linked(&Key::cas(digest));
+        let Some(twin) = linked.twin else {
+            return self.check_blob(digest, linked.blob);
+        };
+        let is_right = self.check_twin(digest, twin)?;
+        Ok((linked.blob.is_none() || self.check_blob(digest, linked.blob)?) && is_right)
+    }
+
     /// Checks the file of a blob that was linked; `false` if the linked file may have had other content. Quarantines a
     /// corrupt one, and restores the mode, owner and time of one with the right content. Blocks.
-    fn check_linked(&self, digest: &Digest) -> Result<bool> {
+    fn check_blob(&self, digest: &Digest, linked: Option<Stamp>) -> Result<bool> {
         let (key, path) = (Key::cas(digest), layout::blob_path(digest));
-        let linked = self.index.linked(&key);
         let there = self.files.stat_file(&path)?;
         if let (Some(linked), Some(meta)) = (linked, &there)
-            && self.files.is_intact(meta, digest.size())
+            && self.files.is_intact(meta, Form::Blob, digest.size())
             && meta.stamp == linked
         {
             return Ok(true);
@@ -168,7 +190,7 @@ impl Disk {
         if linked.is_some_and(|linked| linked.inode != meta.stamp.inode) {
             return Ok(false);
         }
-        let restored = self.files.set_meta(&file, linked);
+        let restored = self.files.set_meta(&file, Form::Blob, linked);
         restored.map_err(|error| Error::io("restoring", self.files.path(&path), error))?;
         Ok(true)
     }

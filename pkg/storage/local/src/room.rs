@@ -30,6 +30,9 @@ pub(super) struct FreeSpace {
     pub(super) files: Option<u64>,
 }
 
+/// The most twins, each of which takes memory and an inode.
+const MAX_TWINS: u64 = 50_000;
+
 /// The disk accounts of a store.
 #[derive(Default)]
 pub(super) struct Room {
@@ -61,6 +64,8 @@ struct Accounts {
     uploads: u64,
     /// Partial uploads without a sender, and quarantined files.
     idle: Idle,
+    /// The copies of blobs that are not executable. They take at most a tenth of the limit.
+    twins: EvictionTotal,
     /// The most that an earlier run left on the disk beyond what was scanned.
     unscanned: u64,
     /// The uncertain part of `unscanned`. It delays uploads, but causes no eviction.
@@ -193,6 +198,7 @@ impl Room {
             files: accounts.index.count()
                 + accounts.folders
                 + accounts.idle.count()
+                + accounts.twins.count
                 + accounts.uploads,
             free_on_disk: free.map(|free| free.bytes),
             free_files,
@@ -237,6 +243,32 @@ impl Room {
         if bytes > self.limit / 10 {
             self.press();
         }
+    }
+
+    /// Takes the room of a twin of `size` bytes; `false` if there is none now.
+    pub(super) fn add_twin(&self, size: u64) -> bool {
+        let bytes = room_of(size);
+        let mut accounts = self.accounts.lock();
+        let used = accounts.used().saturating_add(bytes);
+        let twins = accounts.twins.bytes.saturating_add(bytes);
+        let fits = used <= accounts.ceiling && accounts.waiting == 0;
+        if !fits || twins > self.limit / 10 || accounts.twins.count >= MAX_TWINS {
+            return false;
+        }
+        accounts.twins.count += 1;
+        accounts.twins.bytes = twins;
+        drop(accounts);
+        if used > self.mark {
+            self.press();
+        }
+        true
+    }
+
+    /// Releases the room of a twin of `size` bytes.
+    pub(super) fn remove_twin(&self, size: u64) {
+        let twins = &mut self.accounts.lock().twins;
+        twins.count = twins.count.saturating_sub(1);
+        twins.bytes = twins.bytes.saturating_sub(room_of(size));
     }
 
     /// Reserves the room of an idle file of `size` bytes whose upload is resumed, or of a new one of none.
@@ -299,6 +331,7 @@ impl Accounts {
     fn used(&self) -> u64 {
         self.kept()
             .saturating_add(self.idle.bytes())
+            .saturating_add(self.twins.bytes)
             .saturating_add(self.reserved)
     }
 

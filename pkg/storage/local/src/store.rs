@@ -27,6 +27,7 @@ use crate::{
     room::Room,
     scan, scrub,
     state::{self, Record, StoreState},
+    twins::Twins,
     upkeep,
 };
 use gorego_storage::{Error, Result};
@@ -251,6 +252,7 @@ fn build(
         index,
         room,
         pins: PinLedger::new(options.max_bytes),
+        twins: Twins::default(),
         claims: Claims::default(),
         watchers: Watchers::default(),
         counters: Arc::default(),

@@ -97,6 +97,7 @@ impl Disk {
         }
         self.index.remove(key);
         self.prune(key, path);
+        self.drop_twin(key);
         self.counters.corrupt.fetch_add(1, Relaxed);
         Ok(())
     }
@@ -175,6 +176,7 @@ impl Disk {
         if was_indexed {
             self.counters.lost.fetch_add(1, Relaxed);
             self.prune(key, path);
+            self.drop_twin(key);
         }
         Ok(())
     }

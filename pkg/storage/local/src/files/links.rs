@@ -13,13 +13,23 @@ use rustix::{
     process::Uid,
 };
 
-use super::{BLOB_MODE, Files, Meta, NOW, Stamp, UNCHANGED};
+use super::{Files, Form, Meta, NOW, Stamp, TWIN_MODE, UNCHANGED, mode_of};
 use gorego_storage::{Error, Result};
 
+/// The outcome of a link.
+pub(crate) enum LinkedOut {
+    /// The status of the new name.
+    Linked(Meta),
+    /// There is no such file.
+    Missing,
+    /// The file system does not permit the link.
+    Refused,
+}
+
 impl Files {
-    /// Whether a file is as a blob of `size` bytes was published, except for its time and content.
-    pub(crate) fn is_intact(&self, meta: &Meta, size: u64) -> bool {
-        let mode = meta.mode.as_raw_mode() & 0o7777 == BLOB_MODE.as_raw_mode();
+    /// Whether a file is as a blob of `size` bytes, or its twin, was published, except for its time and content.
+    pub(crate) fn is_intact(&self, meta: &Meta, form: Form, size: u64) -> bool {
+        let mode = meta.mode.as_raw_mode() & 0o7777 == mode_of(form).as_raw_mode();
         mode && meta.is_file() && meta.uid == self.uid && meta.size == size
     }
 
@@ -28,18 +38,19 @@ impl Files {
         meta.is_file() && meta.has_one_name && meta.uid == self.uid
     }
 
-    /// Links a file into another directory. `None` if the file system does not permit that, or the file is missing.
+    /// Links a file into another directory.
     pub(crate) fn link_out(
         &self,
         relative: &str,
         dir: BorrowedFd<'_>,
         name: &OsStr,
-    ) -> Result<Option<Meta>> {
+    ) -> Result<LinkedOut> {
         let error = |errno: Errno| Error::io("linking", name, errno.into());
         match rustix::fs::linkat(self.dir(), relative, dir, name, AtFlags::empty()) {
             Ok(()) => {}
-            Err(Errno::MLINK | Errno::PERM | Errno::XDEV | Errno::OPNOTSUPP | Errno::NOENT) => {
-                return Ok(None);
+            Err(Errno::NOENT) => return Ok(LinkedOut::Missing),
+            Err(Errno::MLINK | Errno::PERM | Errno::XDEV | Errno::OPNOTSUPP) => {
+                return Ok(LinkedOut::Refused);
             }
             Err(errno) => return Err(error(errno)),
         }
@@ -47,7 +58,32 @@ impl Files {
         let stat = stat.inspect_err(|_| {
             let _ = rustix::fs::unlinkat(dir, name, AtFlags::empty());
         });
-        Ok(Some(Meta::of(&stat.map_err(error)?)))
+        Ok(LinkedOut::Linked(Meta::of(&stat.map_err(error)?)))
+    }
+
+    /// Lets `write` fill a new file, which gets the mode of a twin; returns its path in [`super::TMP`].
+    pub(crate) fn write_twin(&self, write: impl FnOnce(&fs::File) -> Result<()>) -> Result<String> {
+        let (tmp, file) = self.create_tmp()?;
+        let written = write(&file).and_then(|()| {
+            let changed = rustix::fs::fchmod(&file, TWIN_MODE);
+            changed.map_err(|errno| self.error("sealing", &tmp, errno))
+        });
+        if let Err(error) = written {
+            self.unlink(&tmp)?;
+            return Err(error);
+        }
+        Ok(tmp)
+    }
+
+    /// Gives a twin its name. `false` if there is one already, or no folder for it.
+    pub(crate) fn name_twin(&self, tmp: &str, path: &str) -> Result<bool> {
+        match rustix::fs::linkat(self.dir(), tmp, self.dir(), path, AtFlags::empty()) {
+            Ok(()) => Ok(true),
+            Err(Errno::EXIST | Errno::NOENT | Errno::NOTDIR | Errno::PERM | Errno::OPNOTSUPP) => {
+                Ok(false)
+            }
+            Err(errno) => Err(self.error("naming", path, errno)),
+        }
     }
 
     /// Moves a file of another directory into [`super::TMP`]; `None` if it is on another file system.
@@ -66,13 +102,18 @@ impl Files {
         rustix::fs::renameat(self.dir(), tmp, dir, name).or_else(|_| self.unlink(tmp))
     }
 
-    /// Gives a file the mode and the owner of a blob, and a time of change: that of a stamp, or now.
-    pub(crate) fn set_meta(&self, file: &fs::File, stamp: Option<Stamp>) -> io::Result<()> {
+    /// Gives a file the mode and the owner of a blob or twin, and a time of change: that of a stamp, or now.
+    pub(crate) fn set_meta(
+        &self,
+        file: &fs::File,
+        form: Form,
+        stamp: Option<Stamp>,
+    ) -> io::Result<()> {
         let stat = rustix::fs::fstat(file)?;
         if stat.st_uid != self.uid {
             rustix::fs::fchown(file, Some(Uid::from_raw(self.uid)), None)?;
         }
-        rustix::fs::fchmod(file, BLOB_MODE)?;
+        rustix::fs::fchmod(file, mode_of(form))?;
         let last_modification = stamp.map_or(NOW, Stamp::time);
         let times = Timestamps {
             last_access: UNCHANGED,

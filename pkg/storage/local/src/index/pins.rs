@@ -26,6 +26,15 @@ impl Stamp {
     }
 }
 
+/// The two files of which links are inputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// The file of the blob, for executable inputs.
+    Blob,
+    /// Its twin, for others.
+    Twin,
+}
+
 /// The pins of one key, whether there is an entry under it or not.
 #[derive(Default)]
 pub(crate) struct PinRecord {
@@ -35,8 +44,15 @@ pub(crate) struct PinRecord {
     actions: u32,
     /// The room that the pins of actions reserve, in bytes.
     room: u64,
-    /// The file when an action linked it first, until the last one releases it.
-    stamp: Option<Stamp>,
+    /// The files when an action linked them first, until the last one releases them.
+    linked: Linked,
+}
+
+/// The files that were linked under the pins of a key.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Linked {
+    pub(crate) blob: Option<Stamp>,
+    pub(crate) twin: Option<Stamp>,
 }
 
 impl PinRecord {
@@ -88,7 +104,7 @@ impl Index {
         record.actions = record.actions.saturating_sub(1);
         let mut released = 0;
         if record.actions == 0 {
-            (released, record.stamp) = (record.room, None);
+            (released, record.linked) = (record.room, Linked::default());
         }
         if record.remove() {
             entry.remove();
@@ -98,19 +114,24 @@ impl Index {
 
     /// Whether a file is the one that actions linked before, unchanged. Records it if it is the first under these
     /// pins.
-    pub(crate) fn is_linked(&self, key: &Key, stamp: Stamp) -> bool {
+    pub(crate) fn is_linked(&self, key: &Key, form: Form, stamp: Stamp) -> bool {
         let Some((_, mut shard)) = self.shard(key) else {
             return false;
         };
-        match shard.pins.get_mut(key) {
-            Some(record) => *record.stamp.get_or_insert(stamp) == stamp,
-            None => true,
-        }
+        let Some(record) = shard.pins.get_mut(key) else {
+            return true;
+        };
+        let linked = match form {
+            Form::Blob => &mut record.linked.blob,
+            Form::Twin => &mut record.linked.twin,
+        };
+        *linked.get_or_insert(stamp) == stamp
     }
 
-    /// Returns the file that was linked under the pins of this key.
-    pub(crate) fn linked(&self, key: &Key) -> Option<Stamp> {
-        let (_, shard) = self.shard(key)?;
-        shard.pins.get(key)?.stamp
+    /// Returns the files that were linked under the pins of this key.
+    pub(crate) fn linked(&self, key: &Key) -> Linked {
+        let shard = self.shard(key);
+        let linked = shard.and_then(|(_, shard)| Some(shard.pins.get(key)?.linked));
+        linked.unwrap_or_default()
     }
 }

@@ -20,3 +20,4 @@ mod peek;
 mod pins;
 mod report;
 mod restart;
+mod twins;
