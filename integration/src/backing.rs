@@ -1,8 +1,6 @@
 //! Real servers that serve as a backing cache, each a process with its own port and directory:
 //! bazel-remote, buildbox-casd and gorego.
 
-mod install;
-
 use std::{
     fs::{self, File},
     net::{Ipv4Addr, SocketAddr, TcpListener},
@@ -19,6 +17,7 @@ use tokio::runtime;
 use tonic::{Status, transport::Endpoint};
 
 use crate::{
+    install,
     process::{self, Process, describe},
     root, server,
 };

@@ -18,6 +18,7 @@ pub mod client;
 pub mod collector;
 pub mod content;
 pub mod executor;
+pub mod install;
 pub mod link;
 pub mod lock;
 pub mod metrics;

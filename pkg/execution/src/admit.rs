@@ -14,7 +14,7 @@ use reapi::{
 use crate::{
     Failure, Inputs, Job, Network, Options, Origin,
     action::CheckedAction,
-    command::check_command,
+    command::{check_command, normalize},
     inputs::{Loaded, Resident, load},
     platform::{check_platform, network_of},
 };
@@ -94,7 +94,7 @@ impl Admission<'_> {
     /// Checks the command, the platform and the inputs. Extends the leases of all blobs that the action needs.
     pub(crate) async fn job(self, request: &ExecuteRequest) -> Result<Arc<Job>, Failure> {
         let mut missing = Vec::new();
-        let command = match read(
+        let mut command = match read(
             self.blobs,
             "command_digest",
             &self.action.command,
@@ -108,8 +108,11 @@ impl Admission<'_> {
             }
             command => Some(command?),
         };
-        let network = match &command {
-            Some(command) => self.check(command)?,
+        let network = match &mut command {
+            Some(command) => {
+                normalize(command);
+                self.check(command)?
+            }
             None => Network::Usual,
         };
         let Loaded {

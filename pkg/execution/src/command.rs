@@ -53,6 +53,14 @@ pub(crate) fn check_command(command: &Command) -> Result<(), Failure> {
     check_outputs(outputs(command))
 }
 
+/// Brings a command into the form that the rest of the crate expects.
+pub(crate) fn normalize(command: &mut Command) {
+    // What BuildBox's trexe sends for the input root.
+    if command.working_directory == "." {
+        command.working_directory.clear();
+    }
+}
+
 const NUL: &str = "contains a NUL, accepted is any other text";
 
 fn check_environment(command: &Command) -> Result<(), Failure> {

@@ -54,6 +54,16 @@ fn valid_commands_are_accepted() {
 }
 
 #[test]
+fn a_dot_as_working_directory_is_the_input_root() {
+    let mut command = valid();
+    for (given, kept) in [(".", ""), ("", ""), ("a", "a"), ("./a", "./a")] {
+        command.working_directory = given.to_owned();
+        normalize(&mut command);
+        assert_eq!(command.working_directory, kept);
+    }
+}
+
+#[test]
 fn arguments_are_a_program_and_text() {
     refuse("arguments", |command| command.arguments.clear());
     refuse("arguments[0]", |command| {
