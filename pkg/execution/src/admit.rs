@@ -12,7 +12,7 @@ use reapi::{
 };
 
 use crate::{
-    Failure, Inputs, Job, Options, Origin,
+    Failure, Inputs, Job, Live, Options, Origin,
     action::CheckedAction,
     command::check_command,
     inputs::{Loaded, Resident, load},
@@ -141,6 +141,7 @@ impl Admission<'_> {
             inline_output_files: request.inline_output_files.clone(),
             queued: self.queued,
             origin: Origin::current(),
+            live: Live::default(),
         });
         drop(loading);
         self.resident.add_job(&job, memory)?;
