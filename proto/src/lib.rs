@@ -30,6 +30,7 @@ pub use stubs::build::bazel::remote::execution::v2;
 pub use stubs::build::bazel::remote::logstream::v1 as logstream;
 pub use stubs::build::bazel::semver;
 pub use stubs::google::{bytestream, longrunning, rpc};
+pub use stubs::gorego;
 
 /// The serialized `FileDescriptorSet` of all protos, for gRPC server reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/reapi.binpb"));

@@ -12,7 +12,7 @@ use reapi::{
 };
 
 use crate::{
-    Failure, Inputs, Job, Network, Options, Origin,
+    Failure, Inputs, Job, Live, Network, Options, Origin,
     action::CheckedAction,
     command::{check_command, normalize},
     inputs::{Loaded, Resident, load},
@@ -146,6 +146,7 @@ impl Admission<'_> {
             inline_output_files: request.inline_output_files.clone(),
             queued: self.queued,
             origin: Origin::current(),
+            live: Live::default(),
         });
         drop(loading);
         self.resident.add_job(&job, memory)?;

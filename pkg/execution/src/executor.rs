@@ -1,5 +1,10 @@
 //! The executor: the front of the scheduler for clients.
 
+mod tokens;
+mod watching;
+
+pub use watching::OperationPage;
+
 use std::{
     fmt,
     sync::Arc,
@@ -17,6 +22,7 @@ use reapi::{
     v2::{ExecuteRequest, ExecuteResponse, RequestMetadata},
 };
 use ring::rand::{SecureRandom as _, SystemRandom};
+use tokio::sync::{Mutex, Semaphore};
 use tracing::debug;
 
 use crate::{
@@ -27,14 +33,14 @@ use crate::{
     inputs::Resident,
     operation::{CachedExecution, OperationHead, Watcher},
 };
+use tokens::Tokens;
+use watching::MAX_READERS;
 
 /// The memory for the inputs of all actions that are checked, queued or running, in bytes.
 const RESIDENT: u64 = 512 << 20;
 /// The most missing blobs that are reported as the status of a call. Its details are in the trailers, of which gRPC
 /// clients take 8 KiB, so more of them are reported in an operation.
 const MISSING_IN_TRAILERS: usize = 16;
-/// The most operations on a page of a list.
-const MAX_PAGE: usize = 1000;
 
 /// Checks and queues the actions of clients, and keeps their operations.
 pub struct Executor {
@@ -45,7 +51,12 @@ pub struct Executor {
     runner: Runner<Job, ExecuteResponse>,
     resident: Resident,
     random: SystemRandom,
+    tokens: Tokens,
     admissions: Admissions,
+    /// The clients that may begin to follow a log.
+    readers: Arc<Semaphore>,
+    /// Held while running commands are measured, so that few calls cannot keep all processors busy.
+    measuring: Mutex<()>,
     /// The start of the runner's clock.
     epoch: SystemTime,
 }
@@ -59,15 +70,6 @@ pub enum Execution {
     Queued(Box<Watcher>),
     /// The operation ended before the action was queued.
     Ended(Operation),
-}
-
-/// A page of a list of operations.
-#[derive(Debug, Default)]
-pub struct OperationPage {
-    /// The queued and running operations, the oldest first.
-    pub operations: Vec<Operation>,
-    /// The position of the next page; `None` on the last one.
-    pub next: Option<usize>,
 }
 
 impl Executor {
@@ -93,7 +95,10 @@ impl Executor {
             runner,
             resident: Resident::within(RESIDENT),
             random: SystemRandom::new(),
+            tokens: Tokens::new(),
             admissions: Admissions::default(),
+            readers: Arc::new(Semaphore::new(MAX_READERS)),
+            measuring: Mutex::default(),
             epoch: SystemTime::now(),
         }
     }
@@ -187,7 +192,7 @@ impl Executor {
 
     /// Watches an operation (REAPI `WaitExecution`).
     pub fn wait(&self, name: &str) -> Result<Watcher, Failure> {
-        let (head, id, _) = self.find(name)?;
+        let (head, id) = self.find_own(name)?;
         let watch = self.runner.watch(id);
         let watch = watch.ok_or_else(|| unknown(name))?;
         Ok(Watcher::new(watch, head))
@@ -195,40 +200,20 @@ impl Executor {
 
     /// Returns the state of an operation.
     pub fn get(&self, name: &str) -> Result<Operation, Failure> {
-        let (head, _, stage) = self.find(name)?;
+        let (head, stage) = self.find(name)?;
         head.operation(&stage)
-    }
-
-    /// Returns the queued and running operations from position `from` on, at most `most` and at most a thousand; with an
-    /// instance, only those of it. Operations that are merged are one. Positions shift when operations end.
-    pub fn list(&self, instance: Option<&InstanceName>, from: usize, most: usize) -> OperationPage {
-        let end = from.saturating_add(most.clamp(1, MAX_PAGE));
-        let listed = self.runner.list(end.saturating_add(1));
-        let next = (listed.len() > end).then_some(end);
-        let page = listed.into_iter().take(end).skip(from);
-        let page = page.filter(|action| instance.is_none_or(|of| *of == action.key.instance));
-        let operations = page.map(|action| {
-            let head = self.head(&action.key.instance, action.operation, action.key.action);
-            let head = OperationHead {
-                queued: SystemTime::now().checked_sub(action.age),
-                ..head
-            };
-            head.listed(action)
-        });
-        let operations = operations.collect();
-        OperationPage { operations, next }
     }
 
     /// Ends an operation, and its action unless others wait for it. A completed one stays as it is.
     pub fn cancel(&self, name: &str) -> Result<(), Failure> {
-        let (_, id, _) = self.find(name)?;
+        let (_, id) = self.find_own(name)?;
         self.runner.cancel(id);
         Ok(())
     }
 
     /// Drops a completed operation.
     pub fn forget(&self, name: &str) -> Result<(), Failure> {
-        let (_, id, _) = self.find(name)?;
+        let (_, id) = self.find_own(name)?;
         if self.runner.forget(id) {
             return Ok(());
         }
@@ -241,29 +226,53 @@ impl Executor {
         self.runner.shut_down(drain).await;
     }
 
-    /// Finds the operation of this name. Only a client that got the name knows its random part.
-    fn find(
-        &self,
-        name: &str,
-    ) -> Result<(OperationHead, OperationId, Stage<ExecuteResponse>), Failure> {
+    /// Finds the operation of this name, with its token or from a list.
+    fn find(&self, name: &str) -> Result<(OperationHead, Stage<ExecuteResponse>), Failure> {
         let parsed = OperationName::parse(name).map_err(|why| Failure::invalid("name", why))?;
-        let id = parsed.id;
-        let found = self.runner.get(id);
+        let is_own = |token| Some(token) == self.tokens.of(parsed.id);
+        let found = self.runner.get(parsed.id);
         let found = found.filter(|(key, _)| {
-            parsed.generation == self.generation && parsed.instance == key.instance
+            parsed.generation == self.generation
+                && parsed.instance == key.instance
+                && parsed.token.is_none_or(is_own)
         });
         let (key, stage) = found.ok_or_else(|| unknown(name))?;
-        Ok((self.head(&key.instance, id, key.action), id, stage))
+        Ok((self.head_of(parsed, key.action), stage))
     }
 
+    /// Finds the operation of this name, which only the client of its Execute has.
+    fn find_own(&self, name: &str) -> Result<(OperationHead, OperationId), Failure> {
+        let (head, _) = self.find(name)?;
+        if head.name.token.is_none() {
+            return Err(Failure::OnlyShown(format!(
+                "{} only shows the operation: the client that called Execute has the name for this",
+                shorten(name)
+            )));
+        }
+        let id = head.name.id;
+        Ok((head, id))
+    }
+
+    /// Returns an operation as its own client sees it.
     fn head(&self, instance: &InstanceName, id: OperationId, action: Digest) -> OperationHead {
-        let name = OperationName {
+        let name = self.shown(instance, id);
+        let token = self.tokens.of(id);
+        self.head_of(OperationName { token, ..name }, action)
+    }
+
+    /// Returns the name of an operation in lists.
+    fn shown(&self, instance: &InstanceName, id: OperationId) -> OperationName {
+        OperationName {
             instance: instance.clone(),
             generation: self.generation.clone(),
             id,
-        };
+            token: None,
+        }
+    }
+
+    fn head_of(&self, name: OperationName, action: Digest) -> OperationHead {
         OperationHead {
-            name: name.to_string(),
+            name,
             action,
             queued: None,
             epoch: self.epoch,

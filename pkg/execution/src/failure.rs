@@ -52,6 +52,9 @@ pub enum Failure {
     /// There is no operation of this name. `NOT_FOUND`.
     #[error("{0}")]
     UnknownOperation(String),
+    /// The name of an operation shows it, and gives no right to end it or to wait for it. `PERMISSION_DENIED`.
+    #[error("{0}")]
+    OnlyShown(String),
     /// The content of a blob does not match its digest. `DATA_LOSS`.
     #[error("{0}")]
     Corrupt(String),
@@ -99,6 +102,7 @@ impl Failure {
             Self::Internal(_) => Code::Internal,
             Self::Cancelled(_) => Code::Cancelled,
             Self::UnknownOperation(_) => Code::NotFound,
+            Self::OnlyShown(_) => Code::PermissionDenied,
             Self::Corrupt(_) => Code::DataLoss,
         }
     }

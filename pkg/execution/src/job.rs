@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use gorego_storage::{Digest, DigestFunction, InstanceName};
 use reapi::v2::Command;
 
-use crate::{Inputs, Origin};
+use crate::{Inputs, Live, Origin};
 
 /// A checked action: what a worker needs to run it.
 #[derive(Debug)]
@@ -34,6 +34,8 @@ pub struct Job {
     pub queued: std::time::SystemTime,
     /// The first client's call.
     pub origin: Origin,
+    /// The command while it runs.
+    pub live: Live,
 }
 
 /// The network that an action asks for.

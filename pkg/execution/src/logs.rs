@@ -48,9 +48,13 @@ impl LogFile {
 
     /// Returns a descriptor for the command.
     pub(crate) fn writer(&self) -> Result<OwnedFd, Error> {
+        Ok(self.reader()?.into())
+    }
+
+    /// Returns a descriptor for readers.
+    pub(crate) fn reader(&self) -> Result<fs::File, Error> {
         let file = self.file.try_clone();
-        let file = file.map_err(|error| Error::io("opening", self.name, error))?;
-        Ok(file.into())
+        file.map_err(|error| Error::io("opening", self.name, error))
     }
 
     /// Limits the log to about `most` bytes: of a longer one, the head and the tail remain, with a line between them

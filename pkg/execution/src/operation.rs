@@ -5,9 +5,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use gorego_scheduler::{End, ListedAction, Running, Stage, Watch};
+use gorego_sandbox::LiveUsage;
+use gorego_scheduler::{
+    End, ListedAction, LogKind, LogName, OperationName, Phase, Running, Stage, Watch,
+};
 use gorego_storage::{CachedResult, Digest};
 use reapi::{
+    gorego::{ActionState, ResourceUsage},
     longrunning::{Operation, operation::Result as OperationResult},
     v2::{
         ActionResult, ExecuteOperationMetadata, ExecuteResponse, ExecutedActionMetadata,
@@ -25,7 +29,7 @@ const PACKAGE: &str = "build.bazel.remote.execution.v2";
 /// An operation, as far as its messages need it.
 #[derive(Clone, Debug)]
 pub(crate) struct OperationHead {
-    pub(crate) name: String,
+    pub(crate) name: OperationName,
     pub(crate) action: Digest,
     /// The arrival of the request, if known.
     pub(crate) queued: Option<SystemTime>,
@@ -75,28 +79,58 @@ impl OperationHead {
         Operation {
             done: true,
             result: Some(OperationResult::Response(response)),
-            ..self.message(Value::Completed, metadata)
+            ..self.message(Value::Completed, None, metadata)
         }
     }
 
     /// Returns the message about an action in a list.
-    pub(crate) fn listed(&self, action: ListedAction) -> Operation {
+    pub(crate) fn listed(&self, action: ListedAction<Job>, usage: Option<LiveUsage>) -> Operation {
+        let state = ActionState {
+            phase: phase(action.running.as_ref()).to_owned(),
+            age_ms: milliseconds(action.age),
+            operations: action.operations as u64,
+            attempts: action.attempts.into(),
+            usage: usage.map(|usage| ResourceUsage {
+                processor_ms: milliseconds(usage.processor),
+                resident_bytes: usage.resident_bytes,
+            }),
+        };
         let stage = action.running.map_or(Stage::Queued, Stage::<()>::Executing);
         let (value, running) = stage_of(&stage);
         let mut metadata = self.partial(running);
-        metadata.auxiliary_metadata.push(any(
-            &format!("{PACKAGE}.RequestMetadata"),
-            &RequestMetadata {
-                target_id: action.target,
-                action_mnemonic: action.mnemonic,
-                ..RequestMetadata::default()
-            },
-        ));
-        self.message(value, Some(metadata))
+        let request = RequestMetadata {
+            tool_invocation_id: action.build,
+            target_id: action.target,
+            action_mnemonic: action.mnemonic,
+            ..RequestMetadata::default()
+        };
+        metadata.auxiliary_metadata = vec![
+            any(&format!("{PACKAGE}.RequestMetadata"), &request),
+            any("gorego.ActionState", &state),
+        ];
+        self.message(value, running, Some(metadata))
+    }
+
+    /// Returns the name of a log of the current attempt.
+    fn log(&self, running: &Running, kind: LogKind) -> String {
+        let OperationName {
+            instance,
+            generation,
+            id,
+            ..
+        } = &self.name;
+        let name = LogName {
+            instance: instance.clone(),
+            generation: generation.clone(),
+            operation: *id,
+            attempt: running.attempt.number(),
+            kind,
+        };
+        name.to_string()
     }
 
     fn unfinished(&self, (value, running): (Value, Option<&Running>)) -> Operation {
-        self.message(value, Some(self.partial(running)))
+        self.message(value, running, Some(self.partial(running)))
     }
 
     /// Returns the times that are known. There is no worker name, since Bazel then expects all times.
@@ -109,16 +143,24 @@ impl OperationHead {
         }
     }
 
-    fn message(&self, stage: Value, partial: Option<ExecutedActionMetadata>) -> Operation {
+    fn message(
+        &self,
+        stage: Value,
+        running: Option<&Running>,
+        partial: Option<ExecutedActionMetadata>,
+    ) -> Operation {
+        let log = |kind| running.map_or_else(String::new, |running| self.log(running, kind));
         let metadata = ExecuteOperationMetadata {
             stage: stage as i32,
             action_digest: Some(self.action.to_proto()),
+            stdout_stream_name: log(LogKind::Stdout),
+            stderr_stream_name: log(LogKind::Stderr),
             partial_execution_metadata: partial,
             digest_function: self.action.function().to_proto() as i32,
             ..ExecuteOperationMetadata::default()
         };
         Operation {
-            name: self.name.clone(),
+            name: self.name.to_string(),
             metadata: Some(any(
                 &format!("{PACKAGE}.ExecuteOperationMetadata"),
                 &metadata,
@@ -126,6 +168,18 @@ impl OperationHead {
             ..Operation::default()
         }
     }
+}
+
+/// Returns the name of the step of an action.
+fn phase(running: Option<&Running>) -> &'static str {
+    match running {
+        None => "queue",
+        Some(running) => running.phase.unwrap_or(Phase::Fetch).name(),
+    }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn stage_of<O>(stage: &Stage<O>) -> (Value, Option<&Running>) {
@@ -233,6 +287,6 @@ impl CachedExecution {
 
 impl fmt::Debug for Watcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Watcher").field(&self.head.name).finish()
+        f.debug_tuple("Watcher").field(&self.head.name.id).finish()
     }
 }

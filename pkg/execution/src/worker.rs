@@ -130,13 +130,14 @@ impl NodeWorker {
     /// Runs an action to the end of the attempt. `begin` records the steps.
     async fn report(
         &self,
-        job: &Arc<Job>,
-        stop: &CancellationToken,
+        attempt: &Attempt<Job>,
         begin: &(dyn Fn(Phase) + Send + Sync),
     ) -> Report<ExecuteResponse> {
+        let (job, stop) = (&attempt.grant.job, &attempt.stop);
         let run = Run {
             worker: self,
             job,
+            attempt: attempt.grant.attempt.number(),
             start: SystemTime::now(),
             stop,
             begin,
@@ -199,7 +200,7 @@ impl Worker<Job, ExecuteResponse> for NodeWorker {
         };
         let run = async {
             let span = span::of(&attempt);
-            let report = self.report(job, &attempt.stop, &begin);
+            let report = self.report(&attempt, &begin);
             let report = report.instrument(span.clone()).await;
             span::end(&span, &report);
             report

@@ -10,6 +10,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::LiveCommand;
+
 /// A command to run.
 #[derive(Debug)]
 pub struct Launch {
@@ -37,6 +39,8 @@ pub struct Launch {
     pub user: Option<u32>,
     /// The isolation from the host. `None`: the command sees what the server sees. Needs `user` if the server is root.
     pub isolation: Option<Isolation>,
+    /// The command while it runs, to be measured.
+    pub live: LiveCommand,
 }
 
 /// The isolation of a command from the host, by namespaces of its own.

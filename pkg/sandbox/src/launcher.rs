@@ -27,8 +27,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Ended, Launch, LaunchError, fork,
-    wire::{self, Answer, Order, Ready},
+    Ended, Launch, LaunchError, LiveCommand, fork,
+    wire::{self, Answer, Order, Ready, Reply},
 };
 
 /// The process that starts the commands of actions. It ends, after the processes of all actions, when this is dropped
@@ -65,10 +65,11 @@ impl Launcher {
         control.set_nonblocking(true)?;
         let control = UnixStream::from_std(control)?;
         self.hand_over(theirs.into()).await?;
+        let running = RunningCommand(launch.live.clone());
         order(&control, launch).await.map_err(lost)?;
         let (mut answers, mut orders) = control.into_split();
         let answer = {
-            let mut answer = pin!(receive(&mut answers));
+            let mut answer = pin!(answer(&mut answers, &running.0));
             tokio::select! {
                 answer = &mut answer => answer,
                 () = stop.cancelled() => {
@@ -104,6 +105,15 @@ impl Launcher {
             )),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+/// A command that is measured until this is dropped.
+struct RunningCommand(LiveCommand);
+
+impl Drop for RunningCommand {
+    fn drop(&mut self) {
+        self.0.set_supervisor(0);
     }
 }
 
@@ -150,8 +160,18 @@ async fn order(control: &UnixStream, launch: Launch) -> io::Result<()> {
     Ok(())
 }
 
-/// Receives the answer of a supervisor, with the root of an isolated command.
-async fn receive(answers: &mut OwnedReadHalf) -> io::Result<Answer> {
+/// Receives the answer of a supervisor. Records its pid meanwhile.
+async fn answer(answers: &mut OwnedReadHalf, live: &LiveCommand) -> io::Result<Answer> {
+    loop {
+        match receive(answers).await? {
+            Reply::Supervisor(pid) => live.set_supervisor(pid),
+            Reply::Answer(answer) => return Ok(answer),
+        }
+    }
+}
+
+/// Receives a message of a supervisor, in an answer with the root of an isolated command.
+async fn receive(answers: &mut OwnedReadHalf) -> io::Result<Reply> {
     let mut prefix = [0; 4];
     let socket: &UnixStream = answers.as_ref();
     let read = || wire::receive(socket, &mut prefix);
@@ -161,11 +181,11 @@ async fn receive(answers: &mut OwnedReadHalf) -> io::Result<Answer> {
         .await?;
     let mut bytes = wire::buffer(prefix)?;
     answers.read_exact(&mut bytes).await?;
-    let answer: Answer = serde_json::from_slice(&bytes)?;
-    Ok(answer.map(|mut ended| {
+    let mut reply: Reply = serde_json::from_slice(&bytes)?;
+    if let Reply::Answer(Ok(ended)) = &mut reply {
         ended.root = descriptors.pop().map(Arc::new);
-        ended
-    }))
+    }
+    Ok(reply)
 }
 
 /// Returns the error of a failed exchange with a supervisor.

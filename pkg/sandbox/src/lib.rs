@@ -27,6 +27,7 @@
 mod fork;
 mod launch;
 mod launcher;
+mod live;
 mod process;
 mod supervisor;
 mod tree;
@@ -35,4 +36,5 @@ mod wire;
 
 pub use launch::{Ended, Exit, Isolation, Launch, LaunchError, Leftovers, Limits, Overlay, Usage};
 pub use launcher::{Launcher, Level};
+pub use live::{LiveCommand, LiveUsage};
 pub use users::has_users;

@@ -21,7 +21,7 @@ use nix::sys::{
     time::{TimeVal, TimeValLike as _},
 };
 use rustix::process::{
-    Pid, Signal as Sent, getppid, kill_process, set_parent_process_death_signal,
+    Pid, Signal as Sent, getpid, getppid, kill_process, set_parent_process_death_signal,
 };
 
 use self::{
@@ -128,7 +128,7 @@ fn serve(control: &File, launcher: Pid) -> io::Result<Option<Answer>> {
     })))
 }
 
-/// Detaches this process from what it inherited from the launcher. Returns its signals.
+/// Detaches this process from what it inherited from the launcher, and names it to the server. Returns its signals.
 fn detach(control: &File) -> io::Result<Signals> {
     fork::close_descriptors(control)?;
     establish(c"gorego-action")?;
@@ -137,6 +137,9 @@ fn detach(control: &File) -> io::Result<Signals> {
     let signals = Signals::new(&[Signal::SIGCHLD, Signal::SIGCONT])?;
     // The parent is compared whenever a signal arrives. This one reaches a stopped supervisor, too.
     set_parent_process_death_signal(Some(Sent::CONT))?;
+    // Fails if the server is gone, which is found when it is needed.
+    let pid = wire::encode(&getpid().as_raw_pid())?;
+    let _ = wire::send(control, &pid, &[]);
     Ok(signals)
 }
 

@@ -1,8 +1,8 @@
 //! The messages between server, launcher and supervisor.
 //!
 //! The launcher sends [`Ready`]. For each action, the server sends it one byte with one end of a socket pair, which the
-//! launcher hands to a new supervisor. The rest goes over that pair: an [`Order`] with three descriptors, then an
-//! [`Answer`]. A message is its length in 4 bytes, then JSON. The end of either direction means that its sender has
+//! launcher hands to a new supervisor. The rest goes over that pair: an [`Order`] with three descriptors, then the pid
+//! of the supervisor and an [`Answer`]. A message is its length in 4 bytes, then JSON. The end of either direction means that its sender has
 //! died, or wants the action to stop.
 
 use std::{
@@ -47,6 +47,15 @@ pub(crate) struct Order {
 
 /// The answer to an order.
 pub(crate) type Answer = Result<Ended, Refusal>;
+
+/// A message of a supervisor. A launcher that has none only answers.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Reply {
+    /// The pid of the supervisor, its first message.
+    Supervisor(i32),
+    Answer(Answer),
+}
 
 /// The reason why a command did not start.
 #[derive(Debug, Deserialize, Serialize)]

@@ -19,7 +19,7 @@ mod worker;
 
 pub use history::{History, Kind};
 pub use ledger::{AttemptId, Capacity, WorkerId};
-pub use name::{Generation, NameError, OperationId, OperationName};
+pub use name::{Generation, LogKind, LogName, NameError, OperationId, OperationName, Token};
 pub use runner::Runner;
 pub use scheduler::{Ends, ListedAction, Scheduler, Totals};
 pub use state::{

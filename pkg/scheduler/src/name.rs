@@ -1,4 +1,8 @@
-//! Names of operations: `[{instance}/]operations/{node}-{generation}-{id}`.
+//! Names of operations: `[{instance}/]operations/{node}-{generation}-{id}-{token}`. In lists they have no token.
+
+mod log;
+
+pub use log::{LogKind, LogName};
 
 use std::{fmt, sync::Arc};
 
@@ -7,8 +11,10 @@ use gorego_storage::{InstanceName, shorten};
 /// The longest name of a node, in bytes.
 const MAX_NODE_LEN: usize = 63;
 const OPERATIONS: &str = "operations";
+/// The digits of an id or a token.
+const DIGITS: usize = 32;
 
-/// The id of an operation: 128 random bits, so that no client can guess the operation of another.
+/// The id of an operation: 128 random bits, so that no client can guess the operation of another. Lists name it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct OperationId(pub u128);
 
@@ -21,6 +27,16 @@ impl fmt::Display for OperationId {
 impl fmt::Debug for OperationId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+/// The right to end an operation or to wait for it: 128 bits that only the client of its Execute gets.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Token(pub u128);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token")
     }
 }
 
@@ -42,6 +58,12 @@ impl Generation {
         Ok(Self { node, number })
     }
 
+    /// Parses `{node}-{number}`. The name of a node may contain hyphens.
+    fn parse(text: &str) -> Option<Result<Self, NameError>> {
+        let (node, number) = text.rsplit_once('-')?;
+        Some(Self::new(node, parse_number(number)?))
+    }
+
     /// The name of the node.
     pub fn node(&self) -> &str {
         &self.node
@@ -50,6 +72,13 @@ impl Generation {
     /// The number of the generation. It grows with each start of the node.
     pub fn number(&self) -> u64 {
         self.number
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { node, number } = self;
+        write!(f, "{node}-{number}")
     }
 }
 
@@ -62,41 +91,63 @@ pub struct OperationName {
     pub generation: Generation,
     /// The operation's id.
     pub id: OperationId,
+    /// The token; `None` in a name from a list, which only shows the operation.
+    pub token: Option<Token>,
 }
 
 impl OperationName {
     /// Parses a name from a request.
     pub fn parse(name: &str) -> Result<Self, NameError> {
         let shape = || NameError::Shape(shorten(name));
-        let (before, last) = name.rsplit_once('/').ok_or_else(shape)?;
-        let instance = match before.strip_suffix(OPERATIONS) {
-            Some("") => "",
-            Some(instance) => instance.strip_suffix('/').ok_or_else(shape)?,
-            None => return Err(shape()),
-        };
-        if instance.is_empty() && before.len() > OPERATIONS.len() {
-            return Err(shape());
+        let (instance, last) = split(name, OPERATIONS).ok_or_else(shape)?;
+        let (mut rest, end) = last.rsplit_once('-').ok_or_else(shape)?;
+        let mut id = parse_digits(end).ok_or_else(shape)?;
+        let mut token = None;
+        if let Some((generation, before)) = rest.rsplit_once('-')
+            && before.len() == DIGITS
+        {
+            token = Some(Token(id));
+            id = parse_digits(before).ok_or_else(shape)?;
+            rest = generation;
         }
-        // The name of a node may contain hyphens; the other parts cannot.
-        let (rest, id) = last.rsplit_once('-').ok_or_else(shape)?;
-        let (node, number) = rest.rsplit_once('-').ok_or_else(shape)?;
-        let number = parse_number(number).ok_or_else(shape)?;
         Ok(Self {
-            instance: InstanceName::parse(instance).map_err(|_| shape())?,
-            generation: Generation::new(node, number)?,
-            id: parse_id(id).ok_or_else(shape)?,
+            instance,
+            generation: Generation::parse(rest).ok_or_else(shape)??,
+            id: OperationId(id),
+            token,
         })
     }
 }
 
 impl fmt::Display for OperationName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Generation { node, number } = &self.generation;
-        match self.instance.as_str() {
-            "" => {}
-            instance => write!(f, "{instance}/")?,
-        }
-        write!(f, "{OPERATIONS}/{node}-{number}-{}", self.id)
+        write_parent(f, &self.instance, OPERATIONS)?;
+        write!(f, "{}-{}", self.generation, self.id)?;
+        self.token
+            .map_or(Ok(()), |Token(token)| write!(f, "-{token:032x}"))
+    }
+}
+
+/// Splits `[{instance}/]{collection}/{last}`; `None` if the name has another form.
+fn split<'a>(name: &'a str, collection: &str) -> Option<(InstanceName, &'a str)> {
+    let (before, last) = name.rsplit_once('/')?;
+    let instance = match before.strip_suffix(collection)? {
+        "" => "",
+        // An empty instance has no slash after it.
+        "/" => return None,
+        instance => instance.strip_suffix('/')?,
+    };
+    Some((InstanceName::parse(instance).ok()?, last))
+}
+
+fn write_parent(
+    f: &mut fmt::Formatter<'_>,
+    instance: &InstanceName,
+    collection: &str,
+) -> fmt::Result {
+    match instance.as_str() {
+        "" => write!(f, "{collection}/"),
+        instance => write!(f, "{instance}/{collection}/"),
     }
 }
 
@@ -106,9 +157,10 @@ fn parse_number(text: &str) -> Option<u64> {
     (number.to_string() == text).then_some(number)
 }
 
-fn parse_id(text: &str) -> Option<OperationId> {
-    let id = OperationId(u128::from_str_radix(text, 16).ok()?);
-    (id.to_string() == text).then_some(id)
+/// Parses the one form of 128 bits that [`OperationName`] writes.
+fn parse_digits(text: &str) -> Option<u128> {
+    let bits = u128::from_str_radix(text, 16).ok()?;
+    (format!("{bits:032x}") == text).then_some(bits)
 }
 
 /// An invalid name of an operation or of a node. Quotes the name, shortened.
@@ -116,7 +168,7 @@ fn parse_id(text: &str) -> Option<OperationId> {
 pub enum NameError {
     /// The name is not one that a node gives.
     #[error(
-        "operation name {0:?} is not [<instance>/]operations/<node>-<generation>-<32 hexadecimal digits>"
+        "operation name {0:?} is not [<instance>/]operations/<node>-<generation>-<32 hexadecimal digits>[-<32 more>]"
     )]
     Shape(String),
     /// The name of a node is invalid.
@@ -130,11 +182,18 @@ mod tests {
 
     use super::*;
 
-    fn name(instance: &str, node: &str, number: u64, id: u128) -> OperationName {
+    fn name(
+        instance: &str,
+        node: &str,
+        number: u64,
+        id: u128,
+        token: Option<u128>,
+    ) -> OperationName {
         OperationName {
             instance: InstanceName::parse(instance).unwrap(),
             generation: Generation::new(node, number).unwrap(),
             id: OperationId(id),
+            token: token.map(Token),
         }
     }
 
@@ -145,14 +204,15 @@ mod tests {
             node in "[A-Za-z0-9._-]{1,63}",
             number in any::<u64>(),
             id in any::<u128>(),
+            token in any::<Option<u128>>(),
         ) {
             prop_assume!(InstanceName::parse(&instance).is_ok());
-            let name = name(&instance, &node, number, id);
+            let name = name(&instance, &node, number, id, token);
             prop_assert_eq!(OperationName::parse(&name.to_string()), Ok(name));
         }
 
         #[test]
-        fn a_parsed_name_is_written_as_it_was(text in "([a-b]/)?(/)?operations/[a-b-]{0,3}-[+0-9]{0,2}-0{30}[0-9a-gA-F]{1,3}") {
+        fn a_parsed_name_is_written_as_it_was(text in "([a-b]/)?(/)?operations/[a-b-]{0,3}-[+0-9]{0,2}-0{30}[0-9a-gA-F]{1,3}(-0{32})?") {
             if let Ok(name) = OperationName::parse(&text) {
                 prop_assert_eq!(name.to_string(), text);
             }
@@ -162,9 +222,11 @@ mod tests {
     #[test]
     fn an_operation_has_the_documented_name() {
         let text = "main/operations/build-7-12-000000000000000000000000000000ff";
-        assert_eq!(name("main", "build-7", 12, 255).to_string(), text);
+        assert_eq!(name("main", "build-7", 12, 255, None).to_string(), text);
+        let text = format!("{text}-00000000000000000000000000000001");
+        assert_eq!(name("main", "build-7", 12, 255, Some(1)).to_string(), text);
         let text = "operations/a-1-00000000000000000000000000000001";
-        assert_eq!(name("", "a", 1, 1).to_string(), text);
+        assert_eq!(name("", "a", 1, 1, None).to_string(), text);
     }
 
     #[test]
@@ -188,6 +250,9 @@ mod tests {
             format!("xoperations/a-1-{id}"),
             format!("operations/a-1-{id}/"),
             format!("operations/a-{id}"),
+            format!("operations/a-1-{id}-{id}-{id}"),
+            format!("operations/{id}-{id}"),
+            format!("operations/a-1-{id}-0{id}"),
             format!("operations/a-01-{id}"),
             format!("operations/a-+1-{id}"),
             format!("operations/-1-{id}"),

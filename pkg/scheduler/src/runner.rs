@@ -194,8 +194,13 @@ where
         Some((scheduler.key(id)?.clone(), scheduler.stage(id)?))
     }
 
+    /// Returns the work of an operation; `None` if it is unknown, or has ended.
+    pub fn job(&self, id: OperationId) -> Option<Arc<J>> {
+        self.shared.state.lock().scheduler.job(id).map(Arc::clone)
+    }
+
     /// Returns at most `most` of the queued and running actions, the oldest first.
-    pub fn list(&self, most: usize) -> Vec<ListedAction> {
+    pub fn list(&self, most: usize) -> Vec<ListedAction<J>> {
         let now = self.shared.start.elapsed();
         let scheduler = &self.shared.state.lock().scheduler;
         scheduler.list(now).take(most).collect()

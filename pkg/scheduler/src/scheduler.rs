@@ -161,6 +161,12 @@ impl<J, O> Scheduler<J, O> {
         })
     }
 
+    /// Returns the work of an operation; `None` if it is unknown, or has ended.
+    pub fn job(&self, id: OperationId) -> Option<&Arc<J>> {
+        let number = self.operations.live(id)?.execution;
+        Some(&self.executions.get(&number)?.job)
+    }
+
     /// Returns the action of an operation; `None` if the operation is unknown.
     pub fn key(&self, id: OperationId) -> Option<&ActionKey> {
         Some(&self.operations.get(id)?.key)

@@ -1,10 +1,12 @@
 //! `google.bytestream.ByteStream`: reading blobs of any size, and the status of uploads.
 
+mod logs;
 mod upload;
 mod write;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
+use gorego_execution::LogName;
 use gorego_grpc::{Body, COPIED, Framed, HEADER_LEN, full, put_header, run};
 use gorego_limits::{Permit, UNCOUNTED};
 use gorego_storage::{
@@ -28,13 +30,16 @@ const COMPRESSED_AT_ONCE: usize = 64 * 1024;
 impl Reapi {
     /// `Read`: the content from `read_offset` on, at most `read_limit` bytes of it if that is not 0.
     pub(crate) async fn read(&self, request: ReadRequest) -> Result<Body, Status> {
-        let name = ReadName::parse(&request.resource_name)
-            .map_err(|why| invalid_field("resource_name", why))?;
         let offset = u64::try_from(request.read_offset).map_err(|_| {
             Status::out_of_range(format!("read_offset {} is negative", request.read_offset))
         })?;
         let limit = u64::try_from(request.read_limit)
             .map_err(|_| invalid_field("read_limit", "negative; 0 means no limit"))?;
+        if let Some(log) = LogName::parse(&request.resource_name) {
+            return self.read_log(&log, offset, limit);
+        }
+        let name = ReadName::parse(&request.resource_name)
+            .map_err(|why| invalid_field("resource_name", why))?;
         if limit != 0 && name.compressor != Compressor::Identity {
             let why = "not possible for a compressed read";
             return Err(invalid_field("read_limit", why));

@@ -58,7 +58,7 @@ impl Reapi {
                 .map_err(|_| invalid_field("page_token", "not a token of this server"))?,
         };
         let instance = parent(&request.name)?;
-        let OperationPage { operations, next } = executor.list(instance.as_ref(), from, most);
+        let OperationPage { operations, next } = executor.list(instance.as_ref(), from, most).await;
         let response = ListOperationsResponse {
             operations,
             next_page_token: next.map(|next| next.to_string()).unwrap_or_default(),

@@ -6,7 +6,7 @@ use std::{
     time::SystemTime,
 };
 
-use gorego_sandbox::{Ended, Launch, LaunchError, Limits};
+use gorego_sandbox::{Ended, Launch, LaunchError, Limits, LiveCommand};
 use gorego_scheduler::Phase;
 use gorego_storage::{Digest, Error, Outputs, PinError, Pins, find_outputs};
 use reapi::v2::ExecuteResponse;
@@ -38,6 +38,8 @@ const MAX_PROCESSES: u64 = 4096;
 pub(super) struct Run<'a> {
     pub(super) worker: &'a NodeWorker,
     pub(super) job: &'a Arc<Job>,
+    /// The number of the attempt.
+    pub(super) attempt: u32,
     /// The start of the attempt.
     pub(super) start: SystemTime,
     pub(super) stop: &'a CancellationToken,
@@ -159,6 +161,9 @@ impl Run<'_> {
         let (command, options) = (&self.job.command, &self.worker.options);
         let root = staged.dir.root.try_clone();
         let user = staged.user.as_ref().map(User::id);
+        let live = LiveCommand::default();
+        let logs = [staged.stdout.reader()?, staged.stderr.reader()?];
+        let _shown = self.job.live.show(self.attempt, logs, live.clone());
         let launch = Launch {
             argv: command.arguments.clone(),
             environment: self.environment(&staged.dir),
@@ -175,6 +180,7 @@ impl Run<'_> {
             },
             user,
             isolation: isolation(options, &staged.dir, user, self.job.network),
+            live,
         };
         let ended = self.worker.runner.run(launch, self.stop.clone()).await;
         let ended = ended.map_err(|error| match error {

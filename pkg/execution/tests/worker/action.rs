@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use gorego_execution::{Inputs, Job, Network, Origin};
+use gorego_execution::{Inputs, Job, Live, Network, Origin};
 use gorego_storage::{BlobStore, Digest, DigestFunction, InstanceName};
 use prost::Message as _;
 use reapi::v2::{
@@ -154,6 +154,7 @@ impl Action {
             inline_output_files: self.inline.clone(),
             queued: SystemTime::now(),
             origin: Origin::current(),
+            live: Live::default(),
         }
     }
 }

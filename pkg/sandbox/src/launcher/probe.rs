@@ -5,7 +5,7 @@ use std::{fs::File, os::fd::OwnedFd, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 use super::Launcher;
-use crate::{Isolation, Launch, LaunchError, Limits};
+use crate::{Isolation, Launch, LaunchError, Limits, LiveCommand};
 
 /// The time that a trial may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -42,6 +42,7 @@ impl Launcher {
             limits: Limits::default(),
             user,
             isolation: Some(isolation),
+            live: LiveCommand::default(),
         };
         match self.run(launch, CancellationToken::new()).await {
             Err(LaunchError::NotExecutable { .. }) => Ok(Level::Full),

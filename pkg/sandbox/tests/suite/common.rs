@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use gorego_sandbox::{Ended, Exit, Launch, LaunchError, Launcher, Leftovers, Limits};
+use gorego_sandbox::{Ended, Exit, Launch, LaunchError, Launcher, Leftovers, Limits, LiveCommand};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
 use tokio::{runtime::Runtime, time};
@@ -96,6 +96,7 @@ impl Root {
         Launch {
             user: None,
             isolation: None,
+            live: LiveCommand::default(),
             argv: argv.iter().map(|&argument| argument.to_owned()).collect(),
             environment: vec![("PATH".to_owned(), "/usr/bin:/bin".to_owned())],
             root: File::open(self.path("")).unwrap().into(),

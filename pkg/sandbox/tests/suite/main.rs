@@ -6,6 +6,7 @@ mod common;
 mod faults;
 mod isolation;
 mod load;
+mod measuring;
 mod poison;
 mod processes;
 mod reach;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         command::TESTS,
         faults::TESTS,
         load::TESTS,
+        measuring::TESTS,
         processes::TESTS,
         refusals::TESTS,
     ];

@@ -1,6 +1,6 @@
 //! Lists of what is queued and running.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use super::Scheduler;
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
 
 /// A queued or running action.
 #[derive(Clone, Debug)]
-pub struct ListedAction {
+pub struct ListedAction<J> {
     /// One of the operations that share the execution.
     pub operation: OperationId,
     /// The number of operations that share the execution.
@@ -22,6 +22,10 @@ pub struct ListedAction {
     pub target: String,
     /// The mnemonic; may be cut.
     pub mnemonic: String,
+    /// The build of that operation; may be cut.
+    pub build: String,
+    /// The work.
+    pub job: Arc<J>,
     /// The time since the action was submitted.
     pub age: Duration,
     /// The current attempt; `None` for a queued action.
@@ -60,9 +64,9 @@ pub struct Ends {
 
 impl<J, O> Scheduler<J, O> {
     /// Returns the queued and running actions, the oldest first.
-    pub fn list(&self, now: Time) -> impl Iterator<Item = ListedAction> {
+    pub fn list(&self, now: Time) -> impl Iterator<Item = ListedAction<J>> {
         let actions = self.executions.values();
-        actions.filter_map(move |execution| listed(execution, now))
+        actions.filter_map(move |execution| self.listed(execution, now))
     }
 
     /// Returns the current numbers.
@@ -77,17 +81,21 @@ impl<J, O> Scheduler<J, O> {
             ends: self.ends,
         }
     }
-}
 
-fn listed<J>(execution: &Execution<J>, now: Time) -> Option<ListedAction> {
-    Some(ListedAction {
-        operation: *execution.operations.first()?,
-        operations: execution.operations.len(),
-        key: execution.key.as_ref().clone(),
-        target: execution.target.to_string(),
-        mnemonic: execution.mnemonic.to_string(),
-        age: now.saturating_sub(execution.submitted),
-        running: execution.running.clone(),
-        attempts: execution.attempts,
-    })
+    fn listed(&self, execution: &Execution<J>, now: Time) -> Option<ListedAction<J>> {
+        let operation = *execution.operations.first()?;
+        let build = self.operations.live(operation);
+        Some(ListedAction {
+            operation,
+            operations: execution.operations.len(),
+            key: execution.key.as_ref().clone(),
+            target: execution.target.to_string(),
+            mnemonic: execution.mnemonic.to_string(),
+            build: build.map_or_else(String::new, |live| live.build.to_string()),
+            job: Arc::clone(&execution.job),
+            age: now.saturating_sub(execution.submitted),
+            running: execution.running.clone(),
+            attempts: execution.attempts,
+        })
+    }
 }

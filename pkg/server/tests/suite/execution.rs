@@ -231,7 +231,7 @@ async fn an_invalid_action_is_refused_before_there_is_an_operation() {
         "execution.platform",
     )
     .await;
-    assert_eq!(server.executor.list(None, 0, 1).operations, []);
+    assert_eq!(server.executor.list(None, 0, 1).await.operations, []);
 }
 
 #[tokio::test]

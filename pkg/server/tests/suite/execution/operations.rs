@@ -6,7 +6,7 @@ use reapi::longrunning::{
     CancelOperationRequest, DeleteOperationRequest, ListOperationsRequest, ListOperationsResponse,
     WaitOperationRequest,
 };
-use reapi::v2::RequestMetadata;
+use reapi::{gorego::ActionState, v2::RequestMetadata};
 use tonic::{Request, Status, metadata::MetadataValue};
 
 use super::*;
@@ -78,6 +78,7 @@ async fn an_operation_is_found_by_the_name_that_its_client_got() {
         (format!("{own}-6-{id}"), Code::NotFound),
         (format!("operations/node-7-{id}"), Code::NotFound),
         (format!("{own}-7-{random}"), Code::NotFound),
+        (format!("{}-{random}", shown(&name)), Code::NotFound),
         ("a".to_owned(), Code::InvalidArgument),
     ] {
         let codes = [
@@ -159,6 +160,13 @@ async fn submit(
     (names, calls)
 }
 
+/// Returns the name in lists of the operation that its client knows as `name`.
+fn shown(name: &str) -> String {
+    let (shown, token) = name.rsplit_once('-').unwrap();
+    assert_eq!(token.len(), 32);
+    shown.to_owned()
+}
+
 fn names(listed: &ListOperationsResponse) -> Vec<String> {
     let names = listed
         .operations
@@ -171,11 +179,13 @@ fn names(listed: &ListOperationsResponse) -> Vec<String> {
 async fn queued_and_running_operations_are_listed_with_their_target() {
     let mut server = ExecutingServer::start().await;
     let sent = RequestMetadata {
+        tool_invocation_id: "some build".to_owned(),
         target_id: "//some:target".to_owned(),
         action_mnemonic: "Rustc".to_owned(),
         ..RequestMetadata::default()
     };
     let (all, _calls) = submit(&server, &sent, &["", "i", "i"]).await;
+    let all: Vec<_> = all.iter().map(|name| shown(name)).collect();
     let _running = server.attempt().await;
     let listed = list(&server, ListOperationsRequest::default())
         .await
@@ -188,6 +198,9 @@ async fn queued_and_running_operations_are_listed_with_their_target() {
     assert!(partial.queued_timestamp.is_some() && partial.worker_start_timestamp.is_some());
     let target = RequestMetadata::decode(partial.auxiliary_metadata[0].value.as_slice());
     assert_eq!(target.unwrap(), sent);
+    let state = ActionState::decode(partial.auxiliary_metadata[1].value.as_slice()).unwrap();
+    assert_eq!((state.phase.as_str(), state.attempts), ("fetch", 1));
+    assert_eq!(state.usage, None);
     assert_eq!(metadata(&listed.operations[1]).stage(), Value::Queued);
     for (name, expected) in [("operations", &all[..1]), ("i/operations", &all[1..])] {
         let request = ListOperationsRequest {
@@ -196,6 +209,39 @@ async fn queued_and_running_operations_are_listed_with_their_target() {
         };
         assert_eq!(names(&list(&server, request).await.unwrap()), expected);
     }
+}
+
+#[tokio::test]
+async fn a_name_from_a_list_shows_its_operation_and_cannot_end_it() {
+    let mut server = ExecutingServer::start().await;
+    let mut messages = server.run("a").await;
+    let (name, _) = messages.stage().await;
+    let attempt = server.attempt().await;
+    let listed = list(&server, ListOperationsRequest::default());
+    let listed = names(&listed.await.unwrap()).remove(0);
+    assert_eq!(server.get(&listed).await.unwrap().name, listed);
+    let wait = WaitOperationRequest {
+        name: listed.clone(),
+        timeout: None,
+    };
+    let codes = [
+        cancel(&server, &listed).await.unwrap_err().code(),
+        delete(&server, &listed).await.unwrap_err().code(),
+        server.wait(&listed).await.err().unwrap().code(),
+        server
+            .operations()
+            .await
+            .wait_operation(wait)
+            .await
+            .unwrap_err()
+            .code(),
+    ];
+    assert_eq!(codes, [Code::PermissionDenied; 4]);
+    attempt.end(exited(3));
+    assert_eq!(messages.response().await.result.unwrap().exit_code, 3);
+    let ended = server.get(&listed).await.unwrap();
+    assert_eq!(response(&ended).result.unwrap().exit_code, 3);
+    delete(&server, &name).await.unwrap();
 }
 
 #[tokio::test]
@@ -214,6 +260,7 @@ async fn a_list_comes_in_pages() {
         request.page_token = page.next_page_token;
     }
     assert_eq!(request.page_token, "");
+    let all: Vec<_> = all.iter().map(|name| shown(name)).collect();
     assert_eq!(paged, all);
 }
 

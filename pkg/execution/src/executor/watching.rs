@@ -1,0 +1,94 @@
+//! What clients see of the operations of others: lists, and logs.
+
+use std::{sync::Arc, time::SystemTime};
+
+use gorego_sandbox::{LiveCommand, LiveUsage};
+use gorego_scheduler::{ListedAction, LogName, Phase, Stage};
+use gorego_storage::InstanceName;
+use reapi::longrunning::Operation;
+use tokio::task::spawn_blocking;
+
+use super::Executor;
+use crate::{Failure, Job, LogReader, operation::OperationHead};
+
+/// The most operations on a page of a list.
+const MAX_PAGE: usize = 1000;
+/// The most clients that follow a log at once. Each holds a file open.
+pub(super) const MAX_READERS: usize = 64;
+
+/// A page of a list of operations.
+#[derive(Debug, Default)]
+pub struct OperationPage {
+    /// The queued and running operations, the oldest first.
+    pub operations: Vec<Operation>,
+    /// The position of the next page; `None` on the last one.
+    pub next: Option<usize>,
+}
+
+impl Executor {
+    /// Returns the queued and running operations from position `from` on, at most `most` and at most a thousand; with an
+    /// instance, only those of it. Operations that are merged are one. Positions shift when operations end. Their names
+    /// give no right to end them.
+    pub async fn list(
+        &self,
+        instance: Option<&InstanceName>,
+        from: usize,
+        most: usize,
+    ) -> OperationPage {
+        let end = from.saturating_add(most.clamp(1, MAX_PAGE));
+        let listed = self.runner.list(end.saturating_add(1));
+        let next = (listed.len() > end).then_some(end);
+        let page = listed.into_iter().take(end).skip(from);
+        let page = page.filter(|action| instance.is_none_or(|of| *of == action.key.instance));
+        let page: Vec<_> = page.collect();
+        let usage = self.measure(&page).await;
+        let operations = page.into_iter().zip(usage).map(|(action, usage)| {
+            let name = self.shown(&action.key.instance, action.operation);
+            let head = OperationHead {
+                queued: SystemTime::now().checked_sub(action.age),
+                ..self.head_of(name, action.key.action)
+            };
+            head.listed(action, usage)
+        });
+        let operations = operations.collect();
+        OperationPage { operations, next }
+    }
+
+    /// Returns the resources that each of these actions uses; `None` for those whose command does not run.
+    async fn measure(&self, actions: &[ListedAction<Job>]) -> Vec<Option<LiveUsage>> {
+        let commands = actions.iter().map(|action| action.job.live.command());
+        let commands: Vec<LiveCommand> = commands.map(Option::unwrap_or_default).collect();
+        let _alone = self.measuring.lock().await;
+        let measured = spawn_blocking(move || LiveCommand::measure(&commands)).await;
+        measured.unwrap_or_else(|_| vec![None; actions.len()])
+    }
+
+    /// Returns a reader of a log from `offset` on, which follows the log until the command ends.
+    pub fn log(&self, name: &LogName, offset: u64) -> Result<LogReader, Failure> {
+        let id = name.operation;
+        let found = self
+            .runner
+            .get(id)
+            .filter(|(key, _)| name.generation == self.generation && name.instance == key.instance);
+        let Some((_, stage)) = found else {
+            let why = "the action ended a while ago, or this server has started again since";
+            return Err(Failure::UnknownOperation(format!("no log {name}: {why}")));
+        };
+        let is_current = match &stage {
+            Stage::Executing(running) => {
+                running.attempt.number() == name.attempt && running.phase <= Some(Phase::Run)
+            }
+            Stage::Queued | Stage::Completed(_) => false,
+        };
+        let job = self.runner.job(id).filter(|_| is_current).ok_or_else(|| {
+            let why = "the command has ended, and the result of the action has the log";
+            Failure::UnknownOperation(format!("no log {name}: {why}"))
+        })?;
+        let permit = Arc::clone(&self.readers).try_acquire_owned();
+        let permit = permit.map_err(|_| {
+            let why = format!("{MAX_READERS} clients follow logs already, as many as are accepted");
+            Failure::QueueFull(why)
+        })?;
+        Ok(job.live.read(name.attempt, name.kind, offset, permit))
+    }
+}

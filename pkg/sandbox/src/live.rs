@@ -1,0 +1,179 @@
+//! The resources that running commands use.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::{self, File},
+    io::Read as _,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicI32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use rustix::param::{clock_ticks_per_second, page_size};
+
+/// More than the bytes of a `/proc/<pid>/stat` up to the fields that are used. One read returns them.
+const LINE: usize = 512;
+
+/// A command while it runs. Clones refer to the same one.
+#[derive(Clone, Debug, Default)]
+pub struct LiveCommand(
+    /// The pid of its supervisor; 0 before there is one and after the end.
+    Arc<AtomicI32>,
+);
+
+/// The resources that a command has used, and uses now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LiveUsage {
+    /// Processor time of all its processes, also of those that have ended.
+    pub processor: Duration,
+    /// The sum of the resident memory of its processes, in bytes. Shared memory counts for each of them.
+    pub resident_bytes: u64,
+}
+
+impl LiveCommand {
+    pub(crate) fn set_supervisor(&self, pid: i32) {
+        self.0.store(pid, Relaxed);
+    }
+
+    /// Returns what each of `commands` uses, `None` for those that do not run. Reads `/proc` once, and blocks meanwhile.
+    pub fn measure(commands: &[Self]) -> Vec<Option<LiveUsage>> {
+        let supervisors: Vec<i32> = commands
+            .iter()
+            .map(|command| command.0.load(Relaxed))
+            .collect();
+        if supervisors.iter().all(|pid| *pid == 0) {
+            return vec![None; commands.len()];
+        }
+        let processes = Processes::read();
+        let measured = supervisors.into_iter().map(|pid| processes.usage(pid));
+        measured.collect()
+    }
+}
+
+/// The fields of a process that are used.
+struct Process {
+    parent: i32,
+    /// The processor time of the process, and of its children that have ended and were waited for, in ticks.
+    own_ticks: u64,
+    ended_ticks: u64,
+    resident_pages: u64,
+}
+
+impl Process {
+    /// Parses the content of `/proc/<pid>/stat`. The name may contain any characters, so it ends at the last `)`.
+    fn parse(stat: &str) -> Option<(i32, Self)> {
+        let (pid, rest) = stat.split_once(" (")?;
+        let (_, rest) = rest.rsplit_once(") ")?;
+        let fields: Vec<&str> = rest.split(' ').collect();
+        let field = |at: usize| fields.get(at)?.parse::<u64>().ok();
+        let process = Self {
+            parent: fields.get(1)?.parse().ok()?,
+            own_ticks: field(11)?.saturating_add(field(12)?),
+            ended_ticks: field(13)?.saturating_add(field(14)?),
+            resident_pages: field(21)?,
+        };
+        Some((pid.parse().ok()?, process))
+    }
+
+    fn read(directory: &Path) -> Option<(i32, Self)> {
+        let mut stat = [0; LINE];
+        let mut file = File::open(directory.join("stat")).ok()?;
+        let read = file.read(&mut stat).ok()?;
+        Self::parse(&String::from_utf8_lossy(stat.get(..read)?))
+    }
+}
+
+/// All processes of the system.
+struct Processes {
+    all: HashMap<i32, Process>,
+    children: HashMap<i32, Vec<i32>>,
+}
+
+impl Processes {
+    fn read() -> Self {
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let is_process = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
+        let processes = entries
+            .filter(|entry| entry.file_name().to_str().is_some_and(is_process))
+            .filter_map(|entry| Process::read(&entry.path()));
+        Self::of(processes)
+    }
+
+    fn of(processes: impl Iterator<Item = (i32, Process)>) -> Self {
+        let all: HashMap<i32, Process> = processes.collect();
+        let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
+        for (pid, process) in &all {
+            children.entry(process.parent).or_default().push(*pid);
+        }
+        Self { all, children }
+    }
+
+    /// Returns what the descendants of a supervisor use.
+    fn usage(&self, supervisor: i32) -> Option<LiveUsage> {
+        let mut ticks = self
+            .all
+            .get(&supervisor)
+            .filter(|_| supervisor != 0)?
+            .ended_ticks;
+        let mut pages: u64 = 0;
+        let mut seen = HashSet::new();
+        let mut parents = vec![supervisor];
+        while let Some(parent) = parents.pop() {
+            // Processes that were created during the pass could form a circle.
+            for pid in self.children.get(&parent).into_iter().flatten() {
+                if let Some(process) = self.all.get(pid).filter(|_| seen.insert(*pid)) {
+                    ticks = ticks.saturating_add(process.own_ticks + process.ended_ticks);
+                    pages = pages.saturating_add(process.resident_pages);
+                    parents.push(*pid);
+                }
+            }
+        }
+        let second = clock_ticks_per_second().max(1);
+        Some(LiveUsage {
+            processor: Duration::from_millis(ticks.saturating_mul(1000) / second),
+            resident_bytes: pages.saturating_mul(page_size() as u64),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process(pid: i32, parent: i32, own: u64, ended: u64, pages: u64) -> (i32, Process) {
+        let line = format!(
+            "{pid} (a) b (c) S {parent} 1 1 0 -1 4194560 9 9 9 9 {own} 0 {ended} 0 20 0 1 0 77 1000 {pages} 18446744073709551615"
+        );
+        Process::parse(&line).expect("valid")
+    }
+
+    #[test]
+    fn a_command_uses_what_all_its_descendants_use_and_used() {
+        let second = clock_ticks_per_second();
+        let processes = Processes::of(
+            [
+                process(10, 1, 1000 * second, 2 * second, 5000),
+                process(11, 10, second, 0, 1),
+                process(12, 11, 0, 3 * second, 2),
+                process(20, 1, 9 * second, 0, 9),
+            ]
+            .into_iter(),
+        );
+        let usage = processes.usage(10).expect("it runs");
+        assert_eq!(usage.processor, Duration::from_secs(6));
+        assert_eq!(usage.resident_bytes, 3 * page_size() as u64);
+        assert_eq!(processes.usage(20), Some(LiveUsage::default()));
+        assert_eq!(processes.usage(30), None);
+        assert_eq!(processes.usage(0), None);
+    }
+
+    #[test]
+    fn a_truncated_line_is_no_process() {
+        for line in ["", "42", "42 (a", "42 (a) S 1 2", "x (a) S 7 8 9"] {
+            assert!(Process::parse(line).is_none(), "{line}");
+        }
+    }
+}
