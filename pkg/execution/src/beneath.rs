@@ -66,6 +66,20 @@ pub(crate) fn open_child(at: impl AsFd, name: &str) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(at, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())
 }
 
+/// Creates the directory `name` in `at` with this mode, whatever the umask. It belongs to `user` if there is one.
+pub(crate) fn make_child(
+    at: impl AsFd,
+    name: &str,
+    mode: Mode,
+    user: Option<u32>,
+) -> Result<OwnedFd, Errno> {
+    rustix::fs::mkdirat(&at, name, mode)?;
+    let made = open_child(at, name)?;
+    rustix::fs::fchmod(&made, mode)?;
+    give(&made, user)?;
+    Ok(made)
+}
+
 /// Makes `user`, if there is one, the owner of a file, with the group of the same number.
 pub(crate) fn give(file: impl AsFd, user: Option<u32>) -> Result<(), Errno> {
     let Some(id) = user else { return Ok(()) };

@@ -97,7 +97,7 @@ impl Finished {
             }
             Err(failure) => (ActionResult::default(), Some(timed_out.unwrap_or(failure))),
         };
-        result.exit_code = exit_code(self.ended.exit);
+        result.exit_code = self.ended.exit.shell_code();
         result.stdout_digest = self.stdout.digest.map(|digest| digest.to_proto());
         result.stdout_raw = self.stdout.inline;
         result.stderr_digest = self.stderr.digest.map(|digest| digest.to_proto());
@@ -128,14 +128,6 @@ impl Finished {
             ));
         }
         lines
-    }
-}
-
-/// Returns the exit code as shells do.
-fn exit_code(exit: Exit) -> i32 {
-    match exit {
-        Exit::Code(code) => code,
-        Exit::Signal(signal) => 128_i32.saturating_add(signal),
     }
 }
 

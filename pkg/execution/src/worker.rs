@@ -1,6 +1,6 @@
 //! The worker of this node: runs actions from their inputs to their published results.
 
-mod build_root;
+pub(crate) mod build_root;
 mod isolation;
 mod run;
 mod span;
@@ -210,7 +210,7 @@ impl Worker<Job, ExecuteResponse> for NodeWorker {
 }
 
 /// Runs a function that blocks, for the current call. A panic in it is an error of the executor.
-async fn block<T: Send + 'static>(
+pub(crate) async fn block<T: Send + 'static>(
     function: impl FnOnce() -> Result<T, Abort> + Send + 'static,
 ) -> Result<T, Abort> {
     let origin = Origin::current();

@@ -28,6 +28,9 @@ pub struct Launch {
     pub stdout: OwnedFd,
     /// The file for standard error.
     pub stderr: OwnedFd,
+    /// Set if `stdout` is a terminal that becomes the command's own, and its standard input. Otherwise standard input is
+    /// `/dev/null`.
+    pub has_terminal: bool,
     /// The time after which the processes in the command's session get `SIGTERM`.
     pub timeout: Duration,
     /// The time from `SIGTERM` until everything is killed.
@@ -113,6 +116,16 @@ pub enum Exit {
     Code(i32),
     /// This signal killed it.
     Signal(i32),
+}
+
+impl Exit {
+    /// Returns the exit code as shells report it: 128 and the number of the signal.
+    pub const fn shell_code(self) -> i32 {
+        match self {
+            Self::Code(code) => code,
+            Self::Signal(signal) => 128_i32.saturating_add(signal),
+        }
+    }
 }
 
 /// The resources used by a command and its descendants, except for processes whose parent ignored `SIGCHLD`.

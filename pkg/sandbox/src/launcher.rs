@@ -138,6 +138,7 @@ async fn order(control: &UnixStream, launch: Launch) -> io::Result<()> {
         argv: launch.argv,
         environment: launch.environment,
         working_directory: launch.working_directory,
+        has_terminal: launch.has_terminal,
         timeout: launch.timeout,
         kill_delay: launch.kill_delay,
         limits: launch.limits,

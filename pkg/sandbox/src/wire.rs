@@ -38,6 +38,7 @@ pub(crate) struct Order {
     pub(crate) argv: Vec<String>,
     pub(crate) environment: Vec<(String, String)>,
     pub(crate) working_directory: String,
+    pub(crate) has_terminal: bool,
     pub(crate) timeout: Duration,
     pub(crate) kill_delay: Duration,
     pub(crate) limits: Limits,

@@ -1,5 +1,6 @@
 //! The directory in which actions run, and the directories of actions in it.
 
+mod remove;
 #[cfg(test)]
 mod tests;
 mod trash;
@@ -23,7 +24,8 @@ use rustix::{
 };
 use tokio::sync::{Mutex, Notify};
 
-use crate::beneath::{DIRECTORY, give, io as io_error, open_child};
+use crate::beneath::{DIRECTORY, io as io_error, make_child, open_child};
+pub(crate) use remove::remove;
 pub(crate) use trash::Trash;
 
 /// The file that marks a directory as gorego's, and is locked by the process that uses it.
@@ -143,14 +145,7 @@ impl BuildRoot {
         has_overlay: bool,
     ) -> Result<ActionDir, Error> {
         let name = self.new_name();
-        let make = |at: &OwnedFd, name: &str, mode| {
-            rustix::fs::mkdirat(at, name, mode)?;
-            let made = open_child(at, name)?;
-            // Whatever the umask.
-            rustix::fs::fchmod(&made, mode)?;
-            give(&made, user)?;
-            Ok(made)
-        };
+        let make = |at: &OwnedFd, name: &str, mode| make_child(at, name, mode, user);
         let dir = make(&self.dir, &name, PRIVATE).map_err(io_error("creating", &name))?;
         let mut action = ActionDir {
             root: dir

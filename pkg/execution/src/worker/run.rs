@@ -23,13 +23,11 @@ use crate::{
     Failure, Job,
     abort::Abort,
     collect::{Collected, Sink, collect},
+    environment::environment,
     logs::LogFile,
     publish::{self, Finished, Times},
     stage::{Source, stage},
 };
-
-/// The variables whose default is the folder for temporary files of the action.
-const TEMPORARY: [&str; 2] = ["HOME", "TMPDIR"];
 
 /// The most processes of an action that runs as a user of its own.
 const MAX_PROCESSES: u64 = 4096;
@@ -166,11 +164,12 @@ impl Run<'_> {
         let _shown = self.job.live.show(self.attempt, logs, live.clone());
         let launch = Launch {
             argv: command.arguments.clone(),
-            environment: self.environment(&staged.dir),
+            environment: environment(command, options, &staged.dir.tmp()),
             root: root.map_err(|error| Error::io("opening", "root", error))?,
             working_directory: command.working_directory.clone(),
             stdout: staged.stdout.writer()?,
             stderr: staged.stderr.writer()?,
+            has_terminal: false,
             timeout: self.job.timeout,
             kill_delay: options.kill_delay,
             limits: Limits {
@@ -196,22 +195,6 @@ impl Run<'_> {
             return Err(Abort::Stopped);
         }
         Ok(ended)
-    }
-
-    /// Returns the variables of the command, and the defaults of those that it does not set.
-    fn environment(&self, dir: &ActionDir) -> Vec<(String, String)> {
-        let mut environment = self.worker.options.environment.clone();
-        for name in TEMPORARY {
-            let tmp = || match &self.worker.options.isolation {
-                Some(_) => "/tmp".to_owned(),
-                None => dir.tmp().to_string_lossy().into_owned(),
-            };
-            environment.entry(name.to_owned()).or_insert_with(tmp);
-        }
-        for variable in &self.job.command.environment_variables {
-            environment.insert(variable.name.clone(), variable.value.clone());
-        }
-        environment.into_iter().collect()
     }
 
     /// Returns whether the action altered its inputs. Corrupt blobs are in quarantine then.

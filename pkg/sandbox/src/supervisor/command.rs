@@ -19,10 +19,10 @@ use rustix::{
     fs::{Mode, OFlags, ResolveFlags, openat2},
     io::Errno,
     process::{
-        Pid, Resource, Rlimit, Signal, fchdir, getpid, getppid, getrlimit,
+        Pid, Resource, Rlimit, Signal, fchdir, getpid, getppid, getrlimit, ioctl_tiocsctty,
         set_parent_process_death_signal, setrlimit, setsid,
     },
-    stdio::{dup2_stderr, dup2_stdout},
+    stdio::{dup2_stderr, dup2_stdin, dup2_stdout},
     thread::set_no_new_privs,
 };
 
@@ -103,11 +103,12 @@ impl Command {
     }
 
     /// Gives this process the command's session, limits, directory, files, and signals. Standard input is `/dev/null`
-    /// already.
+    /// already, unless the command has a terminal.
     fn prepare(&self, supervisor: Pid) -> Result<(), Refusal> {
         setsid().map_err(Refusal::at("setsid"))?;
         self.limit()?;
         self.enter()?;
+        self.take_terminal()?;
         dup2_stdout(&self.stdout).map_err(Refusal::at("standard output"))?;
         dup2_stderr(&self.stderr).map_err(Refusal::at("standard error"))?;
         self.change_user()?;
@@ -121,6 +122,15 @@ impl Command {
         } else {
             Err(Refusal::at("supervisor")(Errno::SRCH))
         }
+    }
+
+    /// Makes the command's terminal, if it has one, that of its session, with this process in the foreground.
+    fn take_terminal(&self) -> Result<(), Refusal> {
+        if !self.order.has_terminal {
+            return Ok(());
+        }
+        let taken = ioctl_tiocsctty(&self.stdout).and_then(|()| dup2_stdin(&self.stdout));
+        taken.map_err(Refusal::at("terminal"))
     }
 
     /// Gives up the rights of root for those of the command's user.
