@@ -213,7 +213,7 @@ async fn processes_that_outlive_their_command_are_killed_and_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sigterm_lets_a_running_action_end_and_refuses_new_ones() {
+async fn sigterm_lets_a_running_action_end_and_refuses_queued_and_new_ones() {
     let (mut server, executor) =
         start(&["limits.drain_timeout=1m", "execution.concurrency=1"]).await;
     let mut gate = Gate::new();
@@ -223,7 +223,11 @@ async fn sigterm_lets_a_running_action_end_and_refuses_new_ones() {
     let other = executor
         .upload(&TestAction::script("true").uncached())
         .await;
+    let mut queued = executor.begin(request(&other)).await.unwrap();
+    queued.reach(Value::Queued).await;
     server.ask_to_stop();
+    let ended = queued.ended().await.expect_err("the action never starts");
+    assert_eq!(ended.code(), Code::Unavailable, "{ended}");
     // Until the signal has arrived, actions are accepted.
     let refused = loop {
         match executor.begin(request(&other)).await {

@@ -25,7 +25,8 @@ section! {
         /// The directory in which actions run. If empty, `exec` in `local_cache.dir`. On another file system, inputs
         /// are copied instead of linked.
         build_root: PathBuf = PathBuf::new(),
-        /// The most operations that wait. Beyond that, clients are asked to retry.
+        /// The most operations that wait, for a slot or for an equal action that runs. Beyond that, clients are asked to
+        /// retry.
         queue_size: u32 = 10_000,
         /// The timeout of an action that names none.
         default_timeout: Duration = Duration::from_mins(30),

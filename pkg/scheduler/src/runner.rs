@@ -211,10 +211,11 @@ where
         self.shared.state.lock().scheduler.totals()
     }
 
-    /// Refuses new operations, and lets the others end within `drain`. Then ends what is left, stops its attempts, and
-    /// waits until their workers have returned.
+    /// Refuses new operations, ends the queued ones, and lets the running ones end within `drain`. Then ends what is
+    /// left, stops its attempts, and waits until their workers have returned.
     pub async fn shut_down(&self, drain: Duration) {
-        self.shared.apply(|state, _| state.scheduler.drain());
+        let begin = |state: &mut RunnerState<J, O>, now| state.scheduler.drain(now);
+        self.shared.apply(begin);
         let mut changed = self.shared.changed.subscribe();
         let idle = changed.wait_for(|()| self.totals().live == 0);
         // The time limit has no other consequence than the end of the rest.

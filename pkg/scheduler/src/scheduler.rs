@@ -185,13 +185,10 @@ impl<J, O> Scheduler<J, O> {
         self.operations.deadline(&self.options)
     }
 
-    /// Refuses new operations from now on. Queued and running ones go on.
-    pub fn drain(&mut self) {
+    /// Refuses new operations from now on, and ends the queued ones, so that their clients go to another node. Running
+    /// ones go on; they do not run again after a failure.
+    pub fn drain(&mut self, now: Time) {
         self.draining = true;
-    }
-
-    /// Ends the queued operations, for a node that is draining.
-    pub fn end_queued(&mut self, now: Time) {
         self.end_all(|execution| execution.running.is_none(), now);
     }
 

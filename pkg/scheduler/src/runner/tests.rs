@@ -245,33 +245,34 @@ async fn an_attempt_whose_worker_panics_is_lost() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn shutting_down_lets_actions_end_in_time() {
+async fn shutting_down_lets_running_actions_end_and_ends_queued_ones_at_once() {
     let (runner, mut attempts) = start(1);
-    let mut watches = [submit(&runner, 1), submit(&runner, 2)];
-    let ends = runner.shut_down(10 * SECOND);
-    let works = async {
-        for _ in 0..2 {
-            tokio::time::sleep(SECOND).await;
-            next(&mut attempts).await.end(done(7));
-        }
-    };
+    let [mut running, mut queued] = [submit(&runner, 1), submit(&runner, 2)];
+    let attempt = next(&mut attempts).await;
     let started = Instant::now();
-    tokio::join!(ends, works);
-    assert!(started.elapsed() < 3 * SECOND);
-    for watch in &mut watches {
-        assert_eq!(stage(watch).await, "queued");
-        assert_eq!(stage(watch).await, "done 7");
-    }
+    let watches = async {
+        assert_eq!(stage(&mut queued).await, "queued");
+        assert_eq!(stage(&mut queued).await, "ShutDown");
+        assert_eq!(started.elapsed(), Duration::ZERO);
+        tokio::time::sleep(SECOND).await;
+        attempt.end(done(7));
+    };
+    tokio::join!(runner.shut_down(10 * SECOND), watches);
+    assert!(started.elapsed() < 2 * SECOND);
+    assert_eq!(stage(&mut running).await, "queued");
+    assert_eq!(stage(&mut running).await, "done 7");
 }
 
 #[tokio::test(start_paused = true)]
 async fn shutting_down_ends_with_the_last_operation() {
-    let runner = Runner::new(options());
+    let (runner, mut attempts) = start(2);
     let watches = [submit(&runner, 1), submit(&runner, 2)];
+    let running = [next(&mut attempts).await, next(&mut attempts).await];
     assert!(runner.cancel(watches[0].operation()));
     let cancels = async {
         tokio::time::sleep(SECOND).await;
         assert!(runner.cancel(watches[1].operation()));
+        drop(running);
     };
     let started = Instant::now();
     tokio::join!(runner.shut_down(10 * SECOND), cancels);

@@ -103,8 +103,12 @@ impl<J, O> Scheduler<J, O> {
         self.end_execution(number, &end, 0, now);
     }
 
-    /// Queues an execution again, at the head of the lines of its builds.
+    /// Queues an execution again, at the head of the lines of its builds. Ends it if the node drains.
     fn requeue(&mut self, number: u64, now: Time) {
+        if self.draining {
+            self.end_execution(number, &End::ShutDown, 0, now);
+            return;
+        }
         let Some(execution) = self.executions.get_mut(&number) else {
             return;
         };

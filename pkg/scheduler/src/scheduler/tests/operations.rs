@@ -258,7 +258,7 @@ fn a_forgotten_operation_is_unknown() {
 }
 
 #[test]
-fn a_full_queue_refuses_with_its_own_error() {
+fn a_full_queue_of_queued_and_merged_operations_refuses_with_its_own_error() {
     let size = |queue_size| Options {
         queue_size,
         ..options()
@@ -284,19 +284,38 @@ fn an_id_in_use_is_refused() {
 }
 
 #[test]
-fn a_draining_scheduler_refuses_new_operations_and_ends_the_others() {
+fn a_draining_scheduler_refuses_new_operations_and_ends_the_queued_ones() {
     let mut bench = Bench::new(1);
     bench.submit(&request(1));
     let attempt = bench.claims(1);
     bench.submit(&request(2));
     bench.effects();
-    bench.scheduler.drain();
+    bench.scheduler.drain(bench.now);
     assert_eq!(bench.try_submit(&request(1)), Err(Refused::Draining));
-    assert!(bench.effects().is_empty());
-    bench.scheduler.end_queued(bench.now);
     assert_eq!(bench.effects(), ["2 shut down"]);
     bench.report(attempt, done(7));
     assert_eq!(bench.effects(), ["1 done 7"]);
+}
+
+#[test]
+fn an_attempt_that_fails_while_the_scheduler_drains_is_not_retried() {
+    for report in [
+        Report::Stopped,
+        Report::Failed(outcome(7)),
+        Report::OutOfMemory(outcome(7)),
+    ] {
+        let mut bench = Bench::new(1);
+        let id = bench.submit(&request(1));
+        let attempt = bench.claims(1);
+        bench.scheduler.drain(bench.now);
+        bench.report(attempt, report);
+        assert_eq!(bench.stage(id), "shut down");
+        let totals = bench.scheduler.totals();
+        assert_eq!(
+            (totals.live, totals.running, totals.ends.retries),
+            (0, 0, 0)
+        );
+    }
 }
 
 #[test]
