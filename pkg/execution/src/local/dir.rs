@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use gorego_sandbox::{Ended, Isolation, Launch, LaunchError, Launcher, Level, Limits};
+use gorego_sandbox::{Ended, Isolation, Launch, LaunchError, Launcher, Level, Limits, LiveCommand};
 use gorego_storage::BlobStore;
 use rustix::{
     fs::{CWD, Gid, Mode},
@@ -201,6 +201,7 @@ impl LocalDir {
             limits: Limits::default(),
             user: self.user,
             isolation: self.isolation(options),
+            live: LiveCommand::default(),
         })
     }
 
