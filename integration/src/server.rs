@@ -1,6 +1,7 @@
 //! A server under test, in a process of its own.
 
 mod log;
+mod user;
 
 use std::{
     env,
@@ -19,6 +20,7 @@ use rustix::process::{Signal, geteuid};
 use tempfile::TempDir;
 
 use self::log::{Log, follow, text};
+pub use self::user::User;
 use crate::{
     binary,
     process::{self, Process},
@@ -103,8 +105,8 @@ pub struct Server {
     log: Log,
 }
 
-/// The environment of a server: its disk, the root directory, the system's certificates, `RUST_LOG` and its limit of
-/// open files.
+/// The environment of a server: its disk, the root directory, the system's certificates, `RUST_LOG`, its limit of open
+/// files, its user and its configuration file.
 #[derive(Clone, Debug, Default)]
 struct Surroundings {
     disk: Option<Disk>,
@@ -113,17 +115,19 @@ struct Surroundings {
     descriptors: Option<Descriptors>,
     /// Set if the server runs in the root directory of the build clients.
     in_root: bool,
+    user: User,
+    file: Option<PathBuf>,
 }
 
 impl Surroundings {
     /// Returns the command to which settings are added.
-    fn program(&self) -> Command {
+    fn program(&self, dir: &Path, data: &Path) -> Command {
         if self.in_root {
             let program = binary::gorego().to_str().expect("the path is UTF-8");
             return root::command(Path::new("/"), program);
         }
         let Some(Descriptors { soft, hard }) = self.descriptors else {
-            return process::command(binary::gorego());
+            return self.user.program(dir, data);
         };
         let mut command = process::command("prlimit");
         command.arg(format!("--nofile={soft}:{hard}"));
@@ -201,6 +205,16 @@ impl Server {
         Self::within(surroundings, settings)
     }
 
+    /// Starts a server as `user`, with a configuration file if one is given.
+    pub fn start_as(user: User, file: Option<&Path>, settings: &[&str]) -> Self {
+        let surroundings = Surroundings {
+            user,
+            file: file.map(Path::to_owned),
+            ..Surroundings::default()
+        };
+        Self::within(surroundings, settings)
+    }
+
     fn within(surroundings: Surroundings, settings: &[&str]) -> Self {
         let settings = settings.iter().map(|&s| s.to_owned()).collect();
         // The users of actions need access.
@@ -247,12 +261,15 @@ impl Server {
     fn launch(dir: Arc<TempDir>, surroundings: Surroundings, settings: Vec<String>) -> Self {
         let data = data_in(&dir);
         let mut command = match surroundings.disk {
-            None => configure(surroundings.program(), &data, &settings),
+            None => configure(surroundings.program(dir.path(), &data), &data, &settings),
             Some(disk) => {
                 fs::create_dir_all(&data).expect("a place for the disk");
                 command_on(disk, &data, &settings)
             }
         };
+        if let Some(file) = &surroundings.file {
+            command.arg("--config").arg(file);
+        }
         if let Some(roots) = &surroundings.roots {
             command.env("SSL_CERT_FILE", roots);
         }
@@ -353,6 +370,14 @@ impl Drop for Server {
 /// Runs a server that must refuse to start. Returns its status and its output on stderr.
 pub fn refusal<S: AsRef<OsStr>>(data: &Path, settings: &[S]) -> (ExitStatus, String) {
     refusal_of(&mut command(data, settings))
+}
+
+/// Runs a server of `user` that must refuse to start. Returns its status and its output on stderr.
+pub fn refusal_as<S: AsRef<OsStr>>(user: User, settings: &[S]) -> (ExitStatus, String) {
+    let dir = TempDir::new().expect("a temporary directory");
+    let data = data_in(&dir);
+    let program = user.program(dir.path(), &data);
+    refusal_of(&mut configure(program, &data, settings))
 }
 
 /// Runs a server that must refuse to start on its own file system. Returns its status and its output.

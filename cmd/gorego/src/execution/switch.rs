@@ -1,4 +1,4 @@
-//! Whether actions are executed, and the start of the process that starts their commands.
+//! The decision to execute actions, and the start of the process that starts their commands.
 
 use gorego_config::{Config, Switch};
 use gorego_sandbox::{Launcher, has_users};

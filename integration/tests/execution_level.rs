@@ -1,0 +1,181 @@
+//! Tests of the level at which a server isolates actions, and of the settings that demand one.
+#![cfg(test)]
+
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt as _,
+    process::Command,
+};
+
+use gorego_integration::{
+    binary,
+    executor::{Executor, TestAction, succeeded},
+    project,
+    server::{Server, User, refusal_as},
+};
+use rustix::process::geteuid;
+use tempfile::TempDir;
+
+const ON: &str = "execution.enabled=true";
+
+/// Returns the line of the banner about the execution of actions.
+fn banner(server: &Server) -> String {
+    let log = server.wait_for_log("for Bazel");
+    let mut lines = log.lines().filter(|line| line.starts_with("executing "));
+    lines.next().expect("a line of the banner").to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_system_without_namespaces_gets_a_warning_and_level_plain_by_default() {
+    if !User::can_confine() {
+        return;
+    }
+    let server = Server::start_as(User::Confined, None, &[ON]);
+    let banner = banner(&server);
+    assert!(
+        banner.contains("not isolated: no user namespaces"),
+        "{banner}"
+    );
+    let log = server.log();
+    assert!(
+        log.contains("\"WARN\",\"message\":\"actions are not isolated"),
+        "{log}"
+    );
+    let executor = Executor::connect(server.address()).await;
+    let result = succeeded(executor.execute(&TestAction::script("echo a")).await);
+    assert_eq!(executor.stdout(&result).await, "a\n");
+}
+
+#[test]
+fn isolation_that_was_set_and_cannot_be_had_prevents_the_start() {
+    if !User::can_confine() {
+        return;
+    }
+    for setting in [
+        "execution.sandbox.enabled=true",
+        "execution.sandbox.network_isolation=true",
+        "execution.sandbox.hide=/opt",
+    ] {
+        let (key, _) = setting.split_once('=').unwrap();
+        for settings in [&[ON, setting][..], &[setting]] {
+            let (status, log) = refusal_as(User::Confined, settings);
+            assert_eq!(status.code(), Some(2), "{log}");
+            let expected = format!("{key}: actions cannot be isolated: no user namespaces");
+            assert!(log.contains(&expected), "{log}");
+        }
+    }
+    let absent = "execution.sandbox.writable_paths=/no/such/path";
+    let off = "execution.sandbox.enabled=false";
+    drop(Server::start_as(User::Confined, None, &[ON, off, absent]));
+}
+
+#[test]
+fn a_writable_path_that_does_not_exist_prevents_the_start() {
+    let absent = "execution.sandbox.writable_paths=/no/such/path";
+    for user in User::all() {
+        let (status, log) = refusal_as(user, &[ON, absent]);
+        assert_eq!(status.code(), Some(2), "{log}");
+        let expected = "execution.sandbox.writable_paths: /no/such/path: No such file";
+        assert!(log.contains(expected), "{log}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn actions_are_executed_by_default_for_an_ordinary_user_on_loopback() {
+    for user in User::all() {
+        let server = Server::start_as(user, None, &[]);
+        let banner = banner(&server);
+        if geteuid().is_root() && user == User::Own {
+            let expected =
+                "executing no actions: gorego runs as root; execution.enabled: true turns it on";
+            assert_eq!(banner, expected);
+            continue;
+        }
+        assert!(banner.starts_with("executing up to "), "{banner}");
+        let executor = Executor::connect(server.address()).await;
+        succeeded(executor.execute(&TestAction::script("true")).await);
+    }
+    let server = Server::start(&["listen_addr=:0"]);
+    let expected =
+        "executing no actions: execution.enabled: true turns it on, for all who reach this address";
+    assert_eq!(banner(&server), expected);
+}
+
+#[test]
+fn execution_that_cannot_start_by_default_leaves_a_cache() {
+    for user in User::all() {
+        if geteuid().is_root() && user == User::Own {
+            continue;
+        }
+        let settings = ["execution.build_root=/proc/no/such/folder"];
+        let server = Server::start_as(user, None, &settings);
+        let banner = banner(&server);
+        assert!(banner.starts_with("executing no actions: "), "{banner}");
+        assert!(banner.contains("execution.build_root"), "{banner}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_the_go_program_executes_actions_at_level_plain() {
+    let sample = project::root().join("pkg/config/tests/data/go-program.yaml");
+    let sample = fs::read_to_string(sample).unwrap();
+    for user in User::all() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+        let [data, builds, file] = ["data", "gorego", "go.yaml"].map(|name| dir.path().join(name));
+        for path in [&data, &builds] {
+            fs::create_dir(path).unwrap();
+            user.give(path);
+        }
+        let text = sample
+            .replace("/srv/gorego/cache", data.to_str().unwrap())
+            .replace(
+                "/srv/gorego/builds",
+                builds.join("builds").to_str().unwrap(),
+            );
+        fs::write(&file, text).unwrap();
+        fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
+        let dir = format!("local_cache.dir={}", data.display());
+        let server = Server::start_as(user, Some(&file), &[&dir]);
+        let banner = banner(&server);
+        let expected = "not isolated: execution.sandbox.enabled is false";
+        assert!(banner.ends_with(expected), "{banner}");
+        let executor = Executor::connect(server.address()).await;
+        let result = succeeded(executor.execute(&TestAction::script("id -u")).await);
+        let id = executor.stdout(&result).await;
+        assert_ne!(id.trim(), "0");
+    }
+}
+
+#[test]
+fn the_command_config_tells_the_level() {
+    let dir = TempDir::new().unwrap();
+    let tell = |settings: &[&str]| {
+        let mut command = Command::new(binary::gorego());
+        command.current_dir(dir.path()).arg("config");
+        for setting in settings {
+            command.args(["--set", setting]);
+        }
+        let output = command.output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().last().unwrap().to_owned()
+    };
+    let root = "execution.run_as_root=true";
+    let off = "execution.sandbox.enabled=false";
+    assert_eq!(
+        tell(&[ON, root, off]),
+        "# executes actions at level plain: not isolated: execution.sandbox.enabled is false"
+    );
+    assert_eq!(
+        tell(&["execution.enabled=false"]),
+        "# executes no actions: execution.enabled is false"
+    );
+    if !User::all().is_empty() {
+        let told = tell(&[ON]);
+        let is_full = told == "# executes actions at level full: isolated";
+        assert!(
+            is_full || told.contains("not isolated: no user namespaces"),
+            "{told}"
+        );
+    }
+}
