@@ -97,13 +97,31 @@ pub(crate) fn set_mount_attributes(
     attributes: u64,
     recursive: bool,
 ) -> io::Result<()> {
+    let flags = if recursive { libc::AT_RECURSIVE } else { 0 };
+    set_attributes(mount, attributes, 0, flags)
+}
+
+/// Shows the files of the mount that `mount` is the root of, which is no part of the file system yet, with the owners
+/// that a user namespace maps theirs to. Fails before Linux 5.12, and for some kinds of file systems.
+pub(crate) fn map_owners(mount: impl AsFd, namespace: impl AsFd) -> io::Result<()> {
+    let namespace = namespace.as_fd().as_raw_fd();
+    let namespace = u64::try_from(namespace).map_err(io::Error::other)?;
+    set_attributes(mount, libc::MOUNT_ATTR_IDMAP, namespace, 0)
+}
+
+fn set_attributes(
+    mount: impl AsFd,
+    attributes: u64,
+    namespace: u64,
+    flags: c_int,
+) -> io::Result<()> {
     let attributes = libc::mount_attr {
         attr_set: attributes,
         attr_clr: 0,
         propagation: 0,
-        userns_fd: 0,
+        userns_fd: namespace,
     };
-    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    let flags = libc::AT_EMPTY_PATH | flags;
     // SAFETY: the path is a string with NUL, and the size is that of the struct, which the kernel only reads.
     let set = unsafe {
         libc::syscall(
@@ -116,6 +134,17 @@ pub(crate) fn set_mount_attributes(
         )
     };
     if set == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Gives this process a mount namespace of its own.
+pub(crate) fn unshare_mounts() -> io::Result<()> {
+    // SAFETY: the process has one thread, and its descriptors stay as they are.
+    let unshared = unsafe { libc::unshare(libc::CLONE_NEWNS) };
+    if unshared == 0 {
         Ok(())
     } else {
         Err(io::Error::last_os_error())

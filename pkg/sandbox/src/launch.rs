@@ -60,8 +60,9 @@ pub struct Isolation {
     pub writable: Vec<PathBuf>,
     /// The size of `/dev/shm` in bytes.
     pub shm_bytes: u64,
-    /// The layer that takes what the command writes below the input root, which itself stays as it is. `None`: the
-    /// command writes into the input root.
+    /// The layer that takes what the command writes below the input root, which itself stays as it is, so that several
+    /// commands can share it. All files in it have to belong to the server; the command's user owns them inside. `None`:
+    /// the command writes into the input root.
     pub overlay: Option<Overlay>,
     /// Set if the command has the network of the host; otherwise it has only a loopback interface of its own.
     pub network: bool,

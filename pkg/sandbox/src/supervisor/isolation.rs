@@ -44,7 +44,13 @@ pub(super) fn start(mut command: Command, isolation: &Isolation) -> Result<Start
     }
     let root = fs::read_link(format!("/proc/self/fd/{}", command.root.as_raw_fd()));
     let plan = root.and_then(|root| Plan::new(root, isolation));
-    let plan = plan.map_err(Refusal::at("paths of the isolation"))?;
+    let mut plan = plan.map_err(Refusal::at("paths of the isolation"))?;
+    if let Some(user) = user
+        && isolation.overlay.is_some()
+    {
+        fork::unshare_mounts().map_err(Refusal::isolation("a mount namespace for the overlay"))?;
+        plan.mount_as_root(user)?;
+    }
     let (ours, theirs) = UnixStream::pair().map_err(Refusal::at("socketpair"))?;
     let (refusal, mut writer) = io::pipe().map_err(Refusal::at("pipe"))?;
     let network = if isolation.network { 0 } else { CLONE_NEWNET };

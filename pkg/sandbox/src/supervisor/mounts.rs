@@ -4,25 +4,26 @@
 //! only the owner of a directory pass, the mounts are taken before the process becomes the command's user.
 
 mod calls;
+mod overlay;
 
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::{
-        fd::{AsRawFd as _, OwnedFd},
-        unix::fs::symlink,
-    },
+    os::{fd::OwnedFd, unix::fs::symlink},
     path::{Path, PathBuf},
 };
 
 use nix::libc::{MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY};
 use rustix::{
-    fs::{FileType, Mode, OFlags, fstat},
+    fs::{FileType, fstat},
     mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount},
     process::{chdir, pivot_root},
 };
 
-use self::calls::{ACTION, FLAG, attach, clone, create, lock, new, tmpfs};
+use self::{
+    calls::{ACTION, attach, clone, create, lock, new, tmpfs},
+    overlay::Layers,
+};
 use crate::{Isolation, Overlay, wire::Refusal};
 
 /// The input root, inside.
@@ -54,6 +55,8 @@ pub(super) struct Plan {
     writable: Vec<PathBuf>,
     hidden: Vec<PathBuf>,
     overlay: Option<Overlay>,
+    /// The input root, if it is mounted already.
+    mounted: Option<OwnedFd>,
     shm_bytes: u64,
 }
 
@@ -74,29 +77,33 @@ impl Plan {
             writable: writable.collect::<io::Result<_>>()?,
             hidden: hidden.collect::<io::Result<_>>()?,
             overlay: isolation.overlay.clone(),
+            mounted: None,
             shm_bytes: isolation.shm_bytes,
         })
     }
 
+    /// Mounts the overlay, if there is one, with the rights of root. What lies below it belongs to `user` then, without
+    /// a change of it: otherwise the kernel copies none of it up, as its owner has no name in the user namespace.
+    pub(super) fn mount_as_root(&mut self, user: u32) -> Result<(), Refusal> {
+        if let Some(overlay) = self.overlay.take() {
+            make_private()?;
+            self.mounted = Some(overlay::mount_for(user, &self.root, &overlay)?);
+        }
+        Ok(())
+    }
+
     /// Takes the action's directories, in a new mount namespace.
     pub(super) fn take(self) -> Result<Taken, Refusal> {
-        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-        mount_change("/", private).map_err(Refusal::isolation("making mounts private"))?;
+        make_private()?;
         let take = |path: &Path, attributes| {
             let tree = clone(path, attributes);
             tree.map_err(|error| refuse("mounting", path, error))
         };
         let writable = self.writable.iter();
-        let root = match &self.overlay {
-            None => InputRoot::Bind(take(&self.root, ACTION)?),
-            Some(Overlay { upper, work }) => {
-                let open = |path: &Path| {
-                    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                    let opened = rustix::fs::open(path, flags, Mode::empty());
-                    opened.map_err(|error| refuse("opening", path, error.into()))
-                };
-                InputRoot::Overlay([open(&self.root)?, open(upper)?, open(work)?])
-            }
+        let root = match (self.mounted, &self.overlay) {
+            (Some(mounted), _) => InputRoot::Mount(mounted),
+            (None, None) => InputRoot::Mount(take(&self.root, ACTION)?),
+            (None, Some(overlay)) => InputRoot::Overlay(Layers::open(&self.root, overlay)?),
         };
         let writable =
             writable.map(|path| Ok((path.clone(), Some(take(path, MOUNT_ATTR_NOSUID)?))));
@@ -111,38 +118,11 @@ impl Plan {
     }
 }
 
-/// The input root before it is mounted.
+/// The input root before it is part of the new root.
 enum InputRoot {
-    Bind(OwnedFd),
-    /// The lower, upper and work directory.
-    Overlay([OwnedFd; 3]),
-}
-
-impl InputRoot {
-    /// Returns its mount. An overlay acts with the rights of the process that mounts it.
-    fn mount(self) -> Result<OwnedFd, Refusal> {
-        match self {
-            Self::Bind(tree) => Ok(tree),
-            Self::Overlay(directories) => {
-                // Paths would have to be quoted. `userxattr` excludes redirects and copies of metadata alone, which
-                // need trust in the files of the upper directory.
-                let [lower, upper, work] = directories
-                    .each_ref()
-                    .map(|directory| format!("/proc/self/fd/{}", directory.as_raw_fd()));
-                let options = [
-                    ("lowerdir", lower.as_str()),
-                    ("upperdir", &upper),
-                    ("workdir", &work),
-                    ("userxattr", FLAG),
-                    ("volatile", FLAG),
-                    ("index", "off"),
-                ];
-                new("overlay", &options, ACTION).map_err(Refusal::isolation(
-                    "mounting an overlay (execution.build_root may have to be on another file system)",
-                ))
-            }
-        }
-    }
+    Mount(OwnedFd),
+    /// An overlay to be mounted.
+    Overlay(Layers),
 }
 
 /// The parts of a new root that are not the host's, read-only.
@@ -157,7 +137,10 @@ pub(super) struct Taken {
 impl Taken {
     /// Builds the new root and moves this process, of the command's user, into it.
     pub(super) fn enter(self) -> Result<(), Refusal> {
-        let root = self.root.mount()?;
+        let root = match self.root {
+            InputRoot::Mount(mount) => mount,
+            InputRoot::Overlay(layers) => layers.mount()?,
+        };
         pivot().map_err(Refusal::isolation("changing the root"))?;
         let host = mount_host(&self.exceptions);
         host.map_err(Refusal::isolation("mounting the host's folders read-only"))?;
@@ -272,6 +255,11 @@ fn mount_writable(path: &Path, tree: &OwnedFd) -> io::Result<()> {
 /// Returns whether a folder of the root is the action's own.
 fn is_own(path: &Path) -> bool {
     OWN.iter().any(|own| path == Path::new(own))
+}
+
+fn make_private() -> Result<(), Refusal> {
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change("/", private).map_err(Refusal::isolation("making mounts private"))
 }
 
 fn refuse(step: &str, path: &Path, error: io::Error) -> Refusal {

@@ -29,6 +29,14 @@ pub(crate) const TESTS: &[Test] = &[
         isolated_outputs_are_read_through_the_overlay,
     ),
     (
+        "inputs_below_an_overlay_belong_to_the_user",
+        inputs_below_an_overlay_belong_to_the_user,
+    ),
+    (
+        "commands_share_the_inputs_below_their_overlays",
+        commands_share_the_inputs_below_their_overlays,
+    ),
+    (
         "isolated_outputs_outlive_a_timeout",
         isolated_outputs_outlive_a_timeout,
     ),
@@ -57,7 +65,7 @@ struct Poison {
     /// The blob and its links.
     blob: PathBuf,
     /// The directories of the blob and of the overlay.
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl Poison {
@@ -70,24 +78,31 @@ impl Poison {
         fs::write(&blob, "blob").unwrap();
         fs::set_permissions(&blob, Permissions::from_mode(0o555)).unwrap();
         fs::create_dir(action.root.path("folder")).unwrap();
-        chown(action.root.path("folder"), user(), user()).unwrap();
+        if !has_overlay {
+            chown(action.root.path("folder"), user(), user()).unwrap();
+        }
         for link in ["blob", "folder/blob"] {
             fs::hard_link(&blob, action.root.path(link)).unwrap();
         }
         if has_overlay {
-            let [upper, work] = ["upper", "work"].map(path);
-            for path in [&upper, &work] {
-                fs::create_dir(path).unwrap();
-                chown(path, user(), user()).unwrap();
-            }
-            action.isolation.overlay = Some(Overlay { upper, work });
+            action.isolation.overlay = Some(overlay(&path("overlay")));
         }
         Self {
             action,
             blob,
-            _directory: directory,
+            directory,
         }
     }
+}
+
+/// Creates the directories of an overlay.
+fn overlay(directory: &Path) -> Overlay {
+    let [upper, work] = ["upper", "work"].map(|name| directory.join(name));
+    for path in [&upper, &work] {
+        fs::create_dir_all(path).unwrap();
+        chown(path, user(), user()).unwrap();
+    }
+    Overlay { upper, work }
 }
 
 /// Returns what must not change.
@@ -152,6 +167,33 @@ fn isolated_outputs_are_read_through_the_overlay(fixture: &Fixture) {
     }
     assert!(!poison.action.root.path("made").exists());
     assert!(!poison.action.root.path("folder/output").exists());
+}
+
+fn inputs_below_an_overlay_belong_to_the_user(fixture: &Fixture) {
+    let poison = Poison::new(true);
+    let script = "stat -c '%u %a %n' . folder blob folder/blob | grep -v ^$(id -u)
+        set -e; chmod u+w blob folder/blob; echo more >> blob; echo more >> folder/blob
+        cat blob folder/blob; mkdir folder/made; mv blob folder/moved; touch -d @1000 folder";
+    let script = format!("({script}) 2>&1");
+    let before = state(&poison.blob);
+    let ended = fixture.run(poison.action.script(&script)).unwrap();
+    let output = poison.action.root.output();
+    assert_eq!(
+        (ended.exit, output.as_str()),
+        (Exit::Code(0), "blobmore\nblobmore\n")
+    );
+    assert_eq!(state(&poison.blob), before);
+}
+
+fn commands_share_the_inputs_below_their_overlays(fixture: &Fixture) {
+    let mut poison = Poison::new(true);
+    let script = "test ! -e made && mkdir made folder/made && rm -f blob && cat folder/blob";
+    for _ in 0..2 {
+        let ended = fixture.run(poison.action.script(script)).unwrap();
+        let output = poison.action.root.output();
+        assert_eq!((ended.exit, output.as_str()), (Exit::Code(0), "blob"));
+        poison.action.isolation.overlay = Some(overlay(&poison.directory.path().join("next")));
+    }
 }
 
 fn isolated_outputs_outlive_a_timeout(fixture: &Fixture) {
