@@ -37,6 +37,8 @@ pub(crate) enum Command {
     Top(Page),
     /// Explains the last misses of an action or of a target.
     Explain(Explain),
+    /// Opens a shell with the inputs of an action, in its sandbox on this machine, or runs its command there.
+    Shell(Shell),
 }
 
 /// The options of `stats`.
@@ -60,6 +62,49 @@ pub(crate) struct Explain {
     /// Prints the JSON of `/api/v1/actions/` or `/api/v1/targets`.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// The options of `shell`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub(crate) struct Shell {
+    /// Digest of the action: `hash/size`, `hash`, or a URI that ends with `blobs/hash/size`.
+    #[arg(value_name = "DIGEST")]
+    pub(crate) action: String,
+    #[command(flatten)]
+    pub(crate) server: Server,
+    /// Runs the command of the action instead of a shell, and prints its exit code and outputs.
+    #[arg(long, conflicts_with = "program")]
+    pub(crate) run: bool,
+    /// Stages the action in this directory, which must not exist, and keeps it.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) keep: Option<PathBuf>,
+    /// Program to run there instead of a shell, with its arguments.
+    #[arg(last = true, value_name = "PROGRAM")]
+    pub(crate) program: Vec<String>,
+}
+
+/// The cache that a command connects to: gorego, or any other of the Remote Execution API.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub(crate) struct Server {
+    /// Address of the cache: `grpc://host:port`, `grpcs://host` or `unix:/path`. Default: `listen_addr` of the
+    /// configuration.
+    #[arg(long = "server", value_name = "ADDRESS")]
+    pub(crate) address: Option<String>,
+    /// Name of the instance.
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub(crate) instance: String,
+    /// File with the authorities of the server's certificate. Default: those of the system.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// File with the certificate of this client.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// File with the key of that certificate.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Header of each request, such as one that authenticates; can be repeated.
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) header: Vec<String>,
 }
 
 /// The page of the running gorego.

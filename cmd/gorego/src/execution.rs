@@ -236,7 +236,7 @@ pub(crate) fn concurrency(config: &Config) -> u32 {
 }
 
 /// Returns the executor's settings.
-fn options(config: &Config) -> Options {
+pub(crate) fn options(config: &Config) -> Options {
     let execution = &config.execution;
     let sixty_percent = config.local_cache.max_size_gb.bytes() / 5 * 3;
     let or = |given: u64, default| if given == 0 { default } else { given };

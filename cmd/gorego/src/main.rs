@@ -11,6 +11,8 @@ mod memory;
 mod meters;
 mod metrics;
 mod reload;
+mod remote;
+mod shell;
 mod signals;
 mod site;
 mod terminal;
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         Some(Command::Serve) | None => (load().and_then(|loaded| serve(&loaded)), EXIT_START),
         Some(Command::Stats(options)) => (terminal::stats(options, &load), EXIT_NO_SERVER),
         Some(Command::Explain(options)) => (terminal::explain(options, &load), EXIT_NO_SERVER),
+        Some(Command::Shell(options)) => return shell::run(options, &load),
         Some(Command::Top(page)) => match terminal::top(page, &load) {
             Ok(status) => return status,
             Err(why) => (Err(why), EXIT_NO_SERVER),

@@ -22,7 +22,8 @@ use gorego_telemetry::{
 use serde::de::DeserializeOwned;
 use tokio::runtime::{Builder, Runtime};
 
-use self::{address::Address, client::Client, explain::Subject, text::clean};
+use self::{address::Address, client::Client, explain::Subject};
+pub(crate) use self::{address::reachable, text::clean};
 use crate::cli::{Explain, Page, Stats};
 
 /// The path of the numbers.
@@ -83,7 +84,7 @@ pub(crate) fn top(page: &Page, load: Load<'_>) -> Result<ExitCode, String> {
 }
 
 /// A function that loads the configuration, which is only needed without `--url`.
-type Load<'a> = &'a dyn Fn() -> Result<LoadedConfig, String>;
+pub(crate) type Load<'a> = &'a dyn Fn() -> Result<LoadedConfig, String>;
 
 fn client(page: &Page, load: Load<'_>) -> Result<Client, String> {
     let address = match &page.url {

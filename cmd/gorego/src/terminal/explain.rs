@@ -124,6 +124,13 @@ pub(super) fn action(view: &ActionView, now_ms: u64) -> String {
     }
     if view.outputs.is_some() {
         text += &wrap(INDENT, "The cache has a result of this action now.");
+    } else if !view.inputs.is_empty() {
+        // The client uploaded what an executor needs, and the command failed.
+        let _ = writeln!(
+            text,
+            "{INDENT}To see it run, or to try it in a shell:\n{INDENT}gorego shell --run {0}\n{INDENT}gorego shell {0}",
+            clean(&view.action)
+        );
     }
     text
 }
@@ -197,7 +204,7 @@ fn difference(found: &Difference) -> String {
 
 #[cfg(test)]
 mod tests {
-    use gorego_telemetry::builds::{Aspect, Cause, LookupOutcome};
+    use gorego_telemetry::builds::{Aspect, Cause, Entry, LookupOutcome};
 
     use super::*;
     use crate::terminal::text::{COLUMNS, width};
@@ -313,6 +320,22 @@ mod tests {
             "action abc/1\n\x20 No miss of this action is recorded.\n\x20 The action cannot be shown: action \
              abc/1 is missing.\n\x20 Inputs are left out: there are too many.\n\x20 The cache has a result of this action now.\n"
         );
+    }
+
+    #[test]
+    fn an_action_with_inputs_and_without_a_result_can_be_tried_in_a_shell() {
+        let mut view = ActionView {
+            action: "abc/1".to_owned(),
+            inputs: vec![Entry {
+                path: "file".to_owned(),
+                content: "def/2".to_owned(),
+            }],
+            ..ActionView::default()
+        };
+        let text = action(&view, 0);
+        assert!(text.ends_with("\n  gorego shell abc/1\n"), "{text}");
+        view.outputs = Some(Vec::new());
+        assert!(!action(&view, 0).contains("gorego shell"));
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub(super) const COLUMNS: usize = 80;
 
 /// Escapes the characters that a terminal would interpret: control characters, and those that reorder text. Clients choose
 /// the names of targets and builds.
-pub(super) fn clean(text: &str) -> String {
+pub(crate) fn clean(text: &str) -> String {
     let mut cleaned = String::with_capacity(text.len());
     for char in text.chars() {
         let reorders = matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');

@@ -189,12 +189,12 @@ impl Links for FetchedInputs {
 
     /// Returns the digests of outputs, which stay where they are.
     async fn adopt(&self, function: DigestFunction, files: Vec<Adopt>) -> Vec<Result<Digest>> {
-        digests(function, files)
+        digests(function, &files)
     }
 }
 
 /// Returns the digests of files. Blocks.
-fn digests(function: DigestFunction, files: Vec<Adopt>) -> Vec<Result<Digest>> {
+fn digests(function: DigestFunction, files: &[Adopt]) -> Vec<Result<Digest>> {
     let digests = files.iter().map(|file| {
         let (file, _) = file.open()?;
         let hashed = hash_file(function, &file, u64::MAX);

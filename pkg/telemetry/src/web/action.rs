@@ -168,6 +168,10 @@ fn outputs(action: &ActionView) -> Markup {
                     "There is no result of this action in " (place(action)) " " (instances(action)) "."
                     @if action.is_local_only { " The backing cache was not asked." }
                 }
+                @if !action.inputs.is_empty() {
+                    // The client uploaded what an executor needs, and the command failed.
+                    p { "To see it run on your machine: " code { "gorego shell --run " (action.action) } }
+                }
                 @if !action.output_paths.is_empty() {
                     p { "Declared outputs: " @for path in &action.output_paths { code { (path) } " " } }
                 }
@@ -246,5 +250,12 @@ mod tests {
         let page = outputs(&action).into_string();
         assert!(page.contains("in the local tier under"), "{page}");
         assert!(page.contains("The backing cache was not asked."), "{page}");
+        assert!(!page.contains("gorego shell"), "{page}");
+        action.inputs.push(Entry {
+            path: "file".to_owned(),
+            content: "def/2".to_owned(),
+        });
+        let page = outputs(&action).into_string();
+        assert!(page.contains("gorego shell --run"), "{page}");
     }
 }
