@@ -30,6 +30,8 @@ filegroup(
     srcs = glob(
         [
             "lib/*.so",
+            # LLVM, which rustc loads. Only where the links of an action lead to this folder is it found undeclared.
+            "lib/*.so.*",
             TARGET + "/bin/**",
             TARGET + "/codegen-backends/*",
             TARGET + "/lib/*.so",
