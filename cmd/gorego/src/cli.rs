@@ -37,6 +37,10 @@ pub(crate) enum Command {
     Top(Page),
     /// Explains the last misses of an action or of a target.
     Explain(Explain),
+    /// Lists the queued and running actions of a server that executes.
+    Ps(Ps),
+    /// Follows the output of an action until it ends.
+    Tail(Tail),
 }
 
 /// The options of `stats`.
@@ -60,6 +64,56 @@ pub(crate) struct Explain {
     /// Prints the JSON of `/api/v1/actions/` or `/api/v1/targets`.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// The options of `ps`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub(crate) struct Ps {
+    #[command(flatten)]
+    pub(crate) server: Server,
+    /// Prints JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// The options of `tail`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub(crate) struct Tail {
+    /// Operation, as `gorego ps` lists it, or its name.
+    #[arg(value_name = "OPERATION")]
+    pub(crate) operation: String,
+    /// Prints the standard output only.
+    #[arg(long, conflicts_with = "stderr")]
+    pub(crate) stdout: bool,
+    /// Prints the standard error only.
+    #[arg(long)]
+    pub(crate) stderr: bool,
+    #[command(flatten)]
+    pub(crate) server: Server,
+}
+
+/// The cache that a command connects to: gorego, or any other of the Remote Execution API.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub(crate) struct Server {
+    /// Address of the cache: `grpc://host:port`, `grpcs://host` or `unix:/path`. Default: `listen_addr` of the
+    /// configuration.
+    #[arg(long = "server", value_name = "ADDRESS")]
+    pub(crate) address: Option<String>,
+    /// Name of the instance.
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub(crate) instance: String,
+    /// File with the authorities of the server's certificate. Default: those of the system.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// File with the certificate of this client.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// File with the key of that certificate.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Header of each request, such as one that authenticates; can be repeated.
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) header: Vec<String>,
 }
 
 /// The page of the running gorego.

@@ -11,6 +11,7 @@ mod memory;
 mod meters;
 mod metrics;
 mod reload;
+mod remote;
 mod signals;
 mod site;
 mod terminal;
@@ -53,6 +54,8 @@ fn main() -> ExitCode {
         Some(Command::Serve) | None => (load().and_then(|loaded| serve(&loaded)), EXIT_START),
         Some(Command::Stats(options)) => (terminal::stats(options, &load), EXIT_NO_SERVER),
         Some(Command::Explain(options)) => (terminal::explain(options, &load), EXIT_NO_SERVER),
+        Some(Command::Ps(options)) => (terminal::ps(options, &load), EXIT_NO_SERVER),
+        Some(Command::Tail(options)) => (terminal::tail(options, &load), EXIT_NO_SERVER),
         Some(Command::Top(page)) => match terminal::top(page, &load) {
             Ok(status) => return status,
             Err(why) => (Err(why), EXIT_NO_SERVER),

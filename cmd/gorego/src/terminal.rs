@@ -3,8 +3,11 @@
 mod address;
 mod client;
 mod explain;
+mod operations;
+mod ps;
 mod screen;
 mod stats;
+mod tail;
 mod text;
 mod top;
 
@@ -22,8 +25,9 @@ use gorego_telemetry::{
 use serde::de::DeserializeOwned;
 use tokio::runtime::{Builder, Runtime};
 
-use self::{address::Address, client::Client, explain::Subject, text::clean};
-use crate::cli::{Explain, Page, Stats};
+use self::{address::Address, client::Client, explain::Subject, operations::Operations};
+pub(crate) use self::{address::reachable, text::clean};
+use crate::cli::{Explain, Page, Ps, Stats, Tail};
 
 /// The path of the numbers.
 const STATUS: &str = "/api/v1/status";
@@ -76,6 +80,30 @@ fn explain_as<T: DeserializeOwned>(
     print(render(&found.value, now_ms).as_bytes())
 }
 
+/// Prints the queued and running actions of a server.
+pub(crate) fn ps(options: &Ps, load: Load<'_>) -> Result<(), String> {
+    let config = load()?.config;
+    let found = runtime()?.block_on(async {
+        let operations = Operations::open(&options.server, &config)?;
+        operations.list().await
+    })?;
+    if options.json {
+        return print(&ps::json(&found)?);
+    }
+    print(ps::render(&found).as_bytes())
+}
+
+/// Prints the output of an action until it ends, then its exit code.
+pub(crate) fn tail(options: &Tail, load: Load<'_>) -> Result<(), String> {
+    let config = load()?.config;
+    let ended = runtime()?.block_on(async {
+        let operations = Operations::open(&options.server, &config)?;
+        tail::run(&operations, options).await
+    })?;
+    ended.iter().for_each(|line| crate::print(line));
+    Ok(())
+}
+
 /// Shows the numbers of a running gorego until the user quits. Returns the exit status.
 pub(crate) fn top(page: &Page, load: Load<'_>) -> Result<ExitCode, String> {
     let client = client(page, load)?;
@@ -83,7 +111,7 @@ pub(crate) fn top(page: &Page, load: Load<'_>) -> Result<ExitCode, String> {
 }
 
 /// A function that loads the configuration, which is only needed without `--url`.
-type Load<'a> = &'a dyn Fn() -> Result<LoadedConfig, String>;
+pub(crate) type Load<'a> = &'a dyn Fn() -> Result<LoadedConfig, String>;
 
 fn client(page: &Page, load: Load<'_>) -> Result<Client, String> {
     let address = match &page.url {

@@ -35,7 +35,8 @@ pub enum TargetAddress {
 }
 
 impl Target {
-    fn from_text(text: &str) -> Option<Self> {
+    /// Parses an address; `None` if it has none of the forms.
+    pub fn from_text(text: &str) -> Option<Self> {
         if let Some(path) = text.strip_prefix("unix:") {
             let path = path.strip_prefix("//").unwrap_or(path);
             return path.starts_with('/').then(|| Self {

@@ -88,7 +88,7 @@ fn parse(url: &str) -> Option<Address> {
 }
 
 /// Returns a name of a host that listens on `host`: all interfaces include that of `localhost`.
-fn reachable(host: Option<&str>) -> String {
+pub(crate) fn reachable(host: Option<&str>) -> String {
     let host = host.unwrap_or_default();
     let address = host.parse::<IpAddr>();
     if host.is_empty() || address.is_ok_and(|address| address.is_unspecified()) {
