@@ -39,6 +39,10 @@ pub(crate) enum Command {
     Explain(Explain),
     /// Opens a shell with the inputs of an action, in its sandbox on this machine, or runs its command there.
     Shell(Shell),
+    /// Lists the queued and running actions of a server that executes.
+    Ps(Ps),
+    /// Follows the output of an action until it ends.
+    Tail(Tail),
 }
 
 /// The options of `stats`.
@@ -81,6 +85,32 @@ pub(crate) struct Shell {
     /// Program to run there instead of a shell, with its arguments.
     #[arg(last = true, value_name = "PROGRAM")]
     pub(crate) program: Vec<String>,
+}
+
+/// The options of `ps`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub(crate) struct Ps {
+    #[command(flatten)]
+    pub(crate) server: Server,
+    /// Prints JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// The options of `tail`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub(crate) struct Tail {
+    /// Operation, as `gorego ps` lists it, or its name.
+    #[arg(value_name = "OPERATION")]
+    pub(crate) operation: String,
+    /// Prints the standard output only.
+    #[arg(long, conflicts_with = "stderr")]
+    pub(crate) stdout: bool,
+    /// Prints the standard error only.
+    #[arg(long)]
+    pub(crate) stderr: bool,
+    #[command(flatten)]
+    pub(crate) server: Server,
 }
 
 /// The cache that a command connects to: gorego, or any other of the Remote Execution API.

@@ -24,6 +24,7 @@ use rustix::process::geteuid;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::{
+    isolation::isolation_settings,
     preview::preview,
     switch::{Start, start},
 };

@@ -9,15 +9,15 @@ mod terminal;
 
 use std::{
     env, io,
-    path::{Path, PathBuf},
+    path::Path,
     pin::pin,
     process::{self, ExitCode},
     sync::Arc,
     time::Duration,
 };
 
-use gorego_config::Config;
-use gorego_execution::{IsolationOptions, Job, LocalDir, LocalError, Options, read_job};
+use gorego_config::LoadedConfig;
+use gorego_execution::{Job, LocalDir, LocalError, Options, read_job};
 use gorego_sandbox::{Launcher, Level, has_users};
 use gorego_storage::Error;
 use gorego_storage_remote::RemoteStore;
@@ -31,16 +31,13 @@ use tokio_util::sync::CancellationToken;
 use self::{action::ActionName, run::Started};
 use crate::{
     cli::Shell,
-    execution::{concurrency, first_user, options},
+    execution::{concurrency, first_user, isolation_settings, options},
     print, remote,
     terminal::Load,
 };
 
 /// The exit status if no program was started, as `env` and container tools have it.
 const EXIT_FAILED: u8 = 125;
-
-/// The folders of this machine that are empty for actions.
-const HIDDEN: [&str; 3] = ["/root", "/home", "/run"];
 
 /// The most directories of earlier runs whose names are tried.
 const MAX_NAMES: u32 = 1000;
@@ -64,14 +61,14 @@ fn start(shell: &Shell, load: Load<'_>) -> Result<u8, String> {
                 .to_owned(),
         );
     }
-    let config = load()?.config;
+    let loaded = load()?;
     let launcher = Launcher::start();
     let launcher =
         launcher.map_err(|why| format!("cannot start the launcher of actions: {why}"))?;
     let runtime = Runtime::new().map_err(|why| format!("failed to start the runtime: {why}"))?;
     let session = Session {
         shell,
-        config: &config,
+        loaded: &loaded,
         launcher,
     };
     let ended = runtime.block_on(session.until_signal(&action));
@@ -83,7 +80,7 @@ fn start(shell: &Shell, load: Load<'_>) -> Result<u8, String> {
 /// One call of the command.
 struct Session<'a> {
     shell: &'a Shell,
-    config: &'a Config,
+    loaded: &'a LoadedConfig,
     launcher: Launcher,
 }
 
@@ -117,7 +114,7 @@ impl Session<'_> {
     }
 
     async fn work(&self, action: &ActionName, stop: &CancellationToken) -> Result<u8, String> {
-        let blobs = remote::open(&self.shell.server, self.config)?;
+        let blobs = remote::open(&self.shell.server, &self.loaded.config)?;
         let options = self.options();
         let read = async {
             let digest = action.digest(&blobs).await?;
@@ -176,18 +173,9 @@ impl Session<'_> {
 
     /// Returns the settings of an executor with this configuration that takes any action, as far as it is well formed.
     fn options(&self) -> Options {
-        let options = options(self.config);
-        let mut hide: Vec<PathBuf> = HIDDEN.map(PathBuf::from).to_vec();
-        hide.push(self.config.local_cache.dir.clone());
-        let sandbox = &self.config.execution.sandbox;
+        let options = options(&self.loaded.config);
         Options {
-            isolation: Some(IsolationOptions {
-                hide,
-                writable: sandbox.writable_paths.iter().map(PathBuf::from).collect(),
-                // What Linux gives a tmpfs by default.
-                shm_bytes: options.memory / 2,
-                network: !sandbox.network_isolation,
-            }),
+            isolation: Some(isolation_settings(self.loaded, options.memory)),
             max_timeout: Duration::MAX,
             max_input_bytes: u64::MAX,
             ignore_unknown_platform: true,
@@ -197,7 +185,8 @@ impl Session<'_> {
 
     /// Returns the user that the action runs as, if it is not this one: for root, one that no executor's action has.
     fn user(&self) -> Option<u32> {
-        let user = first_user(self.config)?.saturating_add(concurrency(self.config));
+        let user =
+            first_user(&self.loaded.config)?.saturating_add(concurrency(&self.loaded.config));
         has_users(&(user..user.saturating_add(1))).then_some(user)
     }
 

@@ -3,8 +3,11 @@
 mod address;
 mod client;
 mod explain;
+mod operations;
+mod ps;
 mod screen;
 mod stats;
+mod tail;
 mod text;
 mod top;
 
@@ -22,9 +25,9 @@ use gorego_telemetry::{
 use serde::de::DeserializeOwned;
 use tokio::runtime::{Builder, Runtime};
 
-use self::{address::Address, client::Client, explain::Subject};
+use self::{address::Address, client::Client, explain::Subject, operations::Operations};
 pub(crate) use self::{address::reachable, text::clean};
-use crate::cli::{Explain, Page, Stats};
+use crate::cli::{Explain, Page, Ps, Stats, Tail};
 
 /// The path of the numbers.
 const STATUS: &str = "/api/v1/status";
@@ -75,6 +78,30 @@ fn explain_as<T: DeserializeOwned>(
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     let now_ms = u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX);
     print(render(&found.value, now_ms).as_bytes())
+}
+
+/// Prints the queued and running actions of a server.
+pub(crate) fn ps(options: &Ps, load: Load<'_>) -> Result<(), String> {
+    let config = load()?.config;
+    let found = runtime()?.block_on(async {
+        let operations = Operations::open(&options.server, &config)?;
+        operations.list().await
+    })?;
+    if options.json {
+        return print(&ps::json(&found)?);
+    }
+    print(ps::render(&found).as_bytes())
+}
+
+/// Prints the output of an action until it ends, then its exit code.
+pub(crate) fn tail(options: &Tail, load: Load<'_>) -> Result<(), String> {
+    let config = load()?.config;
+    let ended = runtime()?.block_on(async {
+        let operations = Operations::open(&options.server, &config)?;
+        tail::run(&operations, options).await
+    })?;
+    ended.iter().for_each(|line| crate::print(line));
+    Ok(())
 }
 
 /// Shows the numbers of a running gorego until the user quits. Returns the exit status.

@@ -58,7 +58,7 @@ async fn level(
     for path in &config.execution.sandbox.writable_paths {
         fs::metadata(path).map_err(|error| Error::Writable(path.clone(), error))?;
     }
-    options.isolation = Some(settings(loaded, options.memory));
+    options.isolation = Some(isolation_settings(loaded, options.memory));
     Ok(probe(options, launcher).await?)
 }
 
@@ -88,7 +88,7 @@ fn demand(loaded: &LoadedConfig) -> Option<&'static str> {
 
 /// Returns the configured isolation. Files that several programs read and that hold no secret, such as lists of
 /// authorities, are not hidden.
-fn settings(loaded: &LoadedConfig, memory: u64) -> IsolationOptions {
+pub(crate) fn isolation_settings(loaded: &LoadedConfig, memory: u64) -> IsolationOptions {
     let config = &loaded.config;
     let (sandbox, backing) = (&config.execution.sandbox, &config.backing_cache);
     let folders = ["/root", "/home", "/run"].map(PathBuf::from);

@@ -147,6 +147,8 @@ pub(super) fn span(from_ms: u64, to_ms: u64) -> String {
 pub(super) struct Table {
     /// The number of columns at the left that hold text. The others hold numbers.
     pub(super) texts: usize,
+    /// Set if the last column holds text, too.
+    pub(super) last_is_text: bool,
     pub(super) rows: Vec<Vec<String>>,
 }
 
@@ -155,6 +157,7 @@ impl Table {
     pub(super) fn new<const N: usize>(texts: usize, header: [&str; N]) -> Self {
         Self {
             texts,
+            last_is_text: false,
             rows: vec![header.map(str::to_owned).to_vec()],
         }
     }
@@ -176,7 +179,8 @@ impl Table {
             let cells = row.iter().zip(&widths).enumerate();
             let cells = cells.map(|(column, (cell, widest))| {
                 let padding = " ".repeat(widest.saturating_sub(width(cell)));
-                if column < self.texts {
+                let is_last = self.last_is_text && column + 1 == columns;
+                if column < self.texts || is_last {
                     format!("{cell}{padding}")
                 } else {
                     format!("{padding}{cell}")

@@ -18,6 +18,7 @@ mod peer;
 mod pool;
 mod results;
 mod retry;
+mod service;
 mod store;
 mod upload;
 
