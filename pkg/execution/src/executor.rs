@@ -17,6 +17,10 @@ use reapi::{
     v2::{ExecuteRequest, ExecuteResponse, RequestMetadata},
 };
 use ring::rand::{SecureRandom as _, SystemRandom};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 use tracing::debug;
 
 use crate::{
@@ -25,6 +29,7 @@ use crate::{
     admit::{Admission, read_action},
     command::check_inline,
     inputs::Resident,
+    leases::renew,
     operation::{CachedExecution, OperationHead, Watcher},
 };
 
@@ -48,6 +53,8 @@ pub struct Executor {
     admissions: Admissions,
     /// The start of the runner's clock.
     epoch: SystemTime,
+    /// Ends the tasks with the executor.
+    _stop: DropGuard,
 }
 
 /// An accepted request.
@@ -85,6 +92,14 @@ impl Executor {
             memory: options.memory,
         };
         runner.add_worker(WorkerId::new(&options.node), capacity, worker);
+        let stop = CancellationToken::new();
+        let renewal = renew(
+            runner.clone(),
+            Arc::clone(&blobs),
+            options.lease,
+            stop.clone(),
+        );
+        TaskTracker::new().spawn(renewal);
         Self {
             options,
             blobs,
@@ -95,6 +110,7 @@ impl Executor {
             random: SystemRandom::new(),
             admissions: Admissions::default(),
             epoch: SystemTime::now(),
+            _stop: stop.drop_guard(),
         }
     }
 

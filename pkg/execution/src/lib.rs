@@ -11,6 +11,7 @@ mod executor;
 mod failure;
 mod inputs;
 mod job;
+mod leases;
 mod logs;
 mod names;
 mod operation;

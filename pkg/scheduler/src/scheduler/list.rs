@@ -1,6 +1,6 @@
 //! Lists of what is queued and running.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use super::Scheduler;
 use crate::{
@@ -63,6 +63,11 @@ impl<J, O> Scheduler<J, O> {
     pub fn list(&self, now: Time) -> impl Iterator<Item = ListedAction> {
         let actions = self.executions.values();
         actions.filter_map(move |execution| listed(execution, now))
+    }
+
+    /// Returns the work of the queued and running actions, the oldest first.
+    pub fn jobs(&self) -> impl Iterator<Item = &Arc<J>> {
+        self.executions.values().map(|execution| &execution.job)
     }
 
     /// Returns the current numbers.
