@@ -257,6 +257,7 @@ pub(crate) fn options(config: &Config) -> Options {
         // The rest of a response has to fit into a message, too.
         max_inline_bytes: config.limits.max_batch_bytes.bytes() / 2,
         max_log_bytes: execution.max_log_bytes.bytes(),
+        lease: config.local_cache.lease,
         environment: execution.environment.0.iter().cloned().collect(),
         platform: platform(&execution.platform),
         ignore_unknown_platform: execution.unknown_platform == UnknownPlatform::Ignore,

@@ -43,7 +43,7 @@ section! {
         /// The most bytes of one action's outputs. 0 for no limit.
         max_output_bytes: ByteSize = ByteSize::from_bytes(0),
         /// The most bytes kept of a command's standard output, and of its standard error. Of a longer one, the
-        /// beginning and the end are kept.
+        /// beginning and the end are kept. At least 1KiB.
         max_log_bytes: ByteSize = ByteSize::from_bytes(64 << 20),
         /// The variables that a command gets if it has none of that name. `HOME` and `TMPDIR` are a directory of the
         /// action unless they are set here.

@@ -48,6 +48,19 @@ pub(crate) struct Sink<'a> {
     pub max_inline: u64,
 }
 
+impl Sink<'_> {
+    /// Waits for a call to the store, which may be slow, unless the attempt has to stop.
+    pub(crate) fn wait<T>(&self, call: impl Future<Output = T>) -> Result<T, Abort> {
+        self.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => Err(Abort::Stopped),
+                done = call => Ok(done),
+            }
+        })
+    }
+}
+
 /// The outputs of an action.
 #[derive(Debug, Default)]
 pub(crate) struct Collected {

@@ -23,6 +23,10 @@ use reapi::{
 };
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::{Mutex, Semaphore};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 use tracing::debug;
 
 use crate::{
@@ -31,6 +35,7 @@ use crate::{
     admit::{Admission, read_action},
     command::check_inline,
     inputs::Resident,
+    leases::renew,
     operation::{CachedExecution, OperationHead, Watcher},
 };
 use tokens::Tokens;
@@ -59,6 +64,8 @@ pub struct Executor {
     measuring: Mutex<()>,
     /// The start of the runner's clock.
     epoch: SystemTime,
+    /// Ends the tasks with the executor.
+    _stop: DropGuard,
 }
 
 /// An accepted request.
@@ -87,6 +94,14 @@ impl Executor {
             memory: options.memory,
         };
         runner.add_worker(WorkerId::new(&options.node), capacity, worker);
+        let stop = CancellationToken::new();
+        let renewal = renew(
+            runner.clone(),
+            Arc::clone(&blobs),
+            options.lease,
+            stop.clone(),
+        );
+        TaskTracker::new().spawn(renewal);
         Self {
             options,
             blobs,
@@ -100,6 +115,7 @@ impl Executor {
             readers: Arc::new(Semaphore::new(MAX_READERS)),
             measuring: Mutex::default(),
             epoch: SystemTime::now(),
+            _stop: stop.drop_guard(),
         }
     }
 

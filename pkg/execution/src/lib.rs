@@ -12,6 +12,7 @@ mod executor;
 mod failure;
 mod inputs;
 mod job;
+mod leases;
 mod live;
 mod local;
 mod logs;

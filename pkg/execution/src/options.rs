@@ -30,6 +30,8 @@ pub struct Options {
     pub max_inline_bytes: u64,
     /// The most bytes kept of each of stdout and stderr. Of a longer one, the head and the tail are kept.
     pub max_log_bytes: u64,
+    /// The time for which the inputs of a waiting action are protected from eviction, again and again.
+    pub lease: Duration,
     /// The variables that a command gets where it has none of that name.
     pub environment: BTreeMap<String, String>,
     /// The platform properties that this node has, in lists of accepted values. The value `*` accepts any.

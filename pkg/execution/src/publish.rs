@@ -6,7 +6,10 @@ use bytes::Bytes;
 use gorego_sandbox::{Ended, Exit};
 use gorego_storage::{ActionCache, BlobStore, Digest};
 use prost::Message as _;
-use reapi::v2::{ActionResult, ExecuteResponse};
+use reapi::{
+    rpc::Code,
+    v2::{ActionResult, ExecuteResponse},
+};
 
 use crate::{Failure, Job, abort::Abort, collect::Collected, logs::Log};
 pub(crate) use metadata::Times;
@@ -53,16 +56,28 @@ pub(crate) async fn put_blobs(
     Ok(())
 }
 
-/// Stores the result of an action that succeeded, unless it must not be. Returns a line for the client if that failed.
+/// Returns the reason why the result of an action must not be stored; `None` if it is to be.
+pub(crate) fn ban(job: &Job, response: &ExecuteResponse) -> Option<String> {
+    let code = response.status.as_ref().map(|status| status.code);
+    let exit_code = response.result.as_ref().map(|result| result.exit_code);
+    Some(match (code, exit_code) {
+        (Some(code), _) if code == Code::DeadlineExceeded as i32 => "timeout".to_owned(),
+        (Some(_), _) | (None, None) => "the action failed".to_owned(),
+        (None, Some(0)) if job.do_not_cache => "do_not_cache is set".to_owned(),
+        (None, Some(0)) => return None,
+        (None, Some(exit_code)) => format!("exit code {exit_code}"),
+    })
+}
+
+/// Stores the result of an action, unless it must not be. Returns a line for the client if it was not stored.
 pub(crate) async fn put_result(
     results: &dyn ActionCache,
     job: &Job,
     response: &ExecuteResponse,
 ) -> Option<String> {
     let result = response.result.as_ref()?;
-    let succeeded = response.status.is_none() && result.exit_code == 0;
-    if !succeeded || job.do_not_cache {
-        return None;
+    if let Some(why) = ban(job, response) {
+        return Some(format!("the result was not cached: {why}"));
     }
     let mut stored = result.clone();
     // Clients should not store inlined content; those who read a result ask for it.
@@ -129,6 +144,14 @@ impl Finished {
         }
         lines
     }
+}
+
+/// Adds a line to the message of a response.
+pub(crate) fn add_line(message: &mut String, line: &str) {
+    if !message.is_empty() {
+        message.push('\n');
+    }
+    message.push_str(line);
 }
 
 /// Returns the response of an action without a result.

@@ -20,6 +20,7 @@ pub(crate) fn options() -> Options {
         max_output_bytes: None,
         max_inline_bytes: 4 << 20,
         max_log_bytes: 64 << 20,
+        lease: Duration::from_hours(1),
         environment: BTreeMap::new(),
         platform: BTreeMap::new(),
         ignore_unknown_platform: false,

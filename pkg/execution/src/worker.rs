@@ -158,6 +158,15 @@ impl NodeWorker {
         Report::Done(publish::outcome(publish::failed(&failure)))
     }
 
+    /// Makes later runs of an action use copies.
+    fn remember_altering(&self, action: Digest) {
+        let mut altering = self.altering.lock();
+        altering.push_back(action);
+        if altering.len() > MAX_ALTERING {
+            altering.pop_front();
+        }
+    }
+
     /// Runs an action, and once more after it altered its inputs or found the disk full.
     async fn attempt(&self, run: &Run<'_>) -> Result<ExecuteResponse, Abort> {
         let action = run.job.action;
@@ -167,14 +176,7 @@ impl NodeWorker {
             match run.once(copies).await {
                 Ok(Some(response)) => return Ok(response),
                 // Copies are not checked, so that this happens once.
-                Ok(None) => {
-                    copies = true;
-                    let mut altering = self.altering.lock();
-                    altering.push_back(action);
-                    if altering.len() > MAX_ALTERING {
-                        altering.pop_front();
-                    }
-                }
+                Ok(None) => copies = true,
                 Err(Abort::NoSpace(_)) if !is_full => {
                     is_full = true;
                     Trash(Arc::clone(&self.build_root)).empty(run.stop).await;

@@ -67,7 +67,23 @@ pub(crate) enum Refusal {
     System { step: String, errno: i32 },
 }
 
+/// The longest text of a client in a refusal, in bytes. It passes through a pipe that is read after its writer has ended.
+const MAX_QUOTED: usize = 200;
+
 impl Refusal {
+    /// Refuses a program, of which the text is cut.
+    pub(crate) fn not_executable(program: &str, why: &str) -> Self {
+        Self::NotExecutable {
+            program: quoted(program),
+            why: quoted(why),
+        }
+    }
+
+    /// Refuses a working directory, of which the path is cut.
+    pub(crate) fn no_working_directory(path: &str, why: &str) -> Self {
+        Self::NoWorkingDirectory(format!("{}: {why}", quoted(path)))
+    }
+
     /// Returns a function that wraps the error of a step.
     pub(crate) fn at<E: Into<io::Error>>(step: &str) -> impl Fn(E) -> Self {
         move |error| {
@@ -103,6 +119,13 @@ impl From<Refusal> for LaunchError {
                 Self::Io(io::Error::new(error.kind(), format!("{step}: {error}")))
             }
         }
+    }
+}
+
+fn quoted(text: &str) -> String {
+    match text.get(..text.floor_char_boundary(MAX_QUOTED)) {
+        Some(start) if start.len() < text.len() => format!("{start}..."),
+        _ => text.to_owned(),
     }
 }
 

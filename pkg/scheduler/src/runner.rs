@@ -206,6 +206,12 @@ where
         scheduler.list(now).take(most).collect()
     }
 
+    /// Returns the work of the queued and running actions, the oldest first.
+    pub fn jobs(&self) -> Vec<Arc<J>> {
+        let scheduler = &self.shared.state.lock().scheduler;
+        scheduler.jobs().cloned().collect()
+    }
+
     /// Returns the current numbers.
     pub fn totals(&self) -> Totals {
         self.shared.state.lock().scheduler.totals()

@@ -6,6 +6,8 @@ use crate::execution::{Execution, Sandbox};
 use crate::schema::Config;
 
 const ENABLED: &str = "execution.enabled";
+/// The least of a log that is of use, in bytes.
+const MIN_LOG: u64 = 1 << 10;
 
 impl Findings<'_> {
     pub(super) fn check_execution(&mut self, config: &Config) {
@@ -37,6 +39,10 @@ impl Findings<'_> {
                 &["execution.queue_size"],
                 "would refuse every action; accepted: 1 or more",
             );
+        }
+        if execution.max_log_bytes.bytes() < MIN_LOG {
+            let reason = "leaves nothing of a log; accepted: 1KiB and more";
+            self.refuse(&["execution.max_log_bytes"], reason);
         }
         let environment = "execution.environment";
         let mut names: Vec<_> = execution

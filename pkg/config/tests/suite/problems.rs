@@ -439,6 +439,7 @@ fn impossible_settings_of_execution_are_refused() {
         (&["execution.default_timeout=0"], "more than 0"),
         (&["execution.max_timeout=1m"], "up to execution.max_timeout"),
         (&["execution.queue_size=0"], "1 or more"),
+        (&["execution.max_log_bytes=0"], "1KiB and more"),
         (&["execution.uids=0"], "1 and more"),
         (&["execution.environment=A=1,A=2"], "each name once"),
         (&["execution.environment={A=B: c}"], "names without `=`"),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use gorego_storage::{Adopt, Digest, DigestFunction, Error, read_at, shorten};
+use gorego_storage::{Adopt, Digest, Error, read_at, shorten};
 use rustix::{
     fs::{Mode, OFlags, Stat},
     io::Errno,
@@ -182,20 +182,8 @@ impl<'a> Files<'a> {
 
     fn store(&mut self) -> Result<(), Abort> {
         let files = self.open.drain(..).map(Adopt::Copy).collect();
-        let Sink {
-            links,
-            runtime,
-            stop,
-            ..
-        } = self.sink;
-        let function: DigestFunction = self.job.function();
-        let adopted = runtime.block_on(async {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => Err(Abort::Stopped),
-                adopted = links.adopt(function, files) => Ok(adopted),
-            }
-        })?;
+        let adopt = self.sink.links.adopt(self.job.function(), files);
+        let adopted = self.sink.wait(adopt)?;
         for digest in adopted {
             self.stored.push(digest?);
         }

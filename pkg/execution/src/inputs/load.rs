@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use gorego_limits::{Budget, Permit};
 use gorego_storage::{BlobStore, Digest, Error, shorten};
 use prost::Message as _;
 use reapi::{shapes::Shaped as _, v2::Directory};
@@ -143,7 +144,7 @@ impl<'a> Loader<'a, '_> {
             fits
         });
         let batch: Vec<Digest> = batch.collect();
-        let contents = self.contents(&batch).await?;
+        let (contents, _encoded) = self.contents(&batch).await?;
         let encoded = contents.iter().map(|content| match content {
             Content::Encoded(encoded) => encoded.len(),
             Content::Resident(directory) => 64 * directory.files.len(),
@@ -168,14 +169,15 @@ impl<'a> Loader<'a, '_> {
         Ok(())
     }
 
-    /// Returns the content of each directory, in order.
-    async fn contents(&self, batch: &[Digest]) -> Result<Vec<Content>, Failure> {
+    /// Returns the content of each directory, in order, and a permit for the memory of the encoded ones.
+    async fn contents(&self, batch: &[Digest]) -> Result<(Vec<Content>, Permit), Failure> {
         let resident = batch.iter().map(|digest| self.resident.directory(digest));
         let resident: Vec<_> = resident.collect();
         let absent = batch.iter().zip(&resident);
         let absent = absent.filter(|(_, resident)| resident.is_none());
         let absent: Vec<Digest> = absent.map(|(digest, _)| *digest).collect();
-        let mut read = read(self.blobs, &absent).await?.into_iter();
+        let (read, permit) = read(self.blobs, &absent, &self.resident.encoded).await?;
+        let mut read = read.into_iter();
         let contents = resident.into_iter().map(|resident| match resident {
             Some(directory) => Content::Resident(directory),
             None => match read.next().flatten() {
@@ -183,7 +185,7 @@ impl<'a> Loader<'a, '_> {
                 None => Content::Missing,
             },
         });
-        Ok(contents.collect())
+        Ok((contents.collect(), permit))
     }
 
     /// Adds the next directory; `None` if it is missing.
@@ -309,13 +311,21 @@ fn too_large(what: impl std::fmt::Display) -> Failure {
     )
 }
 
-/// Reads blobs; `None` for each that is missing.
-async fn read(blobs: &dyn BlobStore, digests: &[Digest]) -> Result<Vec<Option<Bytes>>, Failure> {
+/// Reads blobs within `memory`; `None` for each that is missing.
+async fn read(
+    blobs: &dyn BlobStore,
+    digests: &[Digest],
+    memory: &Budget,
+) -> Result<(Vec<Option<Bytes>>, Permit), Failure> {
     if digests.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Default::default());
     }
+    // A backing cache may be slow: nothing is reserved meanwhile.
     let fetched = blobs.fetch_batch(digests).await;
     let present: Vec<Digest> = fetched.iter().flatten().copied().collect();
+    let bytes = present.iter().map(Digest::size).sum();
+    let permit = memory.reserve(bytes).await;
+    let permit = permit.map_err(|full| Failure::Unavailable(full.to_string()))?;
     let mut contents = blobs.get_batch(&present).await.into_iter();
     let read = fetched.into_iter().map(|fetched| {
         let content =
@@ -326,7 +336,7 @@ async fn read(blobs: &dyn BlobStore, digests: &[Digest]) -> Result<Vec<Option<By
             Err(error) => Err(Failure::from_store(error)),
         }
     });
-    read.collect()
+    Ok((read.collect::<Result<_, _>>()?, permit))
 }
 
 fn parse(digest: &Digest, content: Content) -> Result<Option<Parsed>, InvalidNode> {

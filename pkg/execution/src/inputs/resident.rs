@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Weak},
 };
 
+use gorego_limits::Budget;
 use gorego_storage::Digest;
 use parking_lot::Mutex;
 use reapi::v2::Directory;
@@ -17,10 +18,14 @@ use crate::{Failure, Job};
 pub(crate) struct Resident {
     most: u64,
     entries: Mutex<Entries>,
+    /// The memory of encoded directories that were read and are not decoded yet.
+    pub(crate) encoded: Budget,
     /// The large batches of directories that are decoded at once: their memory counts only afterwards.
     pub(crate) decoding: Semaphore,
 }
 
+/// The memory of the encoded directories of all calls, in bytes: four times that of the largest tree.
+const ENCODED: u64 = 256 << 20;
 /// The most large batches that are decoded at once.
 const MAX_DECODING: usize = 4;
 
@@ -45,6 +50,7 @@ impl Resident {
         Self {
             most,
             entries: Mutex::default(),
+            encoded: Budget::memory("memory for the directories of inputs", ENCODED),
             decoding: Semaphore::new(MAX_DECODING),
         }
     }

@@ -1,4 +1,9 @@
-use gorego_storage::{Blob, BlobStore as _, DigestFunction, MemoryStore};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use gorego_limits::Budget;
+use gorego_storage::{Blob, BlobStore, DigestFunction, Error, MemoryStore, Put};
 use prost::Message as _;
 use reapi::v2::{DirectoryNode, FileNode, SymlinkNode};
 
@@ -236,4 +241,57 @@ async fn equal_directories_of_several_actions_are_in_memory_once() {
     let small = Resident::within(100);
     let full = load(&store, &small, tops[0]).await;
     assert!(matches!(full, Err(Failure::QueueFull(_))), "{full:?}");
+}
+
+/// A store whose batches of blobs take a while. Each batch counts until it is returned.
+#[derive(Debug, Default)]
+struct SlowStore {
+    inner: MemoryStore,
+    reading: AtomicU64,
+    most: AtomicU64,
+}
+
+#[async_trait]
+impl BlobStore for SlowStore {
+    async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>, Error> {
+        self.inner.find_missing(digests).await
+    }
+
+    async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob, Error> {
+        self.inner.get(digest, offset).await
+    }
+
+    async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes, Error>> {
+        let bytes: u64 = digests.iter().map(Digest::size).sum();
+        let reading = self.reading.fetch_add(bytes, Relaxed) + bytes;
+        self.most.fetch_max(reading, Relaxed);
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        self.reading.fetch_sub(bytes, Relaxed);
+        self.inner.get_batch(digests).await
+    }
+
+    async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put, Error> {
+        self.inner.put(digest, blob).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_encoded_directories_of_many_calls_stay_within_a_budget() {
+    const CALLS: u64 = 200;
+    let store = SlowStore::default();
+    let mut roots = Vec::new();
+    for number in 0..CALLS {
+        let files = (0..1500).map(|file| (format!("{number}-{file}"), "content"));
+        let files = files.map(|(name, content)| self::file(&name, content));
+        roots.push(put(&store.inner, &directory(files.collect(), vec![])).await);
+    }
+    let most = roots.iter().map(Digest::size).max().unwrap() * 4;
+    let mut resident = Resident::within(512 << 20);
+    resident.encoded = Budget::memory("tests", most);
+    let loads = roots.iter().map(|root| load(&store, &resident, *root));
+    for loaded in futures::future::join_all(loads).await {
+        assert_eq!(loaded.unwrap().inputs.entries, 1501);
+    }
+    let reading = store.most.load(Relaxed);
+    assert!((most / 2..=most).contains(&reading), "{reading} of {most}");
 }

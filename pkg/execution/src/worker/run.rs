@@ -91,10 +91,7 @@ impl Run<'_> {
         let results = &*self.worker.stores.results;
         let note = publish::put_result(results, self.job, &response).await;
         if let Some(note) = note {
-            if !response.message.is_empty() {
-                response.message.push('\n');
-            }
-            response.message.push_str(&note);
+            publish::add_line(&mut response.message, &note);
         }
         Ok(Some(response))
     }
@@ -209,6 +206,7 @@ impl Run<'_> {
             return Ok(false);
         };
         self.worker.inputs.altered.fetch_add(1, Relaxed);
+        self.worker.remember_altering(self.job.action);
         let (action, inputs) = (self.job.action, altered.len());
         tracing::warn!(
             %action, inputs, %first,
@@ -237,6 +235,14 @@ impl Run<'_> {
             } = staged;
             let stdout = stdout.bound(&dir.dir, max_log)?;
             let stderr = stderr.bound(&dir.dir, max_log)?;
+            let mut sink = Sink {
+                links: &*links,
+                runtime: &runtime,
+                stop: &stop,
+                user: user.as_ref().map(User::id),
+                max_bytes,
+                max_inline,
+            };
             let mut inline = max_inline;
             let function = job.function();
             let logs = async {
@@ -245,15 +251,8 @@ impl Run<'_> {
                 let err = stderr.store(function, &*links, job.inline_stderr, &mut inline);
                 Ok::<_, Abort>((out, err.await?))
             };
-            let (stdout, stderr) = runtime.block_on(logs)?;
-            let sink = Sink {
-                links: &*links,
-                runtime: &runtime,
-                stop: &stop,
-                user: user.as_ref().map(User::id),
-                max_bytes,
-                max_inline: inline,
-            };
+            let (stdout, stderr) = sink.wait(logs)??;
+            sink.max_inline = inline;
             // What was written into an overlay is not in the directory.
             let root = ended.root.as_deref().unwrap_or(&dir.root);
             let outputs = match collect(&job, root, sink) {

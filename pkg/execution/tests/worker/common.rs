@@ -132,6 +132,7 @@ fn options(build_root: PathBuf) -> Options {
         max_output_bytes: None,
         max_inline_bytes: 1 << 20,
         max_log_bytes: 1 << 20,
+        lease: Duration::ZERO,
         environment: BTreeMap::from([("PATH".to_owned(), PATH.to_owned())]),
         platform: BTreeMap::new(),
         ignore_unknown_platform: false,

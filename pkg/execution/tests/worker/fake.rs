@@ -20,6 +20,7 @@ use gorego_storage::{
 };
 use reapi::v2::ActionResult;
 use rustix::fs::{Mode, OFlags};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -48,6 +49,14 @@ pub(crate) const TESTS: &[Test] = &[
         no_action_cache,
     ),
     ("altered_inputs_run_the_action_again_on_copies", altered),
+    (
+        "an_action_that_altered_its_inputs_and_was_lost_runs_again_on_copies",
+        altered_and_lost,
+    ),
+    (
+        "an_action_that_is_cancelled_while_its_log_is_stored_ends",
+        stalled_log,
+    ),
     (
         "a_file_that_the_user_of_the_action_cannot_read_is_no_output",
         secret,
@@ -95,6 +104,18 @@ impl Runner for SecretRunner {
     }
 }
 
+/// A runner of commands that write into their log.
+#[derive(Debug, Default)]
+struct LoggingRunner(FakeRunner);
+
+#[async_trait]
+impl Runner for LoggingRunner {
+    async fn run(&self, launch: Launch, stop: CancellationToken) -> Result<Ended, LaunchError> {
+        rustix::io::write(&launch.stdout, b"text").unwrap();
+        self.0.run(launch, stop).await
+    }
+}
+
 /// A store that fails.
 #[derive(Debug, Default)]
 struct FakeStore {
@@ -106,6 +127,8 @@ struct FakeStore {
     evicted: AtomicU32,
     /// Set if results are not stored.
     no_results: bool,
+    /// Set if files are never stored; notified when one should be.
+    stalls: Option<Arc<Notify>>,
     /// Set if each link is found altered.
     altered: bool,
     links: AtomicU32,
@@ -199,6 +222,10 @@ impl Links for FakeStore {
     }
 
     async fn adopt(&self, function: DigestFunction, files: Vec<Adopt>) -> Vec<Result<Digest>> {
+        if let Some(stalled) = &self.stalls {
+            stalled.notify_one();
+            std::future::pending::<()>().await;
+        }
         if take(&self.full_puts) {
             return files.iter().map(|_| Err(no_space("an output"))).collect();
         }
@@ -327,6 +354,41 @@ fn altered(fixture: &Fixture) {
         // The twin is always a copy, and the second run has only copies.
         assert_eq!(node.store.links.load(Relaxed), 2);
         assert_eq!(node.store.copies.load(Relaxed), 1 + 3);
+    });
+}
+
+fn altered_and_lost(fixture: &Fixture) {
+    fixture.run(async {
+        let store = FakeStore {
+            altered: true,
+            ..FakeStore::default()
+        };
+        let runner = Arc::new(FakeRunner {
+            lost: 1,
+            ..FakeRunner::default()
+        });
+        let node = node(&runner, store);
+        node.succeed(&action()).await;
+        assert_eq!(runner.runs.load(Relaxed), 2);
+        let (links, copies) = (&node.store.links, &node.store.copies);
+        assert_eq!((links.load(Relaxed), copies.load(Relaxed)), (1, 1));
+    });
+}
+
+fn stalled_log(fixture: &Fixture) {
+    fixture.run(async {
+        let stalled = Arc::<Notify>::default();
+        let store = FakeStore {
+            stalls: Some(Arc::clone(&stalled)),
+            ..FakeStore::default()
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let runner = Arc::<LoggingRunner>::default();
+        let node = Node::new(dir, Arc::new(store), runner, |_| {});
+        let watch = node.submit(action().job(&*node.store).await);
+        stalled.notified().await;
+        assert!(node.scheduler.cancel(watch.operation()));
+        node.is_clean().await;
     });
 }
 

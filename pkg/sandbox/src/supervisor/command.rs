@@ -191,7 +191,7 @@ impl Command {
                 Errno::ACCESS => "access is denied",
                 _ => return Refusal::at("working directory")(error),
             };
-            Refusal::NoWorkingDirectory(format!("{path}: {why}"))
+            Refusal::no_working_directory(path, why)
         })
     }
 
@@ -253,10 +253,7 @@ impl Command {
     }
 
     fn not_executable(&self, why: &str) -> Refusal {
-        let program = self.order.argv.first().cloned().unwrap_or_default();
-        Refusal::NotExecutable {
-            program,
-            why: why.to_owned(),
-        }
+        let program = self.order.argv.first().map_or("", String::as_str);
+        Refusal::not_executable(program, why)
     }
 }

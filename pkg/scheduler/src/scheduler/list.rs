@@ -69,6 +69,11 @@ impl<J, O> Scheduler<J, O> {
         actions.filter_map(move |execution| self.listed(execution, now))
     }
 
+    /// Returns the work of the queued and running actions, the oldest first.
+    pub fn jobs(&self) -> impl Iterator<Item = &Arc<J>> {
+        self.executions.values().map(|execution| &execution.job)
+    }
+
     /// Returns the current numbers.
     pub fn totals(&self) -> Totals {
         let (completed, completed_bytes) = self.operations.count_completed();

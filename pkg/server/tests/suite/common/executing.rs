@@ -51,6 +51,7 @@ fn options() -> ExecutionOptions {
         max_input_bytes: 1 << 30,
         max_output_bytes: None,
         max_log_bytes: 1 << 20,
+        lease: Duration::ZERO,
         environment: BTreeMap::new(),
         platform: BTreeMap::new(),
         ignore_unknown_platform: false,
