@@ -68,7 +68,7 @@ pub(crate) fn launcher(config: &Config) -> Result<Option<Launcher>, Error> {
             return Err(Error::NoUsers(first, end - 1));
         }
     }
-    Launcher::start().map(Some).map_err(Error::Launcher)
+    Launcher::start(None).map(Some).map_err(Error::Launcher)
 }
 
 /// Returns the first of the users that actions run as; `None` if they run as gorego's own.

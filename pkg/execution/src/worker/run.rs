@@ -173,6 +173,7 @@ impl Run<'_> {
                 processes: user.map(|_| MAX_PROCESSES),
                 ..Limits::default()
             },
+            scratch: None,
             user,
             isolation: isolation(options, &staged.dir, user),
         };
