@@ -7,8 +7,14 @@ use gorego_telemetry::web::METRICS;
 
 use crate::{cli::VERSION, execution};
 
-/// Renders the banner as complete lines: the address, and those of the page and the metrics if they are served.
-pub(crate) fn banner(config: &Config, address: SocketAddr, metrics: Option<SocketAddr>) -> String {
+/// Renders the banner as complete lines: the address, those of the page and the metrics if they are served, and the
+/// `limits` of actions if they are executed.
+pub(crate) fn banner(
+    config: &Config,
+    address: SocketAddr,
+    metrics: Option<SocketAddr>,
+    limits: Option<&str>,
+) -> String {
     let mut lines = vec![
         format!("gorego {VERSION}"),
         format!("listening on {address}"),
@@ -28,6 +34,7 @@ pub(crate) fn banner(config: &Config, address: SocketAddr, metrics: Option<Socke
         lines.push(format!("metrics on http://{}{METRICS}", reachable(address)));
     }
     lines.push(executor(config));
+    lines.extend(limits.map(str::to_owned));
     let scheme = if config.tls.enabled { "grpcs" } else { "grpc" };
     let host = reachable(address);
     let kind = if execution::is_on(config) {
@@ -90,7 +97,7 @@ mod tests {
         config.tls.enabled = tls;
         config.local_cache.dir = "/data".into();
         let metrics = "[::]:9090".parse().unwrap();
-        banner(&config, address.parse().unwrap(), Some(metrics))
+        banner(&config, address.parse().unwrap(), Some(metrics), None)
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::{
 
 use gorego_config::{Config, Pairs, Switch, UnknownPlatform};
 use gorego_execution::{BuildRootError, Executor, NodeWorker, Options};
-use gorego_sandbox::{Launcher, has_users};
+use gorego_sandbox::{ControlGroups, Launcher, has_users};
 use gorego_scheduler::{Generation, NameError};
 use gorego_telemetry::{self as telemetry, AttemptCounts, ExecutionReport, MeteredWorker};
 use rustix::process::geteuid;
@@ -68,7 +68,9 @@ pub(crate) fn launcher(config: &Config) -> Result<Option<Launcher>, Error> {
             return Err(Error::NoUsers(first, end - 1));
         }
     }
-    Launcher::start(None).map(Some).map_err(Error::Launcher)
+    Launcher::start(Some(memory(config)))
+        .map(Some)
+        .map_err(Error::Launcher)
 }
 
 /// Returns the first of the users that actions run as; `None` if they run as gorego's own.
@@ -97,6 +99,8 @@ pub(crate) struct LocalExecutor {
     /// The counts of the attempts, if metrics are served.
     attempts: Option<Arc<AttemptCounts>>,
     drain: Duration,
+    /// The limits of actions, as a line for the banner.
+    pub(crate) limits: String,
 }
 
 impl LocalExecutor {
@@ -111,6 +115,7 @@ impl LocalExecutor {
             return Ok(None);
         };
         let options = options(config);
+        let limits = limits(launcher.control_groups(), &options);
         let generation = generation(&options)?;
         let ExecutorStores {
             worker: stores,
@@ -137,6 +142,7 @@ impl LocalExecutor {
             worker,
             attempts,
             drain: config.limits.drain_timeout.mul_f64(DRAIN),
+            limits,
         }))
     }
 
@@ -174,6 +180,23 @@ fn report(executor: &Executor, worker: &NodeWorker) -> ExecutionReport {
     }
 }
 
+/// Returns the means by which memory and processes of actions are limited, and what is therefore not contained.
+fn limits(groups: &ControlGroups, options: &Options) -> String {
+    let why = match groups {
+        ControlGroups::Version(version) => {
+            return format!("limiting memory and processes of actions by control groups {version}");
+        }
+        ControlGroups::None(why) => why,
+    };
+    let has_own_processes = options.first_user.is_some() || options.isolation.is_some();
+    let processes = if has_own_processes {
+        "their processes by user"
+    } else {
+        "not their processes: a fork bomb is not contained"
+    };
+    format!("limiting memory of actions by polling, {processes} (no control groups: {why})")
+}
+
 /// Returns the directory in which actions run.
 pub(crate) fn build_root(config: &Config) -> PathBuf {
     let given = &config.execution.build_root;
@@ -192,6 +215,14 @@ pub(crate) fn concurrency(config: &Config) -> u32 {
     }
 }
 
+/// Returns the memory that actions may use together, in bytes.
+fn memory(config: &Config) -> u64 {
+    match config.execution.memory.bytes() {
+        0 => usable_memory() / 10 * 9,
+        given => given,
+    }
+}
+
 /// Returns the executor's settings.
 fn options(config: &Config) -> Options {
     let execution = &config.execution;
@@ -204,7 +235,9 @@ fn options(config: &Config) -> Options {
         first_user: first_user(config),
         // Switched off until there are settings for it.
         isolation: None,
-        memory: or(execution.memory.bytes(), usable_memory() / 10 * 9),
+        memory: memory(config),
+        max_processes: execution.max_processes.into(),
+        max_scratch_bytes: execution.max_scratch_bytes.bytes(),
         default_timeout: execution.default_timeout,
         max_timeout: execution.max_timeout,
         kill_delay: execution.sandbox.kill_delay,
@@ -312,6 +345,19 @@ mod tests {
             let name = node(name);
             assert!(Generation::new(&name, 1).is_ok(), "{name}");
         }
+    }
+
+    #[test]
+    fn the_banner_says_what_is_not_contained() {
+        let mut options = options(&Config::default());
+        options.first_user = None;
+        let none = ControlGroups::None("none are mounted".to_owned());
+        let line = limits(&none, &options);
+        assert!(line.contains("a fork bomb is not contained") && line.contains("none are mounted"));
+        options.first_user = Some(7);
+        assert!(!limits(&none, &options).contains("fork bomb"));
+        let groups = ControlGroups::Version("v2".to_owned());
+        assert!(limits(&groups, &options).ends_with("control groups v2"));
     }
 
     #[test]

@@ -99,7 +99,7 @@ async fn serve(
     let mut tiers = Tiers::open(config, &parts, backing, meters).await?;
     let recorded = builds::record(config, redaction, scraped.is_some(), &mut tiers);
     let executor = LocalExecutor::new(config, launcher, &tiers, scraped.is_some())?;
-    announce(config, &listener, scraped.as_ref())?;
+    announce(config, &listener, scraped.as_ref(), executor.as_ref())?;
 
     let tasks = TaskTracker::new();
     let (signals, reloads) = (tasks.spawn(signals), tasks.spawn(reloads.run(hangups)));
@@ -235,9 +235,11 @@ fn announce(
     config: &Config,
     listener: &TcpListener,
     scraped: Option<&TcpListener>,
+    executor: Option<&LocalExecutor>,
 ) -> io::Result<()> {
     let metrics = scraped.map(TcpListener::local_addr).transpose()?;
-    let banner = banner(config, listener.local_addr()?, metrics);
+    let limits = executor.map(|executor| &*executor.limits);
+    let banner = banner(config, listener.local_addr()?, metrics, limits);
     // Standard error may be closed.
     let _ = write!(io::stderr(), "{banner}");
     Ok(())

@@ -13,6 +13,8 @@ pub(crate) fn options() -> Options {
         build_root: "/nonexistent".into(),
         concurrency: 1,
         memory: 1 << 30,
+        max_processes: 4096,
+        max_scratch_bytes: 1 << 30,
         default_timeout: Duration::from_mins(30),
         max_timeout: Duration::from_hours(2),
         kill_delay: Duration::from_secs(5),

@@ -130,14 +130,15 @@ impl NodeWorker {
     /// Runs an action to the end of the attempt. `begin` records the steps.
     async fn report(
         &self,
-        job: &Arc<Job>,
-        stop: &CancellationToken,
+        attempt: &Attempt<Job>,
         begin: &(dyn Fn(Phase) + Send + Sync),
     ) -> Report<ExecuteResponse> {
+        let (job, stop) = (&attempt.grant.job, &attempt.stop);
         let run = Run {
             worker: self,
             job,
             start: SystemTime::now(),
+            alone: attempt.grant.alone,
             stop,
             begin,
         };
@@ -146,6 +147,10 @@ impl NodeWorker {
             Err(_) if stop.is_cancelled() => return Report::Stopped,
             Err(Abort::Stopped) => return Report::Stopped,
             Err(Abort::Final(failure)) => failure,
+            Err(Abort::OutOfMemory(why)) => {
+                let failure = Failure::Internal(why);
+                return Report::OutOfMemory(publish::outcome(publish::failed(&failure)));
+            }
             Err(Abort::NoSpace(why)) => Failure::NoSpace(why),
             Err(Abort::Own(why)) => {
                 let action = job.action;
@@ -199,7 +204,7 @@ impl Worker<Job, ExecuteResponse> for NodeWorker {
         };
         let run = async {
             let span = span::of(&attempt);
-            let report = self.report(job, &attempt.stop, &begin);
+            let report = self.report(&attempt, &begin);
             let report = report.instrument(span.clone()).await;
             span::end(&span, &report);
             report

@@ -125,6 +125,8 @@ fn options(build_root: PathBuf) -> Options {
         build_root,
         concurrency: 4,
         memory: GIB,
+        max_processes: 4096,
+        max_scratch_bytes: 1 << 30,
         default_timeout: Duration::from_mins(1),
         max_timeout: Duration::from_mins(1),
         kill_delay: Duration::ZERO,

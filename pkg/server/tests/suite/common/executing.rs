@@ -45,6 +45,8 @@ fn options() -> ExecutionOptions {
         build_root: "/nonexistent".into(),
         concurrency: 1,
         memory: 1 << 30,
+        max_processes: 4096,
+        max_scratch_bytes: 1 << 30,
         default_timeout: Duration::from_mins(30),
         max_timeout: Duration::from_hours(2),
         kill_delay: Duration::from_secs(5),
