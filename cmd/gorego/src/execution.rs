@@ -136,7 +136,9 @@ impl LocalExecutor {
             Some(counts) => Arc::new(MeteredWorker::new(running, Arc::clone(counts))) as _,
             None => running,
         };
-        let executor = Arc::new(Executor::new(options, blobs, lookups, generation, running));
+        let memory = Arc::clone(worker.memory());
+        let executor = Executor::new(options, blobs, lookups, generation, running, memory);
+        let executor = Arc::new(executor);
         Ok(Some(Self {
             executor,
             worker,

@@ -19,7 +19,7 @@ use tokio::{sync::Semaphore, task::spawn_blocking};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
-use crate::{Failure, InputCounts, Job, Options, Origin, abort::Abort, publish};
+use crate::{Failure, InputCounts, Job, MemoryHistory, Options, Origin, abort::Abort, publish};
 use build_root::{BuildRoot, Trash};
 pub use build_root::{BuildRootError, BuildRootFailure};
 pub use isolation::{ProbeError, probe};
@@ -78,6 +78,7 @@ pub struct NodeWorker {
     /// The memory in which the directories of outputs are looked up.
     trees: Budget,
     inputs: InputCounts,
+    memory: Arc<MemoryHistory>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -99,6 +100,8 @@ impl NodeWorker {
         let build_root = BuildRoot::open(&options.build_root)?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(Trash(Arc::clone(&build_root)).run(stop.clone()));
+        let memory = Arc::new(build_root.history());
+        tasks.spawn(Arc::clone(&memory).keep(stop.clone()));
         let users = Users::new(options.first_user, options.concurrency);
         Ok(Self {
             users,
@@ -110,6 +113,7 @@ impl NodeWorker {
             collecting: Semaphore::new(MAX_COLLECTING),
             trees: Budget::memory("memory for the directories of outputs", TREES),
             inputs: InputCounts::default(),
+            memory,
             stop,
             tasks,
         })
@@ -120,7 +124,12 @@ impl NodeWorker {
         &self.inputs
     }
 
-    /// Waits for the end of the deletion of directories, after it was stopped.
+    /// The memory of the actions that ran.
+    pub const fn memory(&self) -> &Arc<MemoryHistory> {
+        &self.memory
+    }
+
+    /// Waits until the deletion of directories has ended, after it was stopped, and the memory of actions is saved.
     pub async fn close(&self) {
         self.stop.cancel();
         self.tasks.close();

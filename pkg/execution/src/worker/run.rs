@@ -193,6 +193,11 @@ impl Run<'_> {
         if ended.stopped {
             return Err(Abort::Stopped);
         }
+        let peak = match ended.excess {
+            Some(Excess::Memory { used, .. }) => used,
+            _ => ended.usage.peak_bytes,
+        };
+        self.worker.memory.record(&self.job.kind, peak);
         Ok(ended)
     }
 

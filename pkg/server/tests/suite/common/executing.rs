@@ -94,6 +94,7 @@ impl ExecutingServer {
             Arc::clone(&actions),
             generation,
             worker,
+            Arc::default(),
         );
         let executor = Arc::new(executor);
         options.executor = Some(Arc::clone(&executor));
