@@ -240,6 +240,7 @@ fn options(config: &Config) -> Options {
         memory: memory(config),
         max_processes: execution.max_processes.into(),
         max_scratch_bytes: execution.max_scratch_bytes.bytes(),
+        min_free: config.local_cache.min_free.bytes(),
         default_timeout: execution.default_timeout,
         max_timeout: execution.max_timeout,
         kill_delay: execution.sandbox.kill_delay,

@@ -20,6 +20,8 @@ pub struct Options {
     pub max_processes: u64,
     /// The most bytes that an action may write to disk.
     pub max_scratch_bytes: u64,
+    /// The free bytes on the file system of the build root below which no action starts, at most one in 20.
+    pub min_free: u64,
     /// The timeout of an action that names none.
     pub default_timeout: Duration,
     /// The longest timeout that an action may ask for.

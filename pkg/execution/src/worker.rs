@@ -3,6 +3,7 @@
 mod build_root;
 mod isolation;
 mod run;
+mod space;
 mod span;
 mod users;
 
@@ -24,6 +25,7 @@ use build_root::{BuildRoot, Trash};
 pub use build_root::{BuildRootError, BuildRootFailure};
 pub use isolation::{ProbeError, probe};
 use run::Run;
+use space::Shortage;
 use users::Users;
 
 /// The most actions that are remembered because they altered their inputs.
@@ -79,6 +81,7 @@ pub struct NodeWorker {
     trees: Budget,
     inputs: InputCounts,
     memory: Arc<MemoryHistory>,
+    shortage: Shortage,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -105,6 +108,7 @@ impl NodeWorker {
         let users = Users::new(options.first_user, options.concurrency);
         Ok(Self {
             users,
+            shortage: Shortage::new(options.min_free),
             options,
             stores,
             runner,
@@ -203,6 +207,13 @@ impl Worker<Job, ExecuteResponse> for NodeWorker {
     fn fits(&self, _platform: &str) -> bool {
         // Admission refuses what this node does not have.
         true
+    }
+
+    async fn ready(&self) {
+        // Where the space is unknown, the action itself finds the disk full.
+        self.shortage
+            .passed(|| self.build_root.space().unwrap_or_default())
+            .await;
     }
 
     async fn run(&self, attempt: Attempt<Job>) -> Report<ExecuteResponse> {

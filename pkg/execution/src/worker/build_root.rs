@@ -26,6 +26,7 @@ use tokio::sync::{Mutex, Notify};
 use crate::{
     MemoryHistory,
     beneath::{DIRECTORY, give, io as io_error, open_child},
+    worker::space::Space,
 };
 pub(crate) use trash::Trash;
 
@@ -138,6 +139,16 @@ impl BuildRoot {
         }
         root.dirty.notify_one();
         Ok(root)
+    }
+
+    /// Returns the free space on the file system and the space of all files on it, in bytes.
+    pub(crate) fn space(&self) -> Result<Space, Errno> {
+        let system = rustix::fs::fstatvfs(&self.dir)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(system.f_frsize);
+        Ok(Space {
+            free: bytes(system.f_bavail),
+            total: bytes(system.f_blocks),
+        })
     }
 
     /// Opens the memory that actions used before. Blocks.

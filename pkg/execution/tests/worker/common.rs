@@ -127,6 +127,7 @@ fn options(build_root: PathBuf) -> Options {
         memory: GIB,
         max_processes: 4096,
         max_scratch_bytes: 1 << 30,
+        min_free: 0,
         default_timeout: Duration::from_mins(1),
         max_timeout: Duration::from_mins(1),
         kill_delay: Duration::ZERO,

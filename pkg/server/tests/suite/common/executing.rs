@@ -47,6 +47,7 @@ fn options() -> ExecutionOptions {
         memory: 1 << 30,
         max_processes: 4096,
         max_scratch_bytes: 1 << 30,
+        min_free: 0,
         default_timeout: Duration::from_mins(30),
         max_timeout: Duration::from_hours(2),
         kill_delay: Duration::from_secs(5),
