@@ -8,12 +8,12 @@ use gorego_telemetry::web::METRICS;
 use crate::cli::VERSION;
 
 /// Renders the banner as complete lines: the address, those of the page and the metrics if they are served, and how actions
-/// are executed, or why they are not.
+/// are executed, with their limits, or why they are not.
 pub(crate) fn banner(
     config: &Config,
     address: SocketAddr,
     metrics: Option<SocketAddr>,
-    executes: &Result<String, String>,
+    executes: &Result<Vec<String>, String>,
 ) -> String {
     let mut lines = vec![
         format!("gorego {VERSION}"),
@@ -33,10 +33,10 @@ pub(crate) fn banner(
         }
         lines.push(format!("metrics on http://{}{METRICS}", reachable(address)));
     }
-    lines.push(match executes {
-        Ok(how) => format!("executing {how}"),
-        Err(why) => format!("executing no actions: {why}"),
-    });
+    match executes {
+        Ok(how) => lines.extend(how.iter().cloned()),
+        Err(why) => lines.push(format!("executing no actions: {why}")),
+    }
     let scheme = if config.tls.enabled { "grpcs" } else { "grpc" };
     let host = reachable(address);
     let kind = if executes.is_ok() {

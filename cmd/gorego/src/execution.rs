@@ -17,7 +17,7 @@ use std::{
 
 use gorego_config::{Config, LoadedConfig, Pairs, UnknownPlatform};
 use gorego_execution::{BuildRootError, Executor, NodeWorker, Options, ProbeError};
-use gorego_sandbox::{Launcher, Level};
+use gorego_sandbox::{ControlGroups, Launcher, Level};
 use gorego_scheduler::{Generation, NameError};
 use gorego_telemetry::{self as telemetry, AttemptCounts, ExecutionReport, MeteredWorker};
 use rustix::process::geteuid;
@@ -93,6 +93,8 @@ pub(crate) struct LocalExecutor {
     attempts: Option<Arc<AttemptCounts>>,
     level: Level,
     drain: Duration,
+    /// The limits of actions, as a line for the banner.
+    limits: String,
 }
 
 impl LocalExecutor {
@@ -103,7 +105,7 @@ impl LocalExecutor {
         start: Start,
         tiers: &Tiers,
         metered: bool,
-    ) -> Result<(Option<Self>, Result<String, String>), Error> {
+    ) -> Result<(Option<Self>, Result<Vec<String>, String>), Error> {
         let off = |why| Ok((None, Err(why)));
         let launcher = match start {
             Start::On(launcher) => launcher,
@@ -134,6 +136,7 @@ impl LocalExecutor {
         let config = &loaded.config;
         let mut options = options(config);
         let level = isolation::isolate(loaded, &launcher, &mut options).await?;
+        let limits = limits(launcher.control_groups(), &options);
         let generation = generation(&options)?;
         let ExecutorStores {
             worker: stores,
@@ -155,18 +158,20 @@ impl LocalExecutor {
             Some(counts) => Arc::new(MeteredWorker::new(running, Arc::clone(counts))) as _,
             None => running,
         };
-        let executor = Arc::new(Executor::new(options, blobs, lookups, generation, running));
+        let memory = Arc::clone(worker.memory());
+        let executor = Executor::new(options, blobs, lookups, generation, running, memory);
         Ok(Self {
-            executor,
+            executor: Arc::new(executor),
             worker,
             attempts,
             level,
+            limits,
             drain: config.limits.drain_timeout.mul_f64(DRAIN),
         })
     }
 
-    /// Returns how actions are executed.
-    fn summary(&self, config: &Config) -> String {
+    /// Returns how actions are executed, as lines for the banner.
+    fn summary(&self, config: &Config) -> Vec<String> {
         let users = match first_user(config) {
             Some(first) => format!("as users from {first} on"),
             None => "as this user".to_owned(),
@@ -177,7 +182,9 @@ impl LocalExecutor {
         };
         let (concurrency, dir) = (concurrency(config), build_root(config));
         let dir = dir.display();
-        format!("up to {concurrency} actions at once in {dir}, {users}, {level}")
+        let how =
+            format!("executing up to {concurrency} actions at once in {dir}, {users}, {level}");
+        vec![how, self.limits.clone()]
     }
 
     /// Returns the sources of the metrics, if they are served.
@@ -218,6 +225,23 @@ fn report(executor: &Executor, worker: &NodeWorker) -> ExecutionReport {
     }
 }
 
+/// Returns the means by which memory and processes of actions are limited, and what is therefore not contained.
+fn limits(groups: &ControlGroups, options: &Options) -> String {
+    let why = match groups {
+        ControlGroups::Version(version) => {
+            return format!("limiting memory and processes of actions by control groups {version}");
+        }
+        ControlGroups::None(why) => why,
+    };
+    let has_own_processes = options.first_user.is_some() || options.isolation.is_some();
+    let processes = if has_own_processes {
+        "their processes by user"
+    } else {
+        "not their processes: a fork bomb is not contained"
+    };
+    format!("limiting memory of actions by polling, {processes} (no control groups: {why})")
+}
+
 /// Returns the directory in which actions run.
 pub(crate) fn build_root(config: &Config) -> PathBuf {
     let given = &config.execution.build_root;
@@ -236,6 +260,14 @@ pub(crate) fn concurrency(config: &Config) -> u32 {
     }
 }
 
+/// Returns the memory that actions may use together, in bytes.
+fn memory(config: &Config) -> u64 {
+    match config.execution.memory.bytes() {
+        0 => usable_memory() / 10 * 9,
+        given => given,
+    }
+}
+
 /// Returns the executor's settings.
 pub(crate) fn options(config: &Config) -> Options {
     let execution = &config.execution;
@@ -248,7 +280,10 @@ pub(crate) fn options(config: &Config) -> Options {
         first_user: first_user(config),
         // Depends on the system.
         isolation: None,
-        memory: or(execution.memory.bytes(), usable_memory() / 10 * 9),
+        memory: memory(config),
+        max_processes: execution.max_processes.into(),
+        max_scratch_bytes: execution.max_scratch_bytes.bytes(),
+        min_free: config.local_cache.min_free.bytes(),
         default_timeout: execution.default_timeout,
         max_timeout: execution.max_timeout,
         kill_delay: execution.sandbox.kill_delay,
@@ -357,6 +392,19 @@ mod tests {
             let name = node(name);
             assert!(Generation::new(&name, 1).is_ok(), "{name}");
         }
+    }
+
+    #[test]
+    fn the_banner_says_what_is_not_contained() {
+        let mut options = options(&Config::default());
+        options.first_user = None;
+        let none = ControlGroups::None("none are mounted".to_owned());
+        let line = limits(&none, &options);
+        assert!(line.contains("a fork bomb is not contained") && line.contains("none are mounted"));
+        options.first_user = Some(7);
+        assert!(!limits(&none, &options).contains("fork bomb"));
+        let groups = ControlGroups::Version("v2".to_owned());
+        assert!(limits(&groups, &options).ends_with("control groups v2"));
     }
 
     #[test]

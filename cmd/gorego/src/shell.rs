@@ -62,7 +62,7 @@ fn start(shell: &Shell, load: Load<'_>) -> Result<u8, String> {
         );
     }
     let loaded = load()?;
-    let launcher = Launcher::start();
+    let launcher = Launcher::start(None);
     let launcher =
         launcher.map_err(|why| format!("cannot start the launcher of actions: {why}"))?;
     let runtime = Runtime::new().map_err(|why| format!("failed to start the runtime: {why}"))?;

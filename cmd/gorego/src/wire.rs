@@ -234,7 +234,7 @@ fn announce(
     config: &Config,
     listener: &TcpListener,
     scraped: Option<&TcpListener>,
-    executes: &Result<String, String>,
+    executes: &Result<Vec<String>, String>,
 ) -> io::Result<()> {
     let metrics = scraped.map(TcpListener::local_addr).transpose()?;
     let banner = banner(config, listener.local_addr()?, metrics, executes);

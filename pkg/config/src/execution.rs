@@ -53,8 +53,14 @@ section! {
         platform: Pairs = Pairs::default(),
         /// The handling of actions that require a property that this node does not have.
         unknown_platform: UnknownPlatform = UnknownPlatform::Reject,
-        /// The memory that the running actions may use together. 0 for 90 % of what the machine or the cgroup has.
+        /// The memory that the running actions may use together. 0 for 90 % of what the machine or the cgroup has. An
+        /// action that needs more is killed, runs once more alone, and then fails.
         memory: ByteSize = ByteSize::from_bytes(0),
+        /// The most processes and threads of one action. It needs control groups, or a user for each action.
+        max_processes: u32 = 4096,
+        /// The most bytes that one action may write to disk, among them its outputs and logs. It is killed if it exceeds
+        /// that.
+        max_scratch_bytes: ByteSize = ByteSize::from_bytes(10 << 30),
     }
     sections { sandbox: Sandbox, }
 }

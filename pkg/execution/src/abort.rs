@@ -15,6 +15,9 @@ pub(crate) enum Abort {
     /// The action cannot succeed; another attempt would fail alike.
     #[error(transparent)]
     Final(#[from] Failure),
+    /// The action ran out of memory beside others.
+    #[error("{0}")]
+    OutOfMemory(String),
     /// The disk is full.
     #[error("{0}")]
     NoSpace(String),

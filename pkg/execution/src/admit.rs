@@ -5,10 +5,11 @@ mod tests;
 
 use std::{sync::Arc, time::SystemTime};
 
+use gorego_scheduler::Kind;
 use gorego_storage::{BlobStore, Digest, Error, InstanceName};
 use reapi::{
     shapes::Shaped,
-    v2::{Action, Command, ExecuteRequest},
+    v2::{Action, Command, ExecuteRequest, RequestMetadata},
 };
 
 use crate::{
@@ -88,6 +89,7 @@ pub(crate) struct Admission<'a> {
     pub(crate) digest: Digest,
     pub(crate) action: CheckedAction,
     pub(crate) queued: SystemTime,
+    pub(crate) metadata: Option<&'a RequestMetadata>,
 }
 
 impl Admission<'_> {
@@ -133,9 +135,11 @@ impl Admission<'_> {
             + PER_TEXT * texts as u64
             + self.action.command.size()
             + inline.iter().map(|path| path.len() as u64).sum::<u64>();
+        let kind = self.kind();
         let job = Arc::new(Job {
             instance: self.instance,
             action: self.digest,
+            kind,
             command,
             inputs: Arc::new(inputs),
             timeout: self.action.timeout,
@@ -151,6 +155,13 @@ impl Admission<'_> {
         drop(loading);
         self.resident.add_job(&job, memory)?;
         Ok(job)
+    }
+
+    fn kind(&self) -> Kind {
+        let text = |field: fn(&RequestMetadata) -> &String| self.metadata.map_or("", |m| field(m));
+        let command = self.action.command.hex();
+        let target = text(|metadata| &metadata.target_id);
+        Kind::new(target, text(|metadata| &metadata.action_mnemonic), &command)
     }
 
     #[expect(

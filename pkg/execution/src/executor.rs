@@ -30,7 +30,7 @@ use tokio_util::{
 use tracing::debug;
 
 use crate::{
-    Admissions, Failure, Job, Options,
+    Admissions, Failure, Job, MemoryHistory, Options,
     action::CheckedAction,
     admit::{Admission, read_action},
     command::check_inline,
@@ -55,6 +55,7 @@ pub struct Executor {
     generation: Generation,
     runner: Runner<Job, ExecuteResponse>,
     resident: Resident,
+    memory: Arc<MemoryHistory>,
     random: SystemRandom,
     tokens: Tokens,
     admissions: Admissions,
@@ -80,13 +81,15 @@ pub enum Execution {
 }
 
 impl Executor {
-    /// Creates an executor with one worker, in the current tokio runtime. `actions` returns complete results only.
+    /// Creates an executor with one worker, in the current tokio runtime. `actions` returns complete results only, and
+    /// the worker records `memory`.
     pub fn new(
         options: Options,
         blobs: Arc<dyn BlobStore>,
         actions: Arc<dyn ActionCache>,
         generation: Generation,
         worker: Arc<dyn Worker<Job, ExecuteResponse>>,
+        memory: Arc<MemoryHistory>,
     ) -> Self {
         let runner = Runner::new(options.scheduler.clone());
         let capacity = Capacity {
@@ -109,6 +112,7 @@ impl Executor {
             generation,
             runner,
             resident: Resident::within(RESIDENT),
+            memory,
             random: SystemRandom::new(),
             tokens: Tokens::new(),
             admissions: Admissions::default(),
@@ -168,6 +172,7 @@ impl Executor {
             digest,
             action,
             queued,
+            metadata,
         };
         let job = match admission.job(request).await {
             Err(failure @ Failure::Missing(_)) if failure.is_long() => {
@@ -175,7 +180,8 @@ impl Executor {
             }
             job => job?,
         };
-        let request = to_schedule(job, request, metadata);
+        let memory = self.memory.estimate(&job.kind);
+        let request = to_schedule(job, request, metadata, memory);
         let watch = self.runner.submit(id, &request).map_err(refused)?;
         Ok(Execution::Queued(Box::new(Watcher::new(watch, head))))
     }
@@ -316,6 +322,7 @@ fn to_schedule(
     job: Arc<Job>,
     request: &ExecuteRequest,
     metadata: Option<&RequestMetadata>,
+    memory: u64,
 ) -> Request<Job> {
     let text = |field: fn(&RequestMetadata) -> &String| metadata.map(field).cloned();
     let priority = request.execution_policy.as_ref();
@@ -329,7 +336,7 @@ fn to_schedule(
         priority: priority.map_or(0, |policy| policy.priority),
         // The platform was checked, and there is one worker.
         platform: "".into(),
-        memory: 0,
+        memory,
         target: text(|metadata| &metadata.target_id).unwrap_or_default(),
         mnemonic: text(|metadata| &metadata.action_mnemonic).unwrap_or_default(),
         job,

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use gorego_scheduler::Kind;
 use gorego_storage::{Digest, DigestFunction, InstanceName};
 use reapi::v2::Command;
 
@@ -16,6 +17,8 @@ pub struct Job {
     pub action: Digest,
     /// The command. Its paths and names are checked.
     pub command: Command,
+    /// The kind of the action, by which its memory is estimated.
+    pub kind: Kind,
     /// The input tree.
     pub inputs: Arc<Inputs>,
     /// The time limit of the command.

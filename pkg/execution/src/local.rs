@@ -51,7 +51,7 @@ impl From<Abort> for LocalError {
             Abort::Stopped => Self::Stopped,
             Abort::Final(failure) => failure.into(),
             Abort::NoSpace(why) => Failure::NoSpace(why).into(),
-            Abort::Own(why) => Failure::Internal(why).into(),
+            Abort::OutOfMemory(why) | Abort::Own(why) => Failure::Internal(why).into(),
         }
     }
 }
@@ -71,6 +71,7 @@ pub async fn read_job(
         instance: InstanceName::default(),
         digest,
         action,
+        metadata: None,
         queued: SystemTime::now(),
     };
     admission.job(&ExecuteRequest::default()).await

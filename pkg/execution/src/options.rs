@@ -16,6 +16,12 @@ pub struct Options {
     pub first_user: Option<u32>,
     /// The memory that running actions may use together, in bytes.
     pub memory: u64,
+    /// The most processes and threads of an action.
+    pub max_processes: u64,
+    /// The most bytes that an action may write to disk.
+    pub max_scratch_bytes: u64,
+    /// The free bytes on the file system of the build root below which no action starts, at most one in 20.
+    pub min_free: u64,
     /// The timeout of an action that names none.
     pub default_timeout: Duration,
     /// The longest timeout that an action may ask for.

@@ -1,9 +1,10 @@
 //! The response of an action, and its way into the stores.
 
+mod lines;
 mod metadata;
 
 use bytes::Bytes;
-use gorego_sandbox::{Ended, Exit};
+use gorego_sandbox::Ended;
 use gorego_storage::{ActionCache, BlobStore, Digest};
 use prost::Message as _;
 use reapi::{
@@ -12,9 +13,11 @@ use reapi::{
 };
 
 use crate::{Failure, Job, abort::Abort, collect::Collected, logs::Log};
+pub(crate) use lines::describe;
 pub(crate) use metadata::Times;
-use metadata::signal_name;
 
+/// The exit code of a command that was killed.
+const KILLED: i32 = 128 + 9;
 /// The most blobs of one call to the store.
 const BATCH: usize = 1000;
 /// The most bytes of the blobs of one call to the store, unless one is larger.
@@ -96,9 +99,10 @@ pub(crate) async fn put_result(
 }
 
 impl Finished {
-    /// Builds the response. Its result has no metadata yet.
-    pub(crate) fn response(self, job: &Job) -> ExecuteResponse {
-        let mut lines = self.lines();
+    /// Builds the response of an attempt, that ran `alone` if an earlier one ran out of memory. Its result has no
+    /// metadata yet.
+    pub(crate) fn response(self, job: &Job, alone: bool) -> ExecuteResponse {
+        let mut lines = lines::lines(&self.ended, alone);
         let timed_out = self.ended.timed_out.then(|| {
             let seconds = job.timeout.as_secs_f64();
             Failure::TimedOut(format!(
@@ -112,7 +116,7 @@ impl Finished {
             }
             Err(failure) => (ActionResult::default(), Some(timed_out.unwrap_or(failure))),
         };
-        result.exit_code = self.ended.exit.shell_code();
+        result.exit_code = exit_code(&self.ended);
         result.stdout_digest = self.stdout.digest.map(|digest| digest.to_proto());
         result.stdout_raw = self.stdout.inline;
         result.stderr_digest = self.stderr.digest.map(|digest| digest.to_proto());
@@ -124,26 +128,6 @@ impl Finished {
             ..ExecuteResponse::default()
         }
     }
-
-    /// Returns lines for the client about the end of the command.
-    fn lines(&self) -> Vec<String> {
-        let mut lines = Vec::new();
-        if let Exit::Signal(signal) = self.ended.exit {
-            let name = signal_name(signal);
-            lines.push(format!(
-                "the command was killed by signal {signal} (SIG{name})"
-            ));
-        }
-        let leftovers = &self.ended.leftovers;
-        if leftovers.count > 0 {
-            let (count, names) = (leftovers.count, leftovers.names.join(", "));
-            let processes = if count == 1 { "process" } else { "processes" };
-            lines.push(format!(
-                "{count} {processes} outlived the command, killed: {names}"
-            ));
-        }
-        lines
-    }
 }
 
 /// Adds a line to the message of a response.
@@ -152,6 +136,16 @@ pub(crate) fn add_line(message: &mut String, line: &str) {
         message.push('\n');
     }
     message.push_str(line);
+}
+
+/// Returns the exit code as shells do.
+fn exit_code(ended: &Ended) -> i32 {
+    // Where the kernel killed one process of it, the command may have ended by itself.
+    if ended.excess.is_some() {
+        KILLED
+    } else {
+        ended.exit.shell_code()
+    }
 }
 
 /// Returns the response of an action without a result.

@@ -3,6 +3,7 @@
 pub(crate) mod build_root;
 mod isolation;
 mod run;
+mod space;
 mod span;
 mod users;
 
@@ -19,11 +20,12 @@ use tokio::{sync::Semaphore, task::spawn_blocking};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
-use crate::{Failure, InputCounts, Job, Options, Origin, abort::Abort, publish};
+use crate::{Failure, InputCounts, Job, MemoryHistory, Options, Origin, abort::Abort, publish};
 use build_root::{BuildRoot, Trash};
 pub use build_root::{BuildRootError, BuildRootFailure};
 pub use isolation::{ProbeError, probe};
 use run::Run;
+use space::Shortage;
 use users::Users;
 
 /// The most actions that are remembered because they altered their inputs.
@@ -78,6 +80,8 @@ pub struct NodeWorker {
     /// The memory in which the directories of outputs are looked up.
     trees: Budget,
     inputs: InputCounts,
+    memory: Arc<MemoryHistory>,
+    shortage: Shortage,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -99,9 +103,12 @@ impl NodeWorker {
         let build_root = BuildRoot::open(&options.build_root)?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(Trash(Arc::clone(&build_root)).run(stop.clone()));
+        let memory = Arc::new(build_root.history());
+        tasks.spawn(Arc::clone(&memory).keep(stop.clone()));
         let users = Users::new(options.first_user, options.concurrency);
         Ok(Self {
             users,
+            shortage: Shortage::new(options.min_free),
             options,
             stores,
             runner,
@@ -110,6 +117,7 @@ impl NodeWorker {
             collecting: Semaphore::new(MAX_COLLECTING),
             trees: Budget::memory("memory for the directories of outputs", TREES),
             inputs: InputCounts::default(),
+            memory,
             stop,
             tasks,
         })
@@ -120,7 +128,12 @@ impl NodeWorker {
         &self.inputs
     }
 
-    /// Waits for the end of the deletion of directories, after it was stopped.
+    /// The memory of the actions that ran.
+    pub const fn memory(&self) -> &Arc<MemoryHistory> {
+        &self.memory
+    }
+
+    /// Waits until the deletion of directories has ended, after it was stopped, and the memory of actions is saved.
     pub async fn close(&self) {
         self.stop.cancel();
         self.tasks.close();
@@ -139,6 +152,7 @@ impl NodeWorker {
             job,
             attempt: attempt.grant.attempt.number(),
             start: SystemTime::now(),
+            alone: attempt.grant.alone,
             stop,
             begin,
         };
@@ -147,6 +161,10 @@ impl NodeWorker {
             Err(_) if stop.is_cancelled() => return Report::Stopped,
             Err(Abort::Stopped) => return Report::Stopped,
             Err(Abort::Final(failure)) => failure,
+            Err(Abort::OutOfMemory(why)) => {
+                let failure = Failure::Internal(why);
+                return Report::OutOfMemory(publish::outcome(publish::failed(&failure)));
+            }
             Err(Abort::NoSpace(why)) => Failure::NoSpace(why),
             Err(Abort::Own(why)) => {
                 let action = job.action;
@@ -192,6 +210,13 @@ impl Worker<Job, ExecuteResponse> for NodeWorker {
     fn fits(&self, _platform: &str) -> bool {
         // Admission refuses what this node does not have.
         true
+    }
+
+    async fn ready(&self) {
+        // Where the space is unknown, the action itself finds the disk full.
+        self.shortage
+            .passed(|| self.build_root.space().unwrap_or_default())
+            .await;
     }
 
     async fn run(&self, attempt: Attempt<Job>) -> Report<ExecuteResponse> {

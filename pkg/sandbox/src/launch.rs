@@ -35,8 +35,10 @@ pub struct Launch {
     pub timeout: Duration,
     /// The time from `SIGTERM` until everything is killed.
     pub kill_delay: Duration,
-    /// The limits of each process.
+    /// The limits of its processes.
     pub limits: Limits,
+    /// The directory that it may write into, with the limit of that. `None`: no limit.
+    pub scratch: Option<Scratch>,
     /// The user and the group of the command, which then has no other group. `None`: those of the server, which must be
     /// root otherwise.
     pub user: Option<u32>,
@@ -78,14 +80,63 @@ pub struct Overlay {
     pub work: PathBuf,
 }
 
-/// The limits of each process of a command.
+/// The limits of a command's processes.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Limits {
-    /// The number of processes of the command's user (`RLIMIT_NPROC`), which does not bind root. `None`: that of the
-    /// server.
+    /// The number of processes and threads. Without control groups, that of the command's user (`RLIMIT_NPROC`), if it
+    /// has a user or a user namespace of its own; this does not bind root. `None`: that of the server.
     pub processes: Option<u64>,
+    /// The memory of all of them, in bytes. Without control groups, a command that has more resident memory is killed
+    /// after up to 250 ms. `None`: no limit.
+    pub memory: Option<u64>,
     /// The size of a core dump in bytes.
     pub core: u64,
+}
+
+/// The limit of what a command writes to disk. It is compared every second, or less often in a large directory.
+#[derive(Debug)]
+pub struct Scratch {
+    /// The directory that holds all that it writes.
+    pub directory: OwnedFd,
+    /// The limit, and what is there before.
+    pub limit: ScratchLimit,
+}
+
+/// The size of a directory that a command writes into, in bytes.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub struct ScratchLimit {
+    /// The most bytes that the command may add.
+    pub added: u64,
+    /// The bytes that are there at the start.
+    pub given: u64,
+}
+
+/// The limit for which a command was killed, in bytes.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Excess {
+    /// The kernel, or the supervisor, killed it for lack of memory.
+    Memory {
+        /// The greatest memory at one time.
+        used: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// It wrote too much to disk.
+    Scratch {
+        /// The size of what it wrote.
+        used: u64,
+        /// The limit.
+        limit: u64,
+    },
+}
+
+/// The control groups that launched commands have.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum ControlGroups {
+    /// One for each command, of this version: `v1` or `v2`.
+    Version(String),
+    /// None, for this reason, a clause.
+    None(String),
 }
 
 /// The report of a command that was started and has ended. None of its processes is left.
@@ -97,6 +148,10 @@ pub struct Ended {
     pub timed_out: bool,
     /// Set if the command was killed because it was to stop.
     pub stopped: bool,
+    /// The limit for which it was killed.
+    pub excess: Option<Excess>,
+    /// The number of processes that it could not create because of their limit, if known.
+    pub refused_processes: u64,
     /// The resources that all of its processes used.
     pub usage: Usage,
     /// The processes that still ran when the command itself had ended.
@@ -136,8 +191,9 @@ pub struct Usage {
     pub user: Duration,
     /// Processor time in the kernel.
     pub system: Duration,
-    /// The resident memory of the largest process, in bytes; at least that of a supervisor, some megabytes.
-    pub max_resident_bytes: u64,
+    /// The greatest memory of all processes together, without files that stay cached after their end. Without control
+    /// groups, the resident memory of the largest process; at least that of a supervisor, some megabytes.
+    pub peak_bytes: u64,
     /// Page faults without I/O.
     pub minor_faults: u64,
     /// Page faults with I/O.

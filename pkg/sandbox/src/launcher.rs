@@ -27,7 +27,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Ended, Launch, LaunchError, LiveCommand, fork,
+    ControlGroups, Ended, Launch, LaunchError, LiveCommand, fork,
     wire::{self, Answer, Order, Ready, Reply},
 };
 
@@ -36,26 +36,37 @@ use crate::{
 #[derive(Debug)]
 pub struct Launcher {
     socket: StdStream,
+    control_groups: ControlGroups,
 }
 
 impl Launcher {
     /// Starts the launcher. To be called before the process has other threads and raises its limits, which actions
     /// inherit. Starts a thread. Fails if there are other threads, or if the system lacks what the launcher needs.
-    pub fn start() -> io::Result<Self> {
+    ///
+    /// Commands get control groups where the system allows it, and all together `memory` bytes. `None`: no groups.
+    pub fn start(memory: Option<u64>) -> io::Result<Self> {
         fork::check_single_threaded()?;
         let (socket, theirs) = StdStream::pair()?;
         let pid = fork::fork(|| {
-            service::run(&theirs).inspect_err(|error| eprintln!("gorego-launcher: {error}"))
+            service::run(&theirs, memory).inspect_err(|error| eprintln!("gorego-launcher: {error}"))
         })?;
         drop(theirs);
         let (ready, _) = wire::read::<Ready>(&socket)?;
-        ready.map_err(|why| {
+        let control_groups = ready.map_err(|why| {
             io::Error::other(format!("the launcher of actions failed to start: {why}"))
         })?;
         socket.set_nonblocking(true)?;
         let watch = thread::Builder::new().name("launcher".to_owned());
         watch.spawn(move || keep_running(pid))?;
-        Ok(Self { socket })
+        Ok(Self {
+            socket,
+            control_groups,
+        })
+    }
+
+    /// The control groups that commands have.
+    pub const fn control_groups(&self) -> &ControlGroups {
+        &self.control_groups
     }
 
     /// Runs a command until it has ended and none of its processes is left. Cancelling `stop` kills them; the report
@@ -142,15 +153,22 @@ async fn order(control: &UnixStream, launch: Launch) -> io::Result<()> {
         timeout: launch.timeout,
         kill_delay: launch.kill_delay,
         limits: launch.limits,
+        scratch: launch.scratch.as_ref().map(|scratch| scratch.limit),
         user: launch.user,
         isolation: launch.isolation,
     })?;
-    let descriptors = [
+    let mut all = vec![
         launch.root.as_fd(),
         launch.stdout.as_fd(),
         launch.stderr.as_fd(),
     ];
-    let mut descriptors = descriptors.as_slice();
+    all.extend(
+        launch
+            .scratch
+            .as_ref()
+            .map(|scratch| scratch.directory.as_fd()),
+    );
+    let mut descriptors = all.as_slice();
     let mut rest = order.as_slice();
     while !rest.is_empty() {
         let send = || wire::send(control, rest, descriptors);

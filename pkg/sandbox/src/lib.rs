@@ -19,11 +19,15 @@
 //!                                     └ namespaces: user, mount, pid, ipc, uts, net
 //! ```
 //!
+//! Where the system allows it, each command has a control group of its own, which limits its memory and its processes
+//! ([`Launcher::control_groups`]). Elsewhere the supervisor measures the memory and kills the command.
+//!
 //! Every process of an action is killed when the command ends, when the action is stopped, and when the server, the
 //! launcher or the supervisor dies. An action of their user can send them `SIGSTOP`, unless it is isolated: the launcher
 //! kills a supervisor that stopped, and the server continues the launcher. If the launcher and a supervisor are killed
 //! at the same moment, only the command itself dies with them, unless it is isolated.
 
+mod cgroup;
 mod fork;
 mod launch;
 mod launcher;
@@ -34,7 +38,10 @@ mod tree;
 mod users;
 mod wire;
 
-pub use launch::{Ended, Exit, Isolation, Launch, LaunchError, Leftovers, Limits, Overlay, Usage};
+pub use launch::{
+    ControlGroups, Ended, Excess, Exit, Isolation, Launch, LaunchError, Leftovers, Limits, Overlay,
+    Scratch, ScratchLimit, Usage,
+};
 pub use launcher::{Launcher, Level};
 pub use live::{LiveCommand, LiveUsage};
 pub use users::has_users;

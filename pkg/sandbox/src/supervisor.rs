@@ -4,13 +4,16 @@ mod command;
 mod family;
 mod init;
 mod isolation;
+mod monitor;
 mod mounts;
 mod network;
+mod scratch;
 
 use std::{
     fs::File,
     io::{self, Read as _, Write as _},
     os::fd::{AsFd as _, OwnedFd},
+    process,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -27,18 +30,26 @@ use rustix::process::{
 use self::{
     command::{Command, Started},
     family::Family,
+    monitor::{Monitor, Scratch, out_of_memory},
 };
 use crate::{
-    Ended, Usage, fork,
+    Ended, Excess, Usage,
+    cgroup::{Consumption, Group, Groups},
+    fork,
     process::{Signals, Wake, establish},
     tree,
     wire::{self, Answer, Order, Refusal},
 };
 
-/// Runs the command that arrives on `control`, and reports its end. The caller is a new child of `launcher`. An error
-/// has been reported, but may leave processes behind.
-pub(crate) fn run(control: &File, launcher: Pid) -> io::Result<()> {
-    match serve(control, launcher) {
+/// The unit of disk blocks.
+const BLOCK: u64 = 512;
+
+/// Runs the command that arrives on `control`, in one of `groups`, and reports its end. The caller is a new child of
+/// `launcher`. An error has been reported, but may leave processes behind.
+pub(crate) fn run(control: &File, launcher: Pid, groups: Option<&Groups>) -> io::Result<()> {
+    // It is removed after the report, for which the server waits.
+    let mut group = None;
+    match serve(control, launcher, groups, &mut group) {
         Ok(Some(answer)) => send(control, &answer),
         // The launcher is gone.
         Ok(None) => {}
@@ -67,38 +78,42 @@ fn send(mut control: &File, answer: &Answer) {
 }
 
 /// Returns the answer to the order that arrives on `control`, once no process of the command is left.
-fn serve(control: &File, launcher: Pid) -> io::Result<Option<Answer>> {
+fn serve(
+    control: &File,
+    launcher: Pid,
+    groups: Option<&Groups>,
+    group: &mut Option<Group>,
+) -> io::Result<Option<Answer>> {
     let signals = detach(control)?;
     if getppid() != Some(launcher) {
         return Ok(None);
     }
-    let (order, descriptors) = wire::read::<Order>(control)?;
+    let (order, mut descriptors) = wire::read::<Order>(control)?;
     let started = SystemTime::now();
-    let timeout = order.timeout;
-    let kill_delay = order.kill_delay;
-    let start = || {
-        let isolation = order.isolation.clone();
-        let command = Command::new(order, descriptors)?;
-        match isolation {
-            Some(isolation) => isolation::start(command, &isolation),
-            None => command.start(),
-        }
-    };
+    let (timeout, kill_delay) = (order.timeout, order.kill_delay);
+    let limits = order.limits.clone();
+    let scratch = scratch(&order, &mut descriptors)?;
     let Started {
         pid,
         mut refusal,
         report,
-    } = match start() {
+    } = match start(order, descriptors, groups, group) {
         Ok(started) => started,
         Err(refusal) => return Ok(Some(Err(refusal))),
     };
+    let group = group.as_ref();
     let mut supervisor = Supervisor {
         launcher,
         family: Family::new(pid, signals),
         is_isolated: report.is_some(),
+        monitor: Monitor::new(&limits, group, scratch),
     };
     let cause = supervisor.watch(control, timeout, kill_delay)?;
-    let mut leftovers = supervisor.family.kill_all(!cause.timed_out)?;
+    let by_itself = !cause.timed_out && cause.excess.is_none();
+    if supervisor.family.exit.is_none() {
+        group.into_iter().for_each(Group::kill);
+    }
+    let mut leftovers = supervisor.family.kill_all(by_itself)?;
     // The writer of the pipe was closed by a successful start, and by the end of the process.
     let mut refused = Vec::new();
     refusal.read_to_end(&mut refused)?;
@@ -116,16 +131,60 @@ fn serve(control: &File, launcher: Pid) -> io::Result<Option<Answer>> {
             (exit, ended, leftovers) = (report.exit, report.ended, report.leftovers);
         }
     }
+    let used = group.map(Group::consumption).unwrap_or_default();
+    let killed = || out_of_memory(&used, limits.memory.unwrap_or_default());
     Ok(Some(Ok(Ended {
         exit,
         timed_out: cause.timed_out,
         stopped: cause.stopped,
-        usage: usage()?,
+        excess: cause.excess.or_else(killed),
+        refused_processes: used.refused_processes,
+        usage: usage(&used, supervisor.monitor.peak)?,
         leftovers,
         started,
         ended,
         root,
     })))
+}
+
+/// Starts a command, in a control group of its own if there are `groups`.
+fn start(
+    order: Order,
+    descriptors: Vec<OwnedFd>,
+    groups: Option<&Groups>,
+    group: &mut Option<Group>,
+) -> Result<Started, Refusal> {
+    let mut entry = None;
+    if let Some(groups) = groups {
+        let failed = Refusal::at("control group");
+        let (name, limits) = (process::id().to_string(), &order.limits);
+        let created = groups.create(&name, limits.memory, limits.processes);
+        let created = group.insert(created.map_err(&failed)?);
+        entry = Some(created.entry().map_err(failed)?);
+    }
+    let isolation = order.isolation.clone();
+    let command = Command::new(order, descriptors, entry)?;
+    match isolation {
+        Some(isolation) => isolation::start(command, &isolation),
+        None => command.start(),
+    }
+}
+
+/// Takes the directory that the command writes into from the descriptors of an order, if that is limited.
+fn scratch(order: &Order, descriptors: &mut Vec<OwnedFd>) -> io::Result<Option<Scratch>> {
+    let Some(limit) = order.scratch else {
+        return Ok(None);
+    };
+    let lost = || io::Error::from(io::ErrorKind::NotFound);
+    let directory = descriptors.pop().ok_or_else(lost)?;
+    let isolation = order.isolation.as_ref();
+    let has_overlay = isolation.is_some_and(|isolation| isolation.overlay.is_some());
+    let root = descriptors.first().filter(|_| has_overlay);
+    Ok(Some(Scratch {
+        directory,
+        skipped: root.map(OwnedFd::try_clone).transpose()?,
+        limit,
+    }))
 }
 
 /// Detaches this process from what it inherited from the launcher, and names it to the server. Returns its signals.
@@ -148,18 +207,20 @@ fn detach(control: &File) -> io::Result<Signals> {
 struct Cause {
     timed_out: bool,
     stopped: bool,
+    excess: Option<Excess>,
     /// Set if the launcher died.
     orphaned: bool,
 }
 
-struct Supervisor {
+struct Supervisor<'a> {
     launcher: Pid,
     family: Family,
     /// Set if the child is the first process of the command's namespaces, and not the command itself.
     is_isolated: bool,
+    monitor: Monitor<'a>,
 }
 
-impl Supervisor {
+impl Supervisor<'_> {
     /// Waits until the command has ended or has to be killed.
     fn watch(
         &mut self,
@@ -171,8 +232,13 @@ impl Supervisor {
         // A time too far to be represented does not come.
         let mut deadline = Instant::now().checked_add(timeout);
         while self.family.reap() && self.family.exit.is_none() {
+            cause.excess = self.monitor.compare();
+            if cause.excess.is_some() {
+                break;
+            }
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let is_due = left.is_some_and(|left| left.is_zero());
+            let left = left.into_iter().chain(self.monitor.left()).min();
             match self.family.signals.wait(Some(control.as_fd()), left)? {
                 Wake::Peer => {
                     cause.stopped = true;
@@ -183,7 +249,7 @@ impl Supervisor {
                     break;
                 }
                 // Signals may arrive faster than they are handled, which must not delay the timeout.
-                Wake::Signal { .. } if !is_due => {}
+                Wake::Signal { .. } | Wake::Timeout if !is_due => {}
                 _ if cause.timed_out => break,
                 _ => {
                     cause.timed_out = true;
@@ -206,19 +272,28 @@ impl Supervisor {
     }
 }
 
-/// Returns the resources that all descendants used, which have ended.
-fn usage() -> io::Result<Usage> {
+/// Returns the resources that all descendants used, which have ended: those of their control group where they are
+/// known, and the `peak` of their resident memory.
+fn usage(used: &Consumption, peak: u64) -> io::Result<Usage> {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
     let count = |value| u64::try_from(value).unwrap_or_default();
     let time = |value: TimeVal| Duration::from_micros(count(value.num_microseconds()));
+    let (user, system) = used
+        .processor
+        .unwrap_or_else(|| (time(usage.user_time()), time(usage.system_time())));
+    let (blocks_read, blocks_written) = match used.transferred {
+        Some((read, written)) => (read / BLOCK, written / BLOCK),
+        None => (count(usage.block_reads()), count(usage.block_writes())),
+    };
+    let largest = count(usage.max_rss()) * 1024;
     Ok(Usage {
-        user: time(usage.user_time()),
-        system: time(usage.system_time()),
-        max_resident_bytes: count(usage.max_rss()) * 1024,
+        user,
+        system,
+        peak_bytes: used.peak.saturating_sub(used.left).max(peak).max(largest),
         minor_faults: count(usage.minor_page_faults()),
         major_faults: count(usage.major_page_faults()),
-        blocks_read: count(usage.block_reads()),
-        blocks_written: count(usage.block_writes()),
+        blocks_read,
+        blocks_written,
         voluntary_switches: count(usage.voluntary_context_switches()),
         involuntary_switches: count(usage.involuntary_context_switches()),
     })

@@ -103,8 +103,13 @@ fn select(processes: Vec<Process>, root: Pid, spared: &HashSet<Pid>) -> Vec<Proc
     selected
 }
 
+/// Returns the descendants of this process. Without `/proc`, none.
+pub(crate) fn descendants() -> Vec<Process> {
+    descendants_except(&HashSet::new())
+}
+
 /// Returns the descendants of this process, except for `spared` and their descendants. Without `/proc`, none.
-fn descendants(spared: &HashSet<Pid>) -> Vec<Process> {
+fn descendants_except(spared: &HashSet<Pid>) -> Vec<Process> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
     };
@@ -126,7 +131,7 @@ fn members<'a>(processes: impl IntoIterator<Item = &'a Process>) -> HashSet<i32>
 
 /// Sends a signal to the descendants of this process that belong to `session`.
 pub(crate) fn signal_session(session: Pid, signal: Signal) {
-    let tree = descendants(&HashSet::new());
+    let tree = descendants();
     let members = members(&tree);
     for process in tree
         .iter()
@@ -143,7 +148,7 @@ pub(crate) fn signal_session(session: Pid, signal: Signal) {
 pub(crate) fn kill_descendants(spared: &HashSet<Pid>) -> Vec<Process> {
     let mut stopped: HashMap<Pid, Process> = HashMap::new();
     for _ in 0..STOP_PASSES {
-        let mut tree = descendants(spared);
+        let mut tree = descendants_except(spared);
         let members = members(&tree);
         tree.retain(|process| !stopped.contains_key(&process.pid));
         if tree.is_empty() {

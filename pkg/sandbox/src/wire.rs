@@ -1,8 +1,8 @@
 //! The messages between server, launcher and supervisor.
 //!
 //! The launcher sends [`Ready`]. For each action, the server sends it one byte with one end of a socket pair, which the
-//! launcher hands to a new supervisor. The rest goes over that pair: an [`Order`] with three descriptors, then the pid
-//! of the supervisor and an [`Answer`]. A message is its length in 4 bytes, then JSON. The end of either direction means that its sender has
+//! launcher hands to a new supervisor. The rest goes over that pair: an [`Order`] with its descriptors, then the pid of
+//! the supervisor and an [`Answer`]. A message is its length in 4 bytes, then JSON. The end of either direction means that its sender has
 //! died, or wants the action to stop.
 
 use std::{
@@ -21,18 +21,19 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{Ended, Isolation, LaunchError, Limits};
+use crate::{ControlGroups, Ended, Isolation, LaunchError, Limits, ScratchLimit};
 
 /// The limit of a message. The kernel accepts arguments and variables of a few megabytes.
 const MAX_BYTES: usize = 64 << 20;
 
 /// The most descriptors in a message.
-const DESCRIPTORS: usize = 3;
+const DESCRIPTORS: usize = 4;
 
 /// The launcher's first message: it is ready, or why it cannot start.
-pub(crate) type Ready = Result<(), String>;
+pub(crate) type Ready = Result<ControlGroups, String>;
 
-/// A command to run. Its root, standard output and standard error follow as descriptors, in this order.
+/// A command to run. Its root, standard output, standard error and, if limited, the directory that it writes into
+/// follow as descriptors, in this order.
 #[derive(Deserialize, Serialize)]
 pub(crate) struct Order {
     pub(crate) argv: Vec<String>,
@@ -42,6 +43,7 @@ pub(crate) struct Order {
     pub(crate) timeout: Duration,
     pub(crate) kill_delay: Duration,
     pub(crate) limits: Limits,
+    pub(crate) scratch: Option<ScratchLimit>,
     pub(crate) user: Option<u32>,
     pub(crate) isolation: Option<Isolation>,
 }

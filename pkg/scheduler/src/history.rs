@@ -27,6 +27,16 @@ impl Kind {
         let name = format!("{mnemonic} {target}");
         Self(bounded(&name, MAX_KIND_LEN))
     }
+
+    /// Returns the kind with a name that [`Kind::name`] returned.
+    pub fn named(name: &str) -> Self {
+        Self(bounded(name, MAX_KIND_LEN))
+    }
+
+    /// Returns the name: any text of a client.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
 }
 
 /// The memory that the newest actions of each kind used. Of too many kinds, those recorded longest ago are dropped.

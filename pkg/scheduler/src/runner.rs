@@ -270,7 +270,14 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Claimant<J, O> {
         let mut changed = self.shared.changed.subscribe();
         loop {
             changed.borrow_and_update();
-            while let Some((attempt, running)) = self.claim() {
+            loop {
+                tokio::select! {
+                    () = self.stop.cancelled() => return,
+                    () = self.worker.ready() => {}
+                }
+                let Some((attempt, running)) = self.claim() else {
+                    break;
+                };
                 let worker = Arc::clone(&self.worker);
                 self.tasks.spawn(async move {
                     let report = worker.run(attempt).await;

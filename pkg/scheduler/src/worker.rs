@@ -14,6 +14,10 @@ pub trait Worker<J, O>: Send + Sync {
     /// Returns whether the worker meets the requirements of [`Request::platform`](crate::Request::platform).
     fn fits(&self, platform: &str) -> bool;
 
+    /// Waits until the worker can start another attempt. Executions stay queued meanwhile, so that it must end after a
+    /// while.
+    async fn ready(&self) {}
+
     /// Runs an attempt to its end. An attempt that ends without a report, by a panic, counts as lost.
     async fn run(&self, attempt: Attempt<J>) -> Report<O>;
 }

@@ -128,6 +128,10 @@ impl<J: Send + Sync + 'static> Worker<J, ExecuteResponse> for MeteredWorker<J> {
         self.worker.fits(platform)
     }
 
+    async fn ready(&self) {
+        self.worker.ready().await;
+    }
+
     async fn run(&self, attempt: Attempt<J>) -> Report<ExecuteResponse> {
         self.counts.observe(QUEUE, attempt.grant.waited);
         let steps = Arc::new(Steps {

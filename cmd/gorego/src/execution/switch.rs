@@ -4,7 +4,7 @@ use gorego_config::{Config, Switch};
 use gorego_sandbox::{Launcher, has_users};
 use rustix::process::geteuid;
 
-use super::{Error, concurrency, first_user};
+use super::{Error, concurrency, first_user, memory};
 
 /// The start of execution.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ fn launch(config: &Config) -> Result<Launcher, Error> {
             return Err(Error::NoUsers(first, end - 1));
         }
     }
-    Launcher::start().map_err(Error::Launcher)
+    Launcher::start(Some(memory(config))).map_err(Error::Launcher)
 }
 
 /// Returns why no actions are executed; `None` if they are.

@@ -88,6 +88,8 @@ const KEYS: &[(&str, &str)] = &[
     ("execution.platform", "[]"),
     ("execution.unknown_platform", "reject"),
     ("execution.memory", "0"),
+    ("execution.max_processes", "4096"),
+    ("execution.max_scratch_bytes", "10GiB"),
     ("execution.sandbox.enabled", "auto"),
     ("execution.sandbox.hide", "[]"),
     ("execution.sandbox.writable_paths", "[]"),

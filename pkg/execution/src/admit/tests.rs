@@ -101,6 +101,7 @@ impl Fixture {
             digest,
             action: CheckedAction::new(action, digest.function(), &self.options)?,
             queued: SystemTime::now(),
+            metadata: None,
         };
         admission.job(&self.request).await
     }

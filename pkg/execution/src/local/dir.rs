@@ -199,6 +199,7 @@ impl LocalDir {
             timeout: job.timeout,
             kill_delay: options.kill_delay,
             limits: Limits::default(),
+            scratch: None,
             user: self.user,
             isolation: self.isolation(options),
             live: LiveCommand::default(),
@@ -234,7 +235,10 @@ impl LocalDir {
                 stdout: Log::default(),
                 stderr: Log::default(),
             };
-            Ok(LocalResult::of(&job.command, finished.response(&job)))
+            Ok(LocalResult::of(
+                &job.command,
+                finished.response(&job, false),
+            ))
         });
         Ok(collected.await?)
     }

@@ -103,7 +103,7 @@ fn resource_usage(ended: &Ended) -> Any {
     let message = PosixResourceUsage {
         user_time: duration(usage.user),
         system_time: duration(usage.system),
-        maximum_resident_set_size: count(usage.max_resident_bytes),
+        maximum_resident_set_size: count(usage.peak_bytes),
         page_reclaims: count(usage.minor_faults),
         page_faults: count(usage.major_faults),
         block_input_operations: count(usage.blocks_read),

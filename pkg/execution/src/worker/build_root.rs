@@ -24,12 +24,18 @@ use rustix::{
 };
 use tokio::sync::{Mutex, Notify};
 
-use crate::beneath::{DIRECTORY, io as io_error, make_child, open_child};
+use crate::{
+    MemoryHistory,
+    beneath::{DIRECTORY, io as io_error, make_child, open_child},
+    worker::space::Space,
+};
 pub(crate) use remove::remove;
 pub(crate) use trash::Trash;
 
 /// The file that marks a directory as gorego's, and is locked by the process that uses it.
 const MARKER: &str = ".gorego-build-root";
+/// The files of a [`MemoryHistory`](crate::MemoryHistory), and of a new one that is being written.
+const HISTORY: [&str; 2] = [".gorego-memory", ".gorego-memory.new"];
 /// The folder of directories that are being deleted.
 const TRASH: &str = "trash";
 /// The folder of a file system's own, in a directory that is a mount point.
@@ -129,12 +135,28 @@ impl BuildRoot {
             _marker: marker,
         };
         for name in names {
-            if ![MARKER, TRASH, LOST_AND_FOUND].contains(&&*name) {
+            if ![MARKER, TRASH, LOST_AND_FOUND, HISTORY[0]].contains(&&*name) {
                 root.discard(&name).map_err(io_error("removing", &name))?;
             }
         }
         root.dirty.notify_one();
         Ok(root)
+    }
+
+    /// Returns the free space on the file system and the space of all files on it, in bytes.
+    pub(crate) fn space(&self) -> Result<Space, Errno> {
+        let system = rustix::fs::fstatvfs(&self.dir)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(system.f_frsize);
+        Ok(Space {
+            free: bytes(system.f_bavail),
+            total: bytes(system.f_blocks),
+        })
+    }
+
+    /// Opens the memory that actions used before. Blocks.
+    pub(crate) fn history(&self) -> MemoryHistory {
+        let [file, new] = HISTORY.map(|name| self.path.join(name));
+        MemoryHistory::open(file, new)
     }
 
     /// Creates the directory of an action, which belongs to `user` if there is one, with those of an overlay if it

@@ -6,7 +6,9 @@ use std::{
     time::SystemTime,
 };
 
-use gorego_sandbox::{Ended, Launch, LaunchError, Limits, LiveCommand};
+use gorego_sandbox::{
+    Ended, Excess, Launch, LaunchError, Limits, LiveCommand, Scratch, ScratchLimit,
+};
 use gorego_scheduler::Phase;
 use gorego_storage::{Digest, Error, Outputs, PinError, Pins, find_outputs};
 use reapi::v2::ExecuteResponse;
@@ -29,8 +31,8 @@ use crate::{
     stage::{Source, stage},
 };
 
-/// The most processes of an action that runs as a user of its own.
-const MAX_PROCESSES: u64 = 4096;
+/// The disk space of a staged file beside its content, in bytes.
+const BLOCK: u64 = 4096;
 
 /// An action that runs on a worker.
 pub(super) struct Run<'a> {
@@ -40,6 +42,8 @@ pub(super) struct Run<'a> {
     pub(super) attempt: u32,
     /// The start of the attempt.
     pub(super) start: SystemTime,
+    /// Set if nothing else runs, after the action ran out of memory.
+    pub(super) alone: bool,
     pub(super) stop: &'a CancellationToken,
     pub(super) begin: &'a (dyn Fn(Phase) + Send + Sync),
 }
@@ -75,6 +79,7 @@ impl Run<'_> {
         if is_altered {
             return Ok(None);
         }
+        self.check_memory(&ended)?;
         (times.start, times.end) = (ended.started, ended.ended);
 
         (self.begin)(Phase::Collect);
@@ -83,7 +88,7 @@ impl Run<'_> {
         (self.begin)(Phase::Publish);
         self.until_stopped(self.publish(&mut finished)).await?;
         let metadata = times.metadata(&self.worker.options.node, &finished.ended);
-        let mut response = finished.response(self.job);
+        let mut response = finished.response(self.job, self.alone);
         self.until_stopped(self.hold(&response)).await?;
         if let Some(result) = &mut response.result {
             result.execution_metadata = Some(metadata);
@@ -170,10 +175,11 @@ impl Run<'_> {
             timeout: self.job.timeout,
             kill_delay: options.kill_delay,
             limits: Limits {
-                // As the limit counts the processes of a user, it needs one that runs nothing else.
-                processes: user.map(|_| MAX_PROCESSES),
+                processes: Some(options.max_processes),
+                memory: Some(options.memory),
                 ..Limits::default()
             },
+            scratch: Some(self.scratch(&staged.dir, user)?),
             user,
             isolation: isolation(options, &staged.dir, user, self.job.network),
             live,
@@ -191,7 +197,45 @@ impl Run<'_> {
         if ended.stopped {
             return Err(Abort::Stopped);
         }
+        let peak = match ended.excess {
+            Some(Excess::Memory { used, .. }) => used,
+            _ => ended.usage.peak_bytes,
+        };
+        self.worker.memory.record(&self.job.kind, peak);
         Ok(ended)
+    }
+
+    /// Returns the directory that the command may write into.
+    fn scratch(&self, dir: &ActionDir, user: Option<u32>) -> Result<Scratch, Abort> {
+        let options = &self.worker.options;
+        let inputs = &self.job.inputs;
+        let staged = inputs.entries.saturating_mul(BLOCK);
+        let directory = dir.dir.try_clone();
+        Ok(Scratch {
+            directory: directory.map_err(|error| Error::io("opening", ".", error))?,
+            limit: ScratchLimit {
+                added: options.max_scratch_bytes,
+                // Below an overlay, what was staged is not counted.
+                given: if has_overlay(options, user) {
+                    0
+                } else {
+                    inputs.bytes.saturating_add(staged)
+                },
+            },
+        })
+    }
+
+    /// Fails if the action ran out of memory, unless it ran alone, or its time was over, too.
+    fn check_memory(&self, ended: &Ended) -> Result<(), Abort> {
+        let Some(excess @ Excess::Memory { .. }) = &ended.excess else {
+            return Ok(());
+        };
+        if self.alone || ended.timed_out {
+            return Ok(());
+        }
+        let (action, why) = (self.job.action, publish::describe(excess));
+        tracing::warn!(%action, "{why}; the action runs once more, alone");
+        Err(Abort::OutOfMemory(why))
     }
 
     /// Returns whether the action altered its inputs. Corrupt blobs are in quarantine then.

@@ -8,6 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use gorego_execution::{Inputs, Job, Live, Network, Origin};
+use gorego_scheduler::Kind;
 use gorego_storage::{BlobStore, Digest, DigestFunction, InstanceName};
 use prost::Message as _;
 use reapi::v2::{
@@ -142,6 +143,7 @@ impl Action {
         let mut name = self.command.encode_to_vec();
         name.extend(root.hash());
         Job {
+            kind: Kind::new("", "", "command"),
             instance: InstanceName::default(),
             action: SHA256.digest(&name),
             command: self.command.clone(),

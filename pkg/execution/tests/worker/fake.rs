@@ -82,6 +82,8 @@ impl Runner for FakeRunner {
             exit: Exit::Code(0),
             timed_out: false,
             stopped: false,
+            excess: None,
+            refused_processes: 0,
             usage: Usage::default(),
             leftovers: Leftovers::default(),
             root: None,

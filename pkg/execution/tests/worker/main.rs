@@ -60,7 +60,7 @@ const ORDINARY: u32 = 65534;
 fn main() -> ExitCode {
     // That of a careful operator, which must not reach the action.
     umask(Mode::RWXG | Mode::RWXO);
-    let mut fixture = Fixture::new(Launcher::start().unwrap());
+    let mut fixture = Fixture::new(Launcher::start(None).unwrap());
     let is_root = geteuid().is_root();
     let mut passed = run("test", &fixture, |_| true);
     match fixture.isolate() {

@@ -41,6 +41,7 @@ impl Launcher {
             timeout: PATIENCE,
             kill_delay: Duration::ZERO,
             limits: Limits::default(),
+            scratch: None,
             user,
             isolation: Some(isolation),
             live: LiveCommand::default(),

@@ -19,6 +19,8 @@ use rustix::{
 };
 
 use crate::{
+    ControlGroups,
+    cgroup::Groups,
     fork,
     process::{Children, Signals, Wake, establish, reap},
     supervisor,
@@ -26,16 +28,26 @@ use crate::{
     wire::{self, Ready},
 };
 
-/// Serves `socket` until the server is gone and no process of an action is left.
-pub(super) fn run(mut socket: &UnixStream) -> io::Result<()> {
+/// Serves `socket` until the server is gone and no process of an action is left. Without `memory`, commands have no
+/// control groups.
+pub(super) fn run(mut socket: &UnixStream, memory: Option<u64>) -> io::Result<()> {
     let isolated = isolate(socket);
-    let ready: Ready = isolated.as_ref().map(|_| ()).map_err(io::Error::to_string);
+    let groups = memory.map_or_else(|| Err("they are switched off".to_owned()), Groups::find);
+    let found = match &groups {
+        Ok(groups) => ControlGroups::Version(groups.version().to_owned()),
+        Err(why) => ControlGroups::None(why.clone()),
+    };
+    let ready: Ready = isolated
+        .as_ref()
+        .map(|_| found)
+        .map_err(io::Error::to_string);
     socket.write_all(&wire::encode(&ready)?)?;
     let Ok(signals) = isolated else {
         return Ok(());
     };
     let mut launcher = Service {
         signals,
+        groups: groups.ok(),
         supervisors: HashMap::new(),
         lost: Vec::new(),
         orphans: None,
@@ -74,11 +86,12 @@ fn isolate(socket: &UnixStream) -> io::Result<Signals> {
 
 struct Service {
     signals: Signals,
+    groups: Option<Groups>,
     /// The supervisors, and a copy of the control socket of each.
     supervisors: HashMap<Pid, File>,
     /// The control sockets of dead supervisors that may have left processes. The server sees their end when those are
     /// killed.
-    lost: Vec<File>,
+    lost: Vec<(Pid, File)>,
     /// The time until the next pass if processes of dead supervisors, now children of this process, may be left.
     orphans: Option<Duration>,
 }
@@ -97,7 +110,7 @@ impl Service {
             if let Some(control) = self.supervisors.remove(&pid)
                 && status.exit_status() != Some(0)
             {
-                self.lost.push(control);
+                self.lost.push((pid, control));
                 self.orphans = Some(FIRST_PASS);
             }
         }
@@ -109,7 +122,10 @@ impl Service {
             let killed = tree::kill_descendants(&spared);
             self.orphans = (!killed.is_empty()).then(|| next_pass(pass));
             if self.orphans.is_none() {
-                self.lost.clear();
+                for (supervisor, _control) in self.lost.drain(..) {
+                    let groups = self.groups.iter();
+                    groups.for_each(|groups| groups.discard(&supervisor.as_raw_pid().to_string()));
+                }
             }
         }
     }
@@ -124,7 +140,8 @@ impl Service {
         if let Some(control) = descriptors.pop() {
             let control = File::from(control);
             let launcher = getpid();
-            match fork::fork(|| supervisor::run(&control, launcher)) {
+            let groups = self.groups.as_ref();
+            match fork::fork(|| supervisor::run(&control, launcher, groups)) {
                 Ok(pid) => _ = self.supervisors.insert(pid, control),
                 Err(error) => supervisor::refuse(&control, error),
             }

@@ -27,6 +27,7 @@ use rustix::{
 };
 
 use crate::{
+    cgroup::Entry,
     fork,
     wire::{Order, Refusal},
 };
@@ -49,10 +50,16 @@ pub(super) struct Command {
     pub(super) root: OwnedFd,
     stdout: OwnedFd,
     stderr: OwnedFd,
+    /// The way into its control group.
+    pub(super) entry: Option<Entry>,
 }
 
 impl Command {
-    pub(super) fn new(order: Order, descriptors: Vec<OwnedFd>) -> Result<Self, Refusal> {
+    pub(super) fn new(
+        order: Order,
+        descriptors: Vec<OwnedFd>,
+        entry: Option<Entry>,
+    ) -> Result<Self, Refusal> {
         let lost =
             |_| Refusal::at("descriptors of the command")(io::Error::from(ErrorKind::NotFound));
         let [root, stdout, stderr] = <[OwnedFd; 3]>::try_from(descriptors).map_err(lost)?;
@@ -70,6 +77,7 @@ impl Command {
             root,
             stdout,
             stderr,
+            entry,
         })
     }
 
@@ -106,6 +114,7 @@ impl Command {
     /// already, unless the command has a terminal.
     fn prepare(&self, supervisor: Pid) -> Result<(), Refusal> {
         setsid().map_err(Refusal::at("setsid"))?;
+        enter_group(self.entry.as_ref())?;
         self.limit()?;
         self.enter()?;
         self.take_terminal()?;
@@ -156,7 +165,9 @@ impl Command {
             setrlimit(resource, limit).map_err(Refusal::at("setrlimit"))
         };
         set(Resource::Core, limits.core)?;
-        let Some(processes) = limits.processes else {
+        // The limit is that of a user, and this one may be that of other processes, too.
+        let has_own_user = self.order.user.is_some() || self.order.isolation.is_some();
+        let Some(processes) = limits.processes.filter(|_| has_own_user) else {
             return Ok(());
         };
         // A container's root may be unable to raise a lower limit.
@@ -256,4 +267,10 @@ impl Command {
         let program = self.order.argv.first().map_or("", String::as_str);
         Refusal::not_executable(program, why)
     }
+}
+
+/// Moves this process into a control group.
+pub(super) fn enter_group(entry: Option<&Entry>) -> Result<(), Refusal> {
+    let entered = entry.map_or(Ok(()), Entry::enter);
+    entered.map_err(Refusal::at("control group"))
 }

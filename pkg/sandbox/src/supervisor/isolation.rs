@@ -15,7 +15,7 @@ use nix::{
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open};
 
 use super::{
-    command::{Command, Started},
+    command::{Command, Started, enter_group},
     init::Init,
     mounts::Plan,
 };
@@ -61,7 +61,13 @@ pub(super) fn start(mut command: Command, isolation: &Isolation) -> Result<Start
         user,
         has_own_network: !isolation.network,
     };
-    let inside = || match init.run(command, plan, &mut writer) {
+    // As the user of gorego, who may do that.
+    let entry = command.entry.take();
+    let run = |writer: &mut _| {
+        enter_group(entry.as_ref())?;
+        init.run(command, plan, writer)
+    };
+    let inside = || match run(&mut writer) {
         Ok(()) => Ok(()),
         Err(refusal) => writer.write_all(&serde_json::to_vec(&refusal)?),
     };

@@ -107,6 +107,7 @@ impl Root {
             timeout: NEVER,
             kill_delay: NEVER,
             limits: Limits::default(),
+            scratch: None,
         }
     }
 

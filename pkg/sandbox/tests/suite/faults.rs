@@ -80,7 +80,7 @@ pub(crate) fn serve(launcher: Launcher, is_isolated: bool, script: &str) {
 }
 
 /// A server with an action that has left its session, whose processes all hold one pipe.
-struct Server {
+pub(crate) struct Server {
     watch: Watch,
     process: Child,
 }
@@ -102,7 +102,7 @@ fn child(parent: u32, name: &str) -> Pid {
 }
 
 impl Server {
-    fn start(mode: &str, script: &str) -> Self {
+    pub(crate) fn start(mode: &str, script: &str) -> Self {
         let (mut watch, writer) = Watch::new();
         let process = Command::new(env::current_exe().unwrap())
             .args([mode, &format!("{LEAVE_PROCESSES} {script}")])
@@ -137,8 +137,31 @@ impl Server {
         kill_process(supervisor, Signal::STOP).unwrap();
     }
 
+    /// Returns the shell that a supervisor started.
+    pub(crate) fn command(&self) -> Pid {
+        let supervisor = self.supervisor().as_raw_pid().cast_unsigned();
+        child(supervisor, "sh")
+    }
+
+    /// Kills the server, the launcher and the supervisor at once, so that the processes of the action outlive them.
+    pub(crate) fn abandon_processes(mut self) -> Self {
+        let (launcher, supervisor) = (self.launcher(), self.supervisor());
+        self.stop();
+        kill_process(launcher, Signal::STOP).unwrap();
+        kill_process(supervisor, Signal::KILL).unwrap();
+        kill_process(launcher, Signal::KILL).unwrap();
+        self.process.kill().unwrap();
+        self
+    }
+
+    /// Kills the server, and waits until all processes are gone.
+    pub(crate) fn killed(mut self) -> String {
+        self.process.kill().unwrap();
+        self.gone()
+    }
+
     /// Waits until all processes are gone, and returns the rest of their output.
-    fn gone(mut self) -> String {
+    pub(crate) fn gone(mut self) -> String {
         let output = self.watch.gone();
         self.process.wait().unwrap();
         output
@@ -268,6 +291,6 @@ fn launcher_outlives_no_server(_: &Fixture) {
 }
 
 fn launcher_refuses_to_start_among_threads(_: &Fixture) {
-    let error = Launcher::start().unwrap_err().to_string();
+    let error = Launcher::start(None).unwrap_err().to_string();
     assert!(error.contains("before other threads"), "{error}");
 }

@@ -5,6 +5,7 @@ mod command;
 mod common;
 mod faults;
 mod isolation;
+mod limits;
 mod load;
 mod measuring;
 mod poison;
@@ -36,12 +37,16 @@ type Test = (&'static str, fn(&Fixture));
 /// The number of tests that run at once. Most of them wait.
 const PARALLEL: usize = 4;
 
+/// The memory of all commands together, which they do not reach.
+const MEMORY: u64 = 1 << 40;
+
 /// Runs the tests whose names contain the first argument; or acts as a server for a test.
 fn main() -> ExitCode {
     // A file that another program would inherit.
     let inherited = File::open("/dev/null").unwrap();
     fcntl_setfd(&inherited, FdFlags::empty()).unwrap();
-    let launcher = Launcher::start().unwrap();
+    let memory = env::var_os(limits::NO_GROUPS).is_none().then_some(MEMORY);
+    let launcher = Launcher::start(memory).unwrap();
     let arguments: Vec<_> = env::args().skip(1).collect();
     if let [mode, script] = arguments.as_slice()
         && [faults::SERVE, faults::SERVE_ISOLATED].contains(&mode.as_str())
@@ -53,12 +58,18 @@ fn main() -> ExitCode {
     let filter = arguments.iter().find(|argument| !argument.starts_with('-'));
     let selected = |(name, _): &&Test| filter.is_none_or(|filter| name.contains(filter.as_str()));
     let isolated: &[_] = match isolation::level(&fixture) {
-        Level::Full => &[isolation::TESTS, poison::TESTS, reach::TESTS],
+        Level::Full => &[
+            isolation::TESTS,
+            limits::ISOLATED,
+            poison::TESTS,
+            reach::TESTS,
+        ],
         Level::Plain(_) => &[isolation::FORBIDDEN],
     };
     let on_host = [
         command::TESTS,
         faults::TESTS,
+        limits::TESTS,
         load::TESTS,
         measuring::TESTS,
         processes::TESTS,

@@ -386,3 +386,35 @@ async fn every_watcher_on_every_thread_sees_the_outcome() {
     let totals = runner.totals();
     assert_eq!((totals.live, totals.running), (0, 0));
 }
+
+/// A worker that becomes ready after a second.
+struct Slow;
+
+#[async_trait]
+impl Worker<u32, u32> for Slow {
+    fn fits(&self, _: &str) -> bool {
+        true
+    }
+
+    async fn ready(&self) {
+        tokio::time::sleep(SECOND).await;
+    }
+
+    async fn run(&self, attempt: Attempt<u32>) -> Report<u32> {
+        Report::Done(Outcome {
+            value: *attempt.grant.job,
+            bytes: 1,
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn actions_stay_queued_until_the_worker_is_ready() {
+    let runner = Runner::new(options());
+    runner.add_worker(WorkerId::new("w"), capacity(1), Arc::new(Slow));
+    let start = Instant::now();
+    let mut watch = submit(&runner, 1);
+    assert!(matches!(watch.next().await, Some(Stage::Queued)));
+    while !matches!(watch.next().await, Some(Stage::Completed(_))) {}
+    assert!(start.elapsed() >= SECOND);
+}

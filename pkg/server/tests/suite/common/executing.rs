@@ -45,6 +45,9 @@ fn options() -> ExecutionOptions {
         build_root: "/nonexistent".into(),
         concurrency: 1,
         memory: 1 << 30,
+        max_processes: 4096,
+        max_scratch_bytes: 1 << 30,
+        min_free: 0,
         default_timeout: Duration::from_mins(30),
         max_timeout: Duration::from_hours(2),
         kill_delay: Duration::from_secs(5),
@@ -93,6 +96,7 @@ impl ExecutingServer {
             Arc::clone(&actions),
             generation,
             worker,
+            Arc::default(),
         );
         let executor = Arc::new(executor);
         options.executor = Some(Arc::clone(&executor));

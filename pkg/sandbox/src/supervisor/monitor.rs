@@ -1,0 +1,138 @@
+//! The limits that a supervisor compares while a command runs: its memory where no control group limits it, and what it
+//! wrote to disk.
+
+use std::{
+    fs,
+    os::fd::OwnedFd,
+    time::{Duration, Instant},
+};
+
+use rustix::fs::fstat;
+
+use super::scratch;
+use crate::{
+    Excess, Limits, ScratchLimit,
+    cgroup::{Consumption, Group},
+    tree::{self, Process},
+};
+
+/// The time between two measurements of memory.
+const MEMORY_PERIOD: Duration = Duration::from_millis(250);
+/// The time between two measurements of the disk.
+const SCRATCH_PERIOD: Duration = Duration::from_secs(1);
+/// The least time between two measurements, as a multiple of the time that the last one took.
+const PAUSE: u32 = 20;
+
+/// The limits of a running command, and the times of their next comparisons.
+pub(super) struct Monitor<'a> {
+    group: Option<&'a Group>,
+    memory: Option<(u64, Instant)>,
+    scratch: Option<(Scratch, Instant)>,
+    /// The greatest resident memory of all processes that was measured.
+    pub(super) peak: u64,
+}
+
+/// The directory that a command writes into.
+pub(super) struct Scratch {
+    pub(super) directory: OwnedFd,
+    /// The input root, if the command cannot write into it.
+    pub(super) skipped: Option<OwnedFd>,
+    pub(super) limit: ScratchLimit,
+}
+
+impl<'a> Monitor<'a> {
+    pub(super) fn new(limits: &Limits, group: Option<&'a Group>, scratch: Option<Scratch>) -> Self {
+        let now = Instant::now();
+        Self {
+            group,
+            // The kernel limits the memory of a group. Where it kills only one process of it, the others follow.
+            memory: limits.memory.map(|limit| (limit, now + MEMORY_PERIOD)),
+            scratch: scratch.map(|scratch| (scratch, now + SCRATCH_PERIOD)),
+            peak: 0,
+        }
+    }
+
+    /// Returns the time until the next comparison.
+    pub(super) fn left(&self) -> Option<Duration> {
+        let memory = self.memory.as_ref().map(|(_, due)| *due);
+        let due = self.scratch.as_ref().map(|(_, due)| *due);
+        let due = memory.into_iter().chain(due).min();
+        due.map(|due| due.saturating_duration_since(Instant::now()))
+    }
+
+    /// Compares the limits whose time has come. Returns the one for which the command has to be killed.
+    pub(super) fn compare(&mut self) -> Option<Excess> {
+        let now = Instant::now();
+        if let Some((limit, _)) = self.memory.filter(|(_, due)| *due <= now) {
+            let excess = self.compare_memory(limit);
+            self.memory = Some((limit, next(now, MEMORY_PERIOD)));
+            if excess.is_some() {
+                return excess;
+            }
+        }
+        let (scratch, due) = self.scratch.as_mut().filter(|(_, due)| *due <= now)?;
+        let excess = scratch.compare();
+        *due = next(now, SCRATCH_PERIOD);
+        excess
+    }
+
+    fn compare_memory(&mut self, limit: u64) -> Option<Excess> {
+        if let Some(group) = self.group {
+            return out_of_memory(&group.consumption(), limit);
+        }
+        let processes = tree::descendants();
+        let mut used = processes.iter().map(resident).sum();
+        if used > limit {
+            // Pages that processes share count for each of them, so that a large sum is not proof.
+            used = processes.iter().map(proportional).sum();
+        }
+        self.peak = self.peak.max(used);
+        (used > limit).then_some(Excess::Memory { used, limit })
+    }
+}
+
+/// Returns the excess of a group in which the kernel killed a process for lack of memory.
+pub(super) fn out_of_memory(used: &Consumption, limit: u64) -> Option<Excess> {
+    let is_killed = used.oom_kills > 0;
+    let used = used.peak;
+    is_killed.then_some(Excess::Memory { used, limit })
+}
+
+impl Scratch {
+    fn compare(&self) -> Option<Excess> {
+        let limit = self.limit.added;
+        let skipped = self.skipped.as_ref().and_then(|root| fstat(root).ok());
+        let size = scratch::size(
+            &self.directory,
+            skipped.map(|stat| (stat.st_dev, stat.st_ino)),
+        );
+        let used = size.saturating_sub(self.limit.given);
+        (used > limit).then_some(Excess::Scratch { used, limit })
+    }
+}
+
+/// Returns the time of the comparison after one that began at `begin`.
+fn next(begin: Instant, period: Duration) -> Instant {
+    let took = begin.elapsed();
+    begin + period.max(took.saturating_mul(PAUSE))
+}
+
+/// Returns the resident memory of a process in bytes.
+fn resident(process: &Process) -> u64 {
+    kib(process, "status", "VmRSS:").unwrap_or_default()
+}
+
+/// Returns the resident memory of a process with its share of the pages that it shares with others, in bytes. Without
+/// permission to read that, all of those.
+fn proportional(process: &Process) -> u64 {
+    kib(process, "smaps_rollup", "Pss:").unwrap_or_else(|| resident(process))
+}
+
+/// Returns a number of bytes from a file in `/proc` that has it in KiB; `None` if the process has ended.
+fn kib(process: &Process, file: &str, key: &str) -> Option<u64> {
+    let path = format!("/proc/{}/{file}", process.pid.as_raw_pid());
+    let text = fs::read_to_string(path).ok()?;
+    let value = text.lines().find_map(|line| line.strip_prefix(key))?;
+    let kib: u64 = value.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib.saturating_mul(1024))
+}
