@@ -170,9 +170,10 @@ pub struct BazelServer {
 impl BazelServer {
     /// Creates a checkout, of which `write` makes the source tree. The first command starts Bazel's server.
     pub fn new(write: impl FnOnce(&Path)) -> Self {
-        // Bazel's server ends with the contained shell. Each line runs Bazel with the arguments in a file.
-        const LOOP: &str = "while read -r line; do xargs -0 -a \"$0/arguments\" bazel >/dev/null \
-            2>\"$0/console.txt\" </dev/null; echo $?; done";
+        // Bazel's server ends with the contained shell. Each line runs Bazel with the arguments in a file. `xargs` has
+        // one status for all failures of Bazel, so a shell in between says which.
+        const LOOP: &str = "while read -r line; do xargs -0 -a \"$0/arguments\" \
+            sh -c 'bazel \"$@\"; echo $? >&3' bazel 3>&1 >\"$0/console.txt\" 2>&1 </dev/null; done";
         let checkout = Checkout::new(write);
         let mut command = root::command(&checkout.source(), "sh");
         command.args(["-c", LOOP]).arg(checkout.dir.path());
@@ -202,12 +203,24 @@ impl BazelServer {
         self.checkout.build()
     }
 
+    /// Runs a command that builds with the remote cache at `cache`, and has to fail with this exit code.
+    pub fn fails(&mut self, code: i32, cache: &str, arguments: &[&str]) -> Build {
+        let arguments = self.checkout.build_arguments(cache, arguments);
+        self.expect(code, arguments);
+        self.checkout.build()
+    }
+
     /// Removes all outputs, so that the next command builds or looks up everything.
     pub fn clean(&mut self) {
         self.run(vec!["clean".into()]);
     }
 
     fn run(&mut self, arguments: Vec<OsString>) {
+        self.expect(0, arguments);
+    }
+
+    /// Runs a command that has to end with this exit code.
+    fn expect(&mut self, code: i32, arguments: Vec<OsString>) {
         let all = self.checkout.startup().into_iter().chain(arguments);
         let all: Vec<_> = all.collect();
         let mut content = Vec::new();
@@ -222,7 +235,7 @@ impl BazelServer {
             .read_line(&mut status)
             .expect("the shell answers");
         assert!(
-            status == "0\n",
+            status == format!("{code}\n"),
             "bazel {all:?}: {status}\n{}",
             self.checkout.output_on_console()
         );
@@ -275,7 +288,7 @@ fn argument(flag: &str, path: &Path) -> OsString {
 }
 
 /// Reads the log, a sequence of JSON objects.
-fn read_log(path: &Path) -> Vec<Spawn> {
+pub(crate) fn read_log(path: &Path) -> Vec<Spawn> {
     let text = fs::read_to_string(path)
         .unwrap_or_else(|e| panic!("the execution log {}: {e}", path.display()));
     serde_json::Deserializer::from_str(&text)

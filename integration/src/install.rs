@@ -33,20 +33,17 @@ pub fn remotetool() -> &'static Path {
 
 /// Returns siso, a build tool, which needs the libraries of the root directory. Unpacks it first if necessary.
 pub fn siso() -> &'static Path {
+    // No other release has the package. Its index may be an old copy.
+    const UNPACK: &str = "mmdebstrap --variant=extract --include=siso --quiet \
+        --aptopt='Acquire::Check-Valid-Until \"false\"' sid - | tar -x -C \"$0\" ./usr/bin/siso";
     static INSTALLED: OnceLock<PathBuf> = OnceLock::new();
     INSTALLED.get_or_init(|| {
-        // No other release has the package.
-        let tree = installed("siso-sid", |tree| {
-            let mut unpack = process::command("mmdebstrap");
-            unpack
-                .args(["--variant=extract", "--include=siso", "--quiet"])
-                // The index may be an old copy.
-                .args(["--aptopt=Acquire::Check-Valid-Until \"false\"", "sid"])
-                .arg(tree)
-                .stdin(Stdio::null());
-            run(&mut unpack);
+        let dir = installed("siso-1", |dir| {
+            let mut unpack = process::command("bash");
+            unpack.args(["-o", "pipefail", "-c", UNPACK]).arg(dir);
+            run(unpack.stdin(Stdio::null()));
         });
-        tree.join("usr/bin/siso")
+        dir.join("usr/bin/siso")
     })
 }
 

@@ -15,6 +15,7 @@ use serde::Deserialize;
 use tempfile::TempDir;
 
 use crate::{
+    bazel,
     process::{self, Process, describe},
     project,
 };
@@ -32,6 +33,10 @@ pub enum Cache<'a> {
     Remote(&'a str),
     /// Bazel's disk cache in this folder.
     Disk(&'a Path),
+    /// Bazel's disk cache that all checkouts of the machine share.
+    Machine,
+    /// The executor at this address (`grpc://...`), which runs every action that it has no result of.
+    Executor(&'a str),
 }
 
 /// A build of everything that succeeded.
@@ -82,6 +87,26 @@ impl Project {
     /// shared with other builds. Panics with the launcher's output if the build fails.
     pub fn build(&self, cache: Cache<'_>) -> Build {
         let dir = TempDir::new().expect("a temporary directory");
+        self.build_in(&dir, cache, vec!["//...".into()])
+    }
+
+    /// Builds a target as [`Self::build`] does everything. Also returns the hash of each output by its path.
+    pub fn build_target(
+        &self,
+        target: &str,
+        cache: Cache<'_>,
+    ) -> (Build, BTreeMap<String, String>) {
+        let dir = TempDir::new().expect("a temporary directory");
+        let log = dir.path().join("execution.json");
+        let arguments = vec![target.into(), argument("--execution_log_json_file=", &log)];
+        let build = self.build_in(&dir, cache, arguments);
+        let spawns = bazel::read_log(&log).into_iter();
+        let outputs = spawns.flat_map(|spawn| spawn.actual_outputs);
+        let outputs = outputs.map(|output| (output.path, output.digest.hash));
+        (build, outputs.collect())
+    }
+
+    fn build_in(&self, dir: &TempDir, cache: Cache<'_>, arguments: Vec<OsString>) -> Build {
         let source = dir.path().join("project");
         let mut copy = process::command("cp");
         copy.arg("--recursive").arg(self.0.path()).arg(&source);
@@ -96,7 +121,8 @@ impl Project {
             .arg(argument("--output_base=", &dir.path().join("out")))
             // The caller's own options may name another cache.
             .args(["--nohome_rc", "--batch"])
-            .args(["build", "//...", "--noshow_progress"])
+            .args(["build", "--noshow_progress"])
+            .args(arguments)
             .args(["--symlink_prefix=/", "--remote_timeout=60s"])
             // A test that is killed leaves no Bazel behind.
             .env("GOREGO_BAZEL_CONTAINED", "yes")
@@ -162,6 +188,12 @@ impl Cache<'_> {
                 arguments.push(OsString::from(format!("--remote_cache={address}")));
             }
             Self::Disk(dir) => arguments.push(argument("--disk_cache=", dir)),
+            Self::Machine => {}
+            Self::Executor(address) => {
+                arguments.push(OsString::from("--disk_cache="));
+                arguments.push(OsString::from(format!("--remote_executor={address}")));
+                arguments.push(OsString::from("--spawn_strategy=remote"));
+            }
         }
         arguments
     }

@@ -1,6 +1,10 @@
 //! Generated Bazel workspaces that need only the packaged Bazel: no registry and no network.
 
+mod large;
+
 use std::{fmt::Write as _, fs, path::Path};
+
+pub use self::large::write_large;
 
 /// Modules that Bazel's own tools name and the package lacks. The workspaces do not use them, so empty
 /// ones suffice.

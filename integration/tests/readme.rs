@@ -11,6 +11,7 @@ use gorego_integration::{
     bazel::{Checkout, Spawn},
     binary,
     client::Client,
+    install,
     lock::Lock,
     process::{self, describe},
     project, root,
@@ -174,8 +175,7 @@ fn check_bazelrc(block: &Block<'_>) {
     let _lock = Lock::bazel();
     let is_executor = block.text.contains("--remote_executor=");
     let (server, strategy) = if is_executor {
-        let server = Server::start_in_root(&["execution.enabled=true"]);
-        (server, "--spawn_strategy=remote")
+        (executor(), "--spawn_strategy=remote")
     } else {
         (Server::start(&[]), "--spawn_strategy=local")
     };
@@ -214,9 +214,20 @@ fn check_bazelrc(block: &Block<'_>) {
     build().assert_all_remote_hits();
 }
 
-/// Checks that recc hits in a second directory.
+/// Starts a server that executes actions with the programs of the root.
+fn executor() -> Server {
+    Server::start_in_root(&["execution.enabled=true"])
+}
+
+/// Checks that recc hits in a second directory. Without the variable for caching only, the first compilation runs at the
+/// server.
 fn check_recc(block: &Block<'_>) {
-    let server = Server::start(&[]);
+    let is_cache = block.text.contains("RECC_CACHE_ONLY");
+    let server = if is_cache {
+        Server::start(&[])
+    } else {
+        executor()
+    };
     let compile = || {
         let dir = TempDir::new().unwrap();
         write(dir.path(), "one.c", "int one(void) { return 1; }\n");
@@ -237,7 +248,9 @@ fn check_recc(block: &Block<'_>) {
         run(&mut command);
         fs::read_to_string(&metrics).unwrap()
     };
-    assert!(compile().contains("recc.action_cache_miss:1|c"));
+    let first = compile();
+    assert!(first.contains("recc.action_cache_miss:1|c"), "{first}");
+    assert_eq!(first.contains("recc.execute_remote"), !is_cache, "{first}");
     assert!(compile().contains("recc.action_cache_hit:1|c"));
 }
 
@@ -256,6 +269,34 @@ fn check_buildbox(block: &Block<'_>) {
     let hash = &stored.hash;
     let path = format!("cas/{}/{}/{hash}", &hash[..2], &hash[2..4]);
     assert!(server.data().join(path).exists());
+}
+
+/// Checks that trexe gets the output of the command.
+fn check_trexe(block: &Block<'_>) {
+    let server = executor();
+    let dir = TempDir::new().unwrap();
+    write(dir.path(), "in.txt", "b\na\n");
+    let line = at(&server, block.text.trim_end());
+    let line = line.replace("trexe ", "trexe --d=there ");
+    run(root::command(dir.path(), "sh").args(["-c", &line]));
+    let sorted = fs::read_to_string(dir.path().join("there/out.txt"));
+    assert_eq!(sorted.unwrap(), "a\nb\n");
+}
+
+/// Checks that remotetool executes an action.
+fn check_remotetool(block: &Block<'_>) {
+    let server = executor();
+    let dir = TempDir::new().unwrap();
+    write(dir.path(), "action/ac.textproto", "");
+    write(dir.path(), "action/input/in.txt", "");
+    let command = "arguments: \"cat\" arguments: \"in.txt\"";
+    write(dir.path(), "action/cmd.textproto", command);
+    for line in commands(block) {
+        let line = at(&server, &line);
+        let arguments = line.split(' ').skip(1);
+        let mut command = process::command(install::remotetool());
+        run(command.args(arguments).current_dir(dir.path()));
+    }
 }
 
 /// Checks the paragraph and the port of a client's block that is not tested.
@@ -387,6 +428,8 @@ async fn every_block_of_the_readme_works() {
             "yaml" => check_config(block).await,
             "sh" if text.starts_with("export RECC_") => check_recc(block),
             "sh" if text.starts_with("cas") => check_buildbox(block),
+            "sh" if text.starts_with("trexe ") => check_trexe(block),
+            "sh" if text.starts_with("remotetool ") => check_remotetool(block),
             "sh" => check_own(block),
             "" if text.starts_with("gorego ") => check_start(block),
             "" if text.starts_with("$ gorego ") => check_command(block),
