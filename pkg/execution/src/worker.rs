@@ -4,6 +4,7 @@ mod build_root;
 mod isolation;
 mod run;
 mod span;
+mod trees;
 mod users;
 
 use std::{collections::VecDeque, fmt, sync::Arc, time::SystemTime};
@@ -23,7 +24,8 @@ use crate::{Failure, InputCounts, Job, Options, Origin, abort::Abort, publish};
 use build_root::{BuildRoot, Trash};
 pub use build_root::{BuildRootError, BuildRootFailure};
 pub use isolation::{ProbeError, probe};
-use run::Run;
+use run::{Run, Supply};
+use trees::Trees;
 use users::Users;
 
 /// The most actions that are remembered because they altered their inputs.
@@ -70,6 +72,7 @@ pub struct NodeWorker {
     runner: Arc<dyn Runner>,
     build_root: Arc<BuildRoot>,
     users: Users,
+    prepared: Trees,
     /// The newest actions that altered their inputs, or had altered ones. They run on copies: where the blobs had to be
     /// uploaded again, they would corrupt them again.
     altering: Mutex<VecDeque<Digest>>,
@@ -102,6 +105,7 @@ impl NodeWorker {
         let users = Users::new(options.first_user, options.concurrency);
         Ok(Self {
             users,
+            prepared: Trees::new(options.isolation.is_some(), options.max_input_bytes),
             options,
             stores,
             runner,
@@ -147,7 +151,7 @@ impl NodeWorker {
             Err(Abort::Stopped) => return Report::Stopped,
             Err(Abort::Final(failure)) => failure,
             Err(Abort::NoSpace(why)) => Failure::NoSpace(why),
-            Err(Abort::Own(why)) => {
+            Err(Abort::Own(why) | Abort::NoTree(why)) => {
                 let action = job.action;
                 tracing::warn!(%action, error = why, "an attempt to run an action failed");
                 let failure = Failure::Internal(why);
@@ -157,17 +161,20 @@ impl NodeWorker {
         Report::Done(publish::outcome(publish::failed(&failure)))
     }
 
-    /// Runs an action, and once more after it altered its inputs or found the disk full.
+    /// Runs an action, and once more after it altered its inputs, found the disk full, or could not use a prepared tree.
     async fn attempt(&self, run: &Run<'_>) -> Result<ExecuteResponse, Abort> {
         let action = run.job.action;
-        let mut copies = self.altering.lock().contains(&action);
+        let mut supply = match self.altering.lock().contains(&action) {
+            true => Supply::Copies,
+            false => Supply::Tree,
+        };
         let mut is_full = false;
         loop {
-            match run.once(copies).await {
+            match run.once(supply).await {
                 Ok(Some(response)) => return Ok(response),
                 // Copies are not checked, so that this happens once.
                 Ok(None) => {
-                    copies = true;
+                    supply = Supply::Copies;
                     let mut altering = self.altering.lock();
                     altering.push_back(action);
                     if altering.len() > MAX_ALTERING {
@@ -176,7 +183,12 @@ impl NodeWorker {
                 }
                 Err(Abort::NoSpace(_)) if !is_full => {
                     is_full = true;
+                    self.prepared.clear();
                     Trash(Arc::clone(&self.build_root)).empty(run.stop).await;
+                }
+                Err(Abort::NoTree(why)) if supply == Supply::Tree => {
+                    tracing::warn!(%action, why, "an action runs without the prepared tree of its inputs");
+                    supply = Supply::Links;
                 }
                 Err(abort) => return Err(abort),
             }
