@@ -164,9 +164,10 @@ impl NodeWorker {
     /// Runs an action, and once more after it altered its inputs, found the disk full, or could not use a prepared tree.
     async fn attempt(&self, run: &Run<'_>) -> Result<ExecuteResponse, Abort> {
         let action = run.job.action;
-        let mut supply = match self.altering.lock().contains(&action) {
-            true => Supply::Copies,
-            false => Supply::Tree,
+        let mut supply = if self.altering.lock().contains(&action) {
+            Supply::Copies
+        } else {
+            Supply::Tree
         };
         let mut is_full = false;
         loop {

@@ -213,7 +213,7 @@ impl Run<'_> {
                 None => linked = stage(&job, &dir.root, source)?,
             }
             let places = Places {
-                root: tree.as_ref().map_or(&dir.root, |tree| tree.dir()),
+                root: tree.as_ref().map_or(&dir.root, |tree| tree.root()),
                 upper: upper.as_ref(),
                 user: id,
             };
@@ -240,7 +240,7 @@ impl Run<'_> {
     async fn launch(&self, staged: &Staged) -> Result<Ended, Abort> {
         let (command, options) = (&self.job.command, &self.worker.options);
         let root = match &staged.tree {
-            Some(tree) => tree.dir().try_clone(),
+            Some(tree) => tree.root().try_clone(),
             None => staged.dir.root.try_clone(),
         };
         let user = staged.user.as_ref().map(User::id);

@@ -32,8 +32,8 @@ pub(super) struct Tree {
     // Dropped in this order.
     dir: ActionDir,
     _pins: Arc<Pins>,
-    root: Digest,
-    /// What [`gorego_storage::Links::losses`] returned before it was prepared.
+    digest: Digest,
+    /// The losses of the store before it was prepared ([`gorego_storage::Links::losses`]).
     losses: u64,
     entries: u64,
     bytes: u64,
@@ -44,7 +44,7 @@ impl Tree {
         Self {
             dir,
             _pins: pins,
-            root: inputs.root,
+            digest: inputs.root,
             losses,
             entries: inputs.entries,
             bytes: inputs.bytes,
@@ -52,7 +52,7 @@ impl Tree {
     }
 
     /// The tree on disk.
-    pub(super) const fn dir(&self) -> &OwnedFd {
+    pub(super) const fn root(&self) -> &OwnedFd {
         &self.dir.root
     }
 }
@@ -87,7 +87,10 @@ impl Trees {
     /// Returns the tree of these inputs, if it is prepared and none of its blobs may have been lost since.
     pub(super) fn get(&self, inputs: &Inputs, losses: u64) -> Option<Arc<Tree>> {
         let mut known = self.known.lock();
-        let found = known.trees.iter().position(|tree| tree.root == inputs.root);
+        let found = known
+            .trees
+            .iter()
+            .position(|tree| tree.digest == inputs.root);
         let tree = known.trees.remove(found?)?;
         if tree.losses != losses || self.is_off.load(Relaxed) {
             drop(known);
