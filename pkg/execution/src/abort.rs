@@ -21,6 +21,9 @@ pub(crate) enum Abort {
     /// The disk is full.
     #[error("{0}")]
     NoSpace(String),
+    /// The prepared tree of the inputs cannot be used.
+    #[error("{0}")]
+    NoTree(String),
     /// The executor failed. Another attempt may succeed.
     #[error("{0}")]
     Own(String),

@@ -51,7 +51,9 @@ impl From<Abort> for LocalError {
             Abort::Stopped => Self::Stopped,
             Abort::Final(failure) => failure.into(),
             Abort::NoSpace(why) => Failure::NoSpace(why).into(),
-            Abort::OutOfMemory(why) | Abort::Own(why) => Failure::Internal(why).into(),
+            Abort::OutOfMemory(why) | Abort::NoTree(why) | Abort::Own(why) => {
+                Failure::Internal(why).into()
+            }
         }
     }
 }

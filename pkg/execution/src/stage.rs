@@ -1,6 +1,6 @@
 //! The input tree of an action on disk.
 
-mod parents;
+pub(crate) mod parents;
 
 use std::{
     collections::HashSet,
@@ -38,9 +38,8 @@ pub(crate) struct Source<'a> {
     pub stop: &'a CancellationToken,
 }
 
-/// Builds the input tree in the empty directory `root`, and creates the parents of outputs, but not the outputs. Within
-/// the tree, only the first name of a blob is a link, since programs take several names of an inode for one file.
-/// Returns the blobs that were linked. Blocks.
+/// Builds the input tree in the empty directory `root`. Within the tree, only the first name of a blob is a link, since
+/// programs take several names of an inode for one file. Returns the blobs that were linked. Blocks.
 pub(crate) fn stage(
     job: &Job,
     root: &OwnedFd,
@@ -52,7 +51,6 @@ pub(crate) fn stage(
         linked: HashSet::new(),
     };
     stage.tree(root)?;
-    parents::create(root, &job.command, source.user)?;
     Ok(stage.linked)
 }
 

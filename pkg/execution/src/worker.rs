@@ -5,6 +5,7 @@ mod isolation;
 mod run;
 mod space;
 mod span;
+mod trees;
 mod users;
 
 use std::{collections::VecDeque, fmt, sync::Arc, time::SystemTime};
@@ -24,8 +25,9 @@ use crate::{Failure, InputCounts, Job, MemoryHistory, Options, Origin, abort::Ab
 use build_root::{BuildRoot, Trash};
 pub use build_root::{BuildRootError, BuildRootFailure};
 pub use isolation::{ProbeError, probe};
-use run::Run;
+use run::{Run, Supply};
 use space::Shortage;
+use trees::Trees;
 use users::Users;
 
 /// The most actions that are remembered because they altered their inputs.
@@ -72,6 +74,7 @@ pub struct NodeWorker {
     runner: Arc<dyn Runner>,
     build_root: Arc<BuildRoot>,
     users: Users,
+    prepared: Trees,
     /// The newest actions that altered their inputs, or had altered ones. They run on copies: where the blobs had to be
     /// uploaded again, they would corrupt them again.
     altering: Mutex<VecDeque<Digest>>,
@@ -109,6 +112,7 @@ impl NodeWorker {
         Ok(Self {
             users,
             shortage: Shortage::new(options.min_free),
+            prepared: Trees::new(options.isolation.is_some(), options.max_input_bytes),
             options,
             stores,
             runner,
@@ -166,7 +170,7 @@ impl NodeWorker {
                 return Report::OutOfMemory(publish::outcome(publish::failed(&failure)));
             }
             Err(Abort::NoSpace(why)) => Failure::NoSpace(why),
-            Err(Abort::Own(why)) => {
+            Err(Abort::Own(why) | Abort::NoTree(why)) => {
                 let action = job.action;
                 tracing::warn!(%action, error = why, "an attempt to run an action failed");
                 let failure = Failure::Internal(why);
@@ -185,19 +189,28 @@ impl NodeWorker {
         }
     }
 
-    /// Runs an action, and once more after it altered its inputs or found the disk full.
+    /// Runs an action, and once more after it altered its inputs, found the disk full, or could not use a prepared tree.
     async fn attempt(&self, run: &Run<'_>) -> Result<ExecuteResponse, Abort> {
         let action = run.job.action;
-        let mut copies = self.altering.lock().contains(&action);
+        let mut supply = if self.altering.lock().contains(&action) {
+            Supply::Copies
+        } else {
+            Supply::Tree
+        };
         let mut is_full = false;
         loop {
-            match run.once(copies).await {
+            match run.once(supply).await {
                 Ok(Some(response)) => return Ok(response),
                 // Copies are not checked, so that this happens once.
-                Ok(None) => copies = true,
+                Ok(None) => supply = Supply::Copies,
                 Err(Abort::NoSpace(_)) if !is_full => {
                     is_full = true;
+                    self.prepared.clear();
                     Trash(Arc::clone(&self.build_root)).empty(run.stop).await;
+                }
+                Err(Abort::NoTree(why)) if supply == Supply::Tree => {
+                    tracing::warn!(%action, why, "an action runs without the prepared tree of its inputs");
+                    supply = Supply::Links;
                 }
                 Err(abort) => return Err(abort),
             }

@@ -53,6 +53,10 @@ impl Links for ProxyStore {
         self.tiers().local.altered(digests)
     }
 
+    fn losses(&self) -> u64 {
+        self.tiers().local.losses()
+    }
+
     /// Returns once the backing cache has the blobs, or once they are pending in the outbox; with a read-only backing
     /// cache, once the local tier has them.
     async fn adopt(&self, function: DigestFunction, files: Vec<Adopt>) -> Vec<Result<Digest>> {

@@ -66,6 +66,10 @@ pub trait Links: Send + Sync + fmt::Debug + 'static {
     /// Content that was changed, with its time restored, is not detected.
     fn altered(&self, digests: &[Digest]) -> Vec<Digest>;
 
+    /// Returns how many blobs were found corrupt or missing so far. As long as it stays the same, files that were linked
+    /// under pins which last are right.
+    fn losses(&self) -> u64;
+
     /// Stores files as blobs, as durably as uploads, and returns a digest for each, in order. Waits for eviction if
     /// there is no room. What is stored is what was hashed, even if the file changes meanwhile. The caller limits their
     /// number.

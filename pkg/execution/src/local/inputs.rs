@@ -187,6 +187,10 @@ impl Links for FetchedInputs {
         Vec::new()
     }
 
+    fn losses(&self) -> u64 {
+        0
+    }
+
     /// Returns the digests of outputs, which stay where they are.
     async fn adopt(&self, function: DigestFunction, files: Vec<Adopt>) -> Vec<Result<Digest>> {
         digests(function, &files)

@@ -1,10 +1,14 @@
 //! The directories in which a command creates its outputs.
 
-use std::{collections::HashSet, os::fd::OwnedFd};
+use std::{
+    collections::HashSet,
+    fs,
+    os::fd::{AsRawFd as _, OwnedFd},
+};
 
 use gorego_storage::shorten;
 use reapi::v2::Command;
-use rustix::io::Errno;
+use rustix::{fs::AtFlags, io::Errno};
 
 use super::DIRECTORY_MODE;
 use crate::{
@@ -13,22 +17,35 @@ use crate::{
     command::outputs,
 };
 
-/// Creates the parents of the command's outputs below `root`, through symlinks of the input tree that stay in it. The
-/// working directory must exist. The created ones belong to `user` if there is one.
-pub(super) fn create(root: &OwnedFd, command: &Command, user: Option<u32>) -> Result<(), Abort> {
+/// The places of an action's input tree.
+#[derive(Clone, Copy)]
+pub(crate) struct Places<'a> {
+    /// The input tree.
+    pub root: &'a OwnedFd,
+    /// The upper directory of an overlay above it, which takes what is created, if the tree is not to change.
+    pub upper: Option<&'a OwnedFd>,
+    /// The owner of what is created; gorego's own user if `None`.
+    pub user: Option<u32>,
+}
+
+/// Creates the parents of the command's outputs, but not the outputs, through symlinks of the input tree that stay in
+/// it. The working directory must exist. Blocks.
+pub(crate) fn create(places: Places<'_>, command: &Command) -> Result<(), Abort> {
+    let root = places.root;
     let working = &command.working_directory;
     open_beneath(root, working).map_err(|errno| unusable(errno, "working_directory", working))?;
     let mut created = HashSet::new();
     for output in outputs(command) {
         let (parent, _) = split_last(output.path);
         if !parent.is_empty() && created.insert(parent) {
-            create_all(root, &join(working, parent), output.field, user)?;
+            create_all(places, &join(working, parent), output.field)?;
         }
     }
     Ok(())
 }
 
-fn create_all(root: &OwnedFd, path: &str, field: &str, user: Option<u32>) -> Result<(), Abort> {
+fn create_all(places: Places<'_>, path: &str, field: &str) -> Result<(), Abort> {
+    let Places { root, upper, user } = places;
     let mut missing = Vec::new();
     let mut existing = path;
     let mut at = loop {
@@ -42,19 +59,62 @@ fn create_all(root: &OwnedFd, path: &str, field: &str, user: Option<u32>) -> Res
             Err(errno) => return Err(unusable(errno, field, path)),
         }
     };
-    while let Some(name) = missing.pop() {
-        match rustix::fs::mkdirat(&at, name, DIRECTORY_MODE) {
-            Ok(()) => {}
-            // A symlink to nothing, since it could not be opened.
-            Err(Errno::EXIST) => return Err(unusable(Errno::NOENT, field, path)),
-            Err(errno) => return Err(unusable(errno, field, path)),
-        }
-        at = open_child(&at, name).map_err(io("opening", path))?;
-        // Whatever the umask.
-        rustix::fs::fchmod(&at, DIRECTORY_MODE).map_err(io("creating", path))?;
-        give(&at, user).map_err(io("changing the owner of", path))?;
+    let Some(first) = missing.last() else {
+        return Ok(());
+    };
+    match rustix::fs::statat(&at, *first, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => {}
+        // A symlink to nothing, since it could not be opened.
+        Ok(_) => return Err(unusable(Errno::NOENT, field, path)),
+        Err(errno) => return Err(unusable(errno, field, path)),
+    }
+    if let Some(upper) = upper {
+        at = above(root, &at, upper, user)?;
+    }
+    for name in missing.into_iter().rev() {
+        at = create_child(&at, name, user).map_err(|errno| unusable(errno, field, path))?;
     }
     Ok(())
+}
+
+/// Creates a directory, unless it exists, and opens it.
+fn create_child(at: &OwnedFd, name: &str, user: Option<u32>) -> Result<OwnedFd, Errno> {
+    let created = rustix::fs::mkdirat(at, name, DIRECTORY_MODE);
+    if !matches!(created, Err(Errno::EXIST)) {
+        created?;
+    }
+    let child = open_child(at, name)?;
+    if created.is_ok() {
+        // Whatever the umask.
+        rustix::fs::fchmod(&child, DIRECTORY_MODE)?;
+        give(&child, user)?;
+    }
+    Ok(child)
+}
+
+/// Returns the directory of `upper` that lies above the directory `at` of `root`.
+fn above(
+    root: &OwnedFd,
+    at: &OwnedFd,
+    upper: &OwnedFd,
+    user: Option<u32>,
+) -> Result<OwnedFd, Abort> {
+    // Fails if it is longer than a path can be.
+    let path = |dir: &OwnedFd| {
+        let path = fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd()));
+        path.map_err(|error| Abort::NoTree(format!("its place has no path: {error}")))
+    };
+    let (root, at) = (path(root)?, path(at)?);
+    let below = at.strip_prefix(&root);
+    let below = below.map_err(|error| Abort::NoTree(error.to_string()))?;
+    let mut above = open_child(upper, ".").map_err(io("opening", "."))?;
+    for name in below {
+        let name = name
+            .to_str()
+            .ok_or_else(|| Abort::NoTree("a name is not UTF-8".to_owned()))?;
+        above = create_child(&above, name, user).map_err(io("creating", name))?;
+    }
+    Ok(above)
 }
 
 fn unusable(errno: Errno, field: &str, path: &str) -> Abort {

@@ -42,7 +42,7 @@ pub async fn probe(options: &Options, launcher: &Launcher) -> Result<Level, Prob
         .await
         .map_err(|error| LaunchError::Io(error.into()))??;
     let root = dir.root.try_clone().map_err(LaunchError::Io)?;
-    match isolation(options, &dir, user, Network::Usual) {
+    match isolation(options, &dir, has_overlay, Network::Usual) {
         Some(isolation) => Ok(launcher.probe(root, user, isolation).await?),
         None => Ok(Level::Plain("isolation is switched off".to_owned())),
     }
@@ -52,7 +52,7 @@ pub async fn probe(options: &Options, launcher: &Launcher) -> Result<Level, Prob
 pub(super) fn isolation(
     options: &Options,
     dir: &ActionDir,
-    user: Option<u32>,
+    has_overlay: bool,
     network: Network,
 ) -> Option<Isolation> {
     let isolation = options.isolation.as_ref()?;
@@ -64,7 +64,7 @@ pub(super) fn isolation(
     }
     Some(Isolation {
         tmp: dir.tmp(),
-        overlay: has_overlay(options, user).then(|| dir.overlay()),
+        overlay: has_overlay.then(|| dir.overlay()),
         hide: isolation.hide.clone(),
         writable,
         shm_bytes: isolation.shm_bytes,
@@ -72,8 +72,8 @@ pub(super) fn isolation(
     })
 }
 
-/// Returns whether an action has an overlay. One with a user of its own may not write into blobs anyway. It could not
-/// rename inputs in an overlay either, since the kernel copies no file of an unknown owner.
+/// Returns whether an action has an overlay, even without a prepared tree. One with a user of its own may not write into
+/// blobs anyway, and its outputs can be moved into the store if they are not in an overlay.
 pub(super) fn has_overlay(options: &Options, user: Option<u32>) -> bool {
     options.isolation.is_some() && user.is_none()
 }

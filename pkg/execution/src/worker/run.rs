@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use gorego_sandbox::{
@@ -12,13 +12,14 @@ use gorego_sandbox::{
 use gorego_scheduler::Phase;
 use gorego_storage::{Digest, Error, Outputs, PinError, Pins, find_outputs};
 use reapi::v2::ExecuteResponse;
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     NodeWorker, block,
     build_root::ActionDir,
     isolation::{has_overlay, isolation},
+    trees::Tree,
     users::User,
 };
 use crate::{
@@ -28,11 +29,18 @@ use crate::{
     environment::environment,
     logs::LogFile,
     publish::{self, Finished, Times},
-    stage::{Source, stage},
+    stage::{
+        Source,
+        parents::{self, Places},
+        stage,
+    },
 };
 
 /// The disk space of a staged file beside its content, in bytes.
 const BLOCK: u64 = 4096;
+
+/// The time that pins may wait before prepared trees are removed.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// An action that runs on a worker.
 pub(super) struct Run<'a> {
@@ -48,9 +56,23 @@ pub(super) struct Run<'a> {
     pub(super) begin: &'a (dyn Fn(Phase) + Send + Sync),
 }
 
+/// The form in which an action gets its inputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Supply {
+    /// A prepared tree where there is one, else links.
+    Tree,
+    /// Links to blobs, where possible.
+    Links,
+    /// Copies of blobs.
+    Copies,
+}
+
 /// The files of an action that is ready to run.
 struct Staged {
     dir: ActionDir,
+    /// The prepared tree that holds its inputs. The directory holds them otherwise.
+    tree: Option<Arc<Tree>>,
+    has_overlay: bool,
     /// The user that the command runs as, if it is not gorego's own. Released with the directory.
     user: Option<User>,
     /// The inputs that are links to blobs.
@@ -60,14 +82,30 @@ struct Staged {
 }
 
 impl Run<'_> {
-    /// Runs the action once, on `copies` of its inputs or on links to them. Returns the response after it is published;
+    /// Runs the action once. Returns the response after it is published;
     /// `None` if the action altered its inputs, so that it has to run again on copies.
-    pub(super) async fn once(&self, copies: bool) -> Result<Option<ExecuteResponse>, Abort> {
+    pub(super) async fn once(&self, supply: Supply) -> Result<Option<ExecuteResponse>, Abort> {
         let mut times = Times::new(self.job.queued, self.start);
         (self.begin)(Phase::Fetch);
-        let _pins = self.fetch().await?;
+        let prepared = &self.worker.prepared;
+        let losses = self.worker.stores.links.losses();
+        let mut tree = match supply {
+            Supply::Tree => prepared.get(&self.job.inputs, losses),
+            Supply::Links | Supply::Copies => None,
+        };
+        let pins = match &tree {
+            // It has pinned them.
+            Some(_) => None,
+            None => Some(Arc::new(self.fetch().await?)),
+        };
         (self.begin)(Phase::Stage);
-        let staged = self.stage(copies).await?;
+        if let Some(pins) = &pins
+            && supply == Supply::Tree
+            && prepared.wants(&self.job.inputs)
+        {
+            tree = Some(self.prepare(Arc::clone(pins), losses).await?);
+        }
+        let staged = self.stage(supply == Supply::Copies, tree).await?;
         self.count_inputs();
         times.fetch_end = SystemTime::now();
 
@@ -122,16 +160,47 @@ impl Run<'_> {
                 PinError::Store(error) => error.into(),
             })
         };
-        self.until_stopped(pin).await
+        let waiting = async {
+            let mut pin = std::pin::pin!(pin);
+            loop {
+                match timeout(PATIENCE, &mut pin).await {
+                    Ok(pinned) => return pinned,
+                    // Perhaps for room that prepared trees have.
+                    Err(_) => self.worker.prepared.clear(),
+                }
+            }
+        };
+        self.until_stopped(waiting).await
     }
 
-    async fn stage(&self, copies: bool) -> Result<Staged, Abort> {
+    /// Prepares the tree of the inputs, for this action and for later ones.
+    async fn prepare(&self, pins: Arc<Pins>, losses: u64) -> Result<Arc<Tree>, Abort> {
+        let (job, stop) = (Arc::clone(self.job), self.stop.clone());
+        let links = Arc::clone(&self.worker.stores.links);
+        let build_root = Arc::clone(&self.worker.build_root);
+        let prepare = move || {
+            let dir = build_root.create(None, false)?;
+            let source = Source {
+                links: &*links,
+                copies: false,
+                user: None,
+                stop: &stop,
+            };
+            stage(&job, &dir.root, source)?;
+            Ok(Arc::new(Tree::new(dir, pins, &job.inputs, losses)))
+        };
+        let tree = block(prepare).await?;
+        self.worker.prepared.add(&tree);
+        Ok(tree)
+    }
+
+    async fn stage(&self, copies: bool, tree: Option<Arc<Tree>>) -> Result<Staged, Abort> {
         let (job, stop) = (Arc::clone(self.job), self.stop.clone());
         let links = Arc::clone(&self.worker.stores.links);
         let build_root = Arc::clone(&self.worker.build_root);
         let user = self.worker.users.take()?;
         let id = user.as_ref().map(User::id);
-        let has_overlay = has_overlay(&self.worker.options, id);
+        let has_overlay = tree.is_some() || has_overlay(&self.worker.options, id);
         block(move || {
             let dir = build_root.create(id, has_overlay)?;
             let source = Source {
@@ -140,8 +209,21 @@ impl Run<'_> {
                 user: id,
                 stop: &stop,
             };
+            let (mut linked, mut upper) = (HashSet::new(), None);
+            match &tree {
+                Some(_) => upper = Some(dir.upper()?),
+                None => linked = stage(&job, &dir.root, source)?,
+            }
+            let places = Places {
+                root: tree.as_ref().map_or(&dir.root, |tree| tree.root()),
+                upper: upper.as_ref(),
+                user: id,
+            };
+            parents::create(places, &job.command)?;
             Ok(Staged {
-                linked: stage(&job, &dir.root, source)?,
+                linked,
+                tree,
+                has_overlay,
                 stdout: LogFile::create(&dir.dir, "stdout", id)?,
                 stderr: LogFile::create(&dir.dir, "stderr", id)?,
                 dir,
@@ -159,7 +241,10 @@ impl Run<'_> {
 
     async fn launch(&self, staged: &Staged) -> Result<Ended, Abort> {
         let (command, options) = (&self.job.command, &self.worker.options);
-        let root = staged.dir.root.try_clone();
+        let root = match &staged.tree {
+            Some(tree) => tree.root().try_clone(),
+            None => staged.dir.root.try_clone(),
+        };
         let user = staged.user.as_ref().map(User::id);
         let live = LiveCommand::default();
         let logs = [staged.stdout.reader()?, staged.stderr.reader()?];
@@ -179,9 +264,9 @@ impl Run<'_> {
                 memory: Some(options.memory),
                 ..Limits::default()
             },
-            scratch: Some(self.scratch(&staged.dir, user)?),
+            scratch: Some(self.scratch(staged)?),
             user,
-            isolation: isolation(options, &staged.dir, user, self.job.network),
+            isolation: isolation(options, &staged.dir, staged.has_overlay, self.job.network),
             live,
         };
         let ended = self.worker.runner.run(launch, self.stop.clone()).await;
@@ -189,6 +274,10 @@ impl Run<'_> {
             LaunchError::NotExecutable { .. } => Abort::unmet(error.to_string()),
             LaunchError::NoWorkingDirectory(_) => {
                 Abort::invalid("working_directory", error.to_string())
+            }
+            LaunchError::Isolation(why) if staged.tree.is_some() => {
+                self.worker.prepared.turn_off();
+                Abort::NoTree(why)
             }
             LaunchError::Isolation(_) | LaunchError::Lost(_) | LaunchError::Io(_) => {
                 Abort::Own(error.to_string())
@@ -206,21 +295,21 @@ impl Run<'_> {
     }
 
     /// Returns the directory that the command may write into.
-    fn scratch(&self, dir: &ActionDir, user: Option<u32>) -> Result<Scratch, Abort> {
-        let options = &self.worker.options;
+    fn scratch(&self, staged: &Staged) -> Result<Scratch, Abort> {
         let inputs = &self.job.inputs;
-        let staged = inputs.entries.saturating_mul(BLOCK);
-        let directory = dir.dir.try_clone();
+        let directory = staged.dir.dir.try_clone();
+        // Below an overlay, what was staged is not counted.
+        let given = if staged.has_overlay {
+            0
+        } else {
+            let blocks = inputs.entries.saturating_mul(BLOCK);
+            inputs.bytes.saturating_add(blocks)
+        };
         Ok(Scratch {
             directory: directory.map_err(|error| Error::io("opening", ".", error))?,
             limit: ScratchLimit {
-                added: options.max_scratch_bytes,
-                // Below an overlay, what was staged is not counted.
-                given: if has_overlay(options, user) {
-                    0
-                } else {
-                    inputs.bytes.saturating_add(staged)
-                },
+                added: self.worker.options.max_scratch_bytes,
+                given,
             },
         })
     }

@@ -134,7 +134,7 @@ impl Action {
             root,
             directories,
             blobs: blobs.keys().copied().collect(),
-            entries: 1,
+            entries: self.tree.entries(),
             bytes: 1,
         };
         for stored in store.put_batch(blobs.into_iter().collect()).await {
@@ -171,6 +171,12 @@ impl Folder {
                 .or_default()
                 .parent(rest),
         }
+    }
+
+    /// Counts the files, symlinks and folders, this one included.
+    fn entries(&self) -> u64 {
+        let below: u64 = self.folders.values().map(Self::entries).sum();
+        1 + below + (self.files.len() + self.symlinks.len()) as u64
     }
 
     fn encode(

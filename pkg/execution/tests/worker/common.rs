@@ -81,6 +81,19 @@ impl Fixture {
         Node::new(dir, store, runner, self.change(change))
     }
 
+    /// A node whose store holds so many bytes.
+    pub(crate) async fn small_node(&self, max_bytes: u64) -> Node<LocalStore> {
+        let dir = tempfile::tempdir().unwrap();
+        let options = LocalOptions {
+            max_bytes,
+            wake_bytes: max_bytes,
+            ..local_options(dir.path())
+        };
+        let store = Arc::new(LocalStore::open(options).await.unwrap());
+        let runner: Arc<dyn Runner> = Arc::clone(&self.launcher) as _;
+        Node::new(dir, store, runner, self.change(|_| {}))
+    }
+
     fn change(&self, change: impl FnOnce(&mut Options)) -> impl FnOnce(&mut Options) {
         let is_isolated = self.is_isolated;
         move |options| {

@@ -215,6 +215,10 @@ impl Links for FakeStore {
         self.inner.copy(digest, dir, name, executable)
     }
 
+    fn losses(&self) -> u64 {
+        self.inner.losses()
+    }
+
     fn altered(&self, digests: &[Digest]) -> Vec<Digest> {
         if self.altered {
             digests.to_vec()

@@ -10,6 +10,7 @@ mod outputs;
 mod poison;
 mod responses;
 mod staging;
+mod trees;
 
 use std::{
     env,
@@ -113,6 +114,7 @@ fn run(prefix: &str, fixture: &Fixture, suits: impl Fn(&str) -> bool + Sync) -> 
         poison::TESTS,
         responses::TESTS,
         staging::TESTS,
+        trees::TESTS,
     ];
     let queue = Mutex::new(tests.into_iter().flatten().filter(selected));
     let failures = Mutex::new(0);

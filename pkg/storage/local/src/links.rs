@@ -1,6 +1,6 @@
 //! Blobs as inputs of actions: links and copies, and checks of what actions did to them.
 
-use std::{ffi::OsStr, fs, os::fd::BorrowedFd};
+use std::{ffi::OsStr, fs, os::fd::BorrowedFd, sync::atomic::Ordering::Relaxed};
 
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
@@ -70,6 +70,11 @@ impl Links for LocalStore {
             )
         };
         linked.filter(is_altered).copied().collect()
+    }
+
+    fn losses(&self) -> u64 {
+        let counters = &self.disk.counters;
+        counters.corrupt.load(Relaxed) + counters.lost.load(Relaxed)
     }
 
     async fn adopt(&self, function: DigestFunction, files: Vec<Adopt>) -> Vec<Result<Digest>> {

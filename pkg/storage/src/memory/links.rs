@@ -54,6 +54,10 @@ impl Links for MemoryStore {
         Vec::new()
     }
 
+    fn losses(&self) -> u64 {
+        0
+    }
+
     async fn adopt(&self, function: DigestFunction, files: Vec<Adopt>) -> Vec<Result<Digest>> {
         let adopt = |file: Adopt| {
             let (mut file, stat) = file.open()?;
