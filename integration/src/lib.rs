@@ -29,6 +29,7 @@ pub mod project;
 pub mod root;
 pub mod selfhost;
 pub mod server;
+pub mod shell;
 pub mod terminal;
 pub mod tree;
 pub mod web;

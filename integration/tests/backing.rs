@@ -5,7 +5,9 @@ use gorego_integration::{
     backing::Backing,
     client::Client,
     content::{blob, digest_of, uuid},
+    executor::{Executor, TestAction},
     link::Link,
+    shell::{Caller, name},
 };
 use reapi::v2::ActionResult;
 
@@ -84,4 +86,36 @@ async fn a_link_counts_the_bytes_of_transfers() {
     assert!(client.download(&digest_of(&content)).await.is_err());
     link.restore();
     assert!(client.download(&digest_of(&content)).await.unwrap() == content);
+}
+
+/// Runs an action from the blobs of a cache with `gorego shell`. A cache that tells sizes apart finds it by its hash, too.
+async fn assert_stages(backing: &Backing, tells_sizes: bool) {
+    let executor = Executor::connect(backing.address()).await;
+    let action = TestAction::script("cat in/small; wc -c <in/large; echo out >out")
+        .input("in/small", "content\n")
+        .input("in/large", blob(4, LARGE))
+        .output("out");
+    let digest = executor.upload(&action).await;
+    let caller = Caller::new(&backing.grpc_url());
+    let names = [Some(name(&digest)), tells_sizes.then_some(digest.hash)];
+    for action in names.into_iter().flatten() {
+        let (code, stdout, stderr) = caller.run(&action, &["--run"]);
+        assert_eq!(
+            (code, stdout),
+            (0, format!("content\n{LARGE}\n")),
+            "{stderr}"
+        );
+        let out = name(&digest_of(b"out\n"));
+        assert!(stderr.contains(&format!("output out: {out}")), "{stderr}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gorego_shell_runs_actions_from_bazel_remote() {
+    assert_stages(&Backing::bazel_remote(), true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gorego_shell_runs_actions_from_casd() {
+    assert_stages(&Backing::casd(), false).await;
 }

@@ -8,6 +8,7 @@ use gorego_integration::{
     content::{blob, digest_of},
     metrics::Metrics,
     server::Server,
+    shell::Caller,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SerialNumber,
@@ -128,6 +129,36 @@ async fn only_clients_with_a_certificate_are_served_if_tls_requires_one() {
     authority.ask(&server, None).await.unwrap_err();
     let stranger = Authority::new().issue("client");
     authority.ask(&server, Some(stranger)).await.unwrap_err();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gorego_shell_connects_with_its_certificate() {
+    let authority = Authority::new();
+    let server = authority.server();
+    let (certificate, key) = authority.issue("client");
+    let files = [
+        ("--tls-ca", "ca", authority.issuer.pem()),
+        ("--tls-cert", "client.pem", certificate),
+        ("--tls-key", "client.key", key),
+    ];
+    let files = files.map(|(option, name, content)| {
+        let path = authority.file(name, &content);
+        [option.to_owned(), path.to_str().unwrap().to_owned()]
+    });
+    let mut options = vec!["--run"];
+    let url = format!("grpcs://localhost:{}", server.address().port());
+    let caller = Caller::new(&url);
+    let absent = "0".repeat(64);
+    for [option, path] in &files {
+        // The server's certificate is not trusted, or there is none for the client.
+        if option != "--tls-key" {
+            let refusal = caller.refusal(&absent, &options);
+            assert!(!refusal.contains("no action"), "{refusal}");
+        }
+        options.extend([option.as_str(), path]);
+    }
+    let refusal = caller.refusal(&absent, &options);
+    assert!(refusal.contains("the cache has no action"), "{refusal}");
 }
 
 /// Starts a server with the backing cache at `target`. It trusts `authorities` and shows `identity`.

@@ -54,12 +54,13 @@ impl ActionName {
 
     /// Returns the digest. Without a size, looks for a blob with this hash and the size of an action.
     pub(super) async fn digest(&self, blobs: &dyn BlobStore) -> Result<Digest, String> {
+        let functions = blobs.digest_functions().await;
         if let Some(size) = self.size {
-            return self.with(size);
+            return Ok(self.with(size)?.among(&functions));
         }
         for sizes in [1..=LIKELY, LIKELY + 1..=MAX_TRIED] {
-            let tried = sizes.map(|size| self.with(size));
-            let tried = tried.collect::<Result<Vec<_>, _>>()?;
+            let tried = sizes.map(|size| Ok(self.with(size)?.among(&functions)));
+            let tried = tried.collect::<Result<Vec<Digest>, String>>()?;
             // Of two functions with hashes of this length, the second is tried, too.
             let others = tried.iter().filter_map(Digest::other);
             let all: Vec<Digest> = tried.iter().map(Digest::only).chain(others).collect();

@@ -26,7 +26,7 @@ const SCRIPT: &str = "gorego-run";
 /// The input root and the folder for temporary files of an isolated action, as it sees them.
 const ISOLATED: [&str; 2] = ["/gorego/root", "/tmp"];
 
-/// What a program is started with.
+/// The parts from which a program is started.
 pub(super) struct Started<'a> {
     pub(super) launcher: &'a Launcher,
     pub(super) staged: &'a Staged,
