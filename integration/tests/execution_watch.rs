@@ -12,6 +12,7 @@ use gorego_integration::{
     executor::{Executor, Gate, Messages, TestAction, request, start, succeeded, wait_until},
     process::{self, Process},
     server::Server,
+    web::get,
 };
 use prost::Message as _;
 use reapi::{
@@ -317,4 +318,67 @@ async fn ps_and_tail_say_why_they_show_nothing() {
     let failed = command.args(["ps", "--server", &address]).output().unwrap();
     let why = text(&failed.stderr);
     assert!(why.contains("cannot reach grpcs://"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_shows_queued_running_and_recent_actions() {
+    let served = "telemetry.metrics_addr=127.0.0.1:0";
+    let (server, executor) = start(&[served, "execution.concurrency=1"]).await;
+    let mut gate = Gate::new();
+    let mut running = start_for_target(&executor, &TestAction::script(&gate.pass())).await;
+    gate.wait_for_starts(1);
+    let mut queued = executor.start(&TestAction::script("exit 3")).await;
+    queued.reach(Value::Queued).await;
+    let actions = get(server.metrics(), "/api/v1/actions").await.json();
+    let current = &actions["current"];
+    assert_eq!(
+        (&current[0]["state"], &current[0]["target"]),
+        (&"run".into(), &TARGET.into())
+    );
+    assert_eq!(current[1]["state"], "queue", "{actions:#}");
+    let totals = serde_json::json!({"queued": 1, "running": 1});
+    assert_eq!(actions["totals"], totals);
+    let page = get(server.metrics(), "/actions").await.content;
+    for part in [
+        TARGET,
+        MNEMONIC,
+        "1 action running, 1 queued.",
+        "No action has ended",
+    ] {
+        assert!(page.contains(part), "no {part} in {page}");
+    }
+    let overview = get(server.metrics(), "/").await.content;
+    assert!(overview.contains("href=\"/actions\""), "{overview}");
+
+    gate.open();
+    while running.message().await.unwrap().is_some() {}
+    queued.response().await;
+    let actions = get(server.metrics(), "/api/v1/actions").await.json();
+    let recent = &actions["recent"];
+    assert_eq!(
+        (&recent[0]["state"], &recent[0]["exit_code"]),
+        (&"failed".into(), &3.into())
+    );
+    assert_eq!(
+        (&recent[1]["state"], &recent[1]["target"]),
+        (&"succeeded".into(), &TARGET.into())
+    );
+    let steps = recent[1]["steps"].as_array().unwrap();
+    let steps: Vec<_> = steps
+        .iter()
+        .map(|step| step["step"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        steps,
+        ["queue", "fetch", "stage", "run", "collect", "publish"]
+    );
+    let page = get(server.metrics(), "/actions").await.content;
+    assert!(page.contains("failed (exit code 3)"), "{page}");
+
+    let cache = Server::start(&[served]);
+    for path in ["/actions", "/api/v1/actions"] {
+        assert_eq!(get(cache.metrics(), path).await.status, 404, "{path}");
+    }
+    let overview = get(cache.metrics(), "/").await.content;
+    assert!(!overview.contains("href=\"/actions\""), "{overview}");
 }

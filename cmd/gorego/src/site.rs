@@ -7,7 +7,7 @@ use gorego_storage::BreakerState;
 use gorego_telemetry::{
     Calls, Execution, Metrics,
     builds::Builds,
-    web::{self, Backing, Components, Health, Limits, Local, Site, Ui},
+    web::{self, ActionSource, Backing, Components, Health, Limits, Local, Site, Ui},
 };
 use gorego_tls::Certificate;
 
@@ -22,7 +22,7 @@ type Certificates = Arc<dyn Fn() -> Vec<Certificate> + Send + Sync>;
 /// Returns the site of a server.
 pub(crate) fn site(
     config: &Config,
-    (tiers, execution): (&Tiers, Option<Execution>),
+    (tiers, execution, actions): (&Tiers, Option<Execution>, Option<ActionSource>),
     builds: Option<Builds>,
     health: Health,
     calls: Calls,
@@ -45,6 +45,7 @@ pub(crate) fn site(
         },
         pprof: config.telemetry.pprof,
         builds,
+        actions,
         health,
         components: Box::new(components(config, tiers, certificates)),
     }
