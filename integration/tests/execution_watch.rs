@@ -113,16 +113,14 @@ async fn a_log_is_followed_while_the_action_runs_and_ends_with_it() {
     assert_eq!(next(&mut from_two).await.as_deref(), Some("e\n"));
     gate.wait_for_starts(1);
     // Its answer may begin with its first byte.
-    let err = tokio::spawn({
-        let (executor, stderr) = (executor.clone(), stderr.clone());
-        async move { next(&mut read(&executor, &stderr, 0).await.unwrap()).await }
-    });
-    gate.open();
+    let err = async { next(&mut read(&executor, &stderr, 0).await.unwrap()).await };
+    let open = async { gate.open() };
+    let (err, ()) = tokio::join!(err, open);
+    assert_eq!(err.as_deref(), Some("three\n"));
     for log in [&mut out, &mut from_two] {
         assert_eq!(next(log).await.as_deref(), Some("two\n"));
         assert_eq!(next(log).await, None);
     }
-    assert_eq!(err.await.unwrap().as_deref(), Some("three\n"));
     let result = succeeded(messages.response().await);
     assert_eq!(executor.stdout(&result).await, "one\ntwo\n");
 
@@ -195,12 +193,12 @@ async fn the_number_of_readers_of_logs_is_bounded() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_viewer_sees_an_action_but_cannot_cancel_it() {
-    let (_server, executor) = start(&[]).await;
+    let (server, executor) = start(&[]).await;
     let mut gate = Gate::new();
     let action = TestAction::script(&gate.pass());
     let mut messages = executor.start(&action).await;
     messages.reach(Value::Executing).await;
-    let viewer = Executor::connect(_server.address()).await;
+    let viewer = Executor::connect(server.address()).await;
     let [name] = listed(&viewer).await.try_into().unwrap();
     assert!(messages.name.starts_with(&name) && messages.name != name);
     let refused = viewer.cancel(&name).await.unwrap_err();

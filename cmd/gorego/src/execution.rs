@@ -15,11 +15,16 @@ use gorego_config::{Config, Pairs, Switch, UnknownPlatform};
 use gorego_execution::{BuildRootError, Executor, NodeWorker, Options};
 use gorego_sandbox::{Launcher, has_users};
 use gorego_scheduler::{Generation, NameError};
-use gorego_telemetry::{self as telemetry, AttemptCounts, ExecutionReport, MeteredWorker};
+use gorego_telemetry::{
+    self as telemetry, AttemptCounts, ExecutionReport, MeteredWorker, web::ActionSource,
+};
 use rustix::process::geteuid;
 use tokio_util::sync::CancellationToken;
 
-use crate::tiers::{ExecutorStores, Tiers};
+use crate::{
+    actions,
+    tiers::{ExecutorStores, Tiers},
+};
 
 /// The most completed operations that are kept, and their bytes.
 const MAX_COMPLETED: usize = 10_000;
@@ -140,8 +145,12 @@ impl LocalExecutor {
         }))
     }
 
-    /// Returns the sources of the metrics, if they are served.
-    pub(crate) fn metrics(&self) -> Option<telemetry::Execution> {
+    /// Returns the sources of the metrics, if they are served, and of the page.
+    pub(crate) fn sources(&self) -> (Option<telemetry::Execution>, ActionSource) {
+        (self.metrics(), actions::source(&self.executor))
+    }
+
+    fn metrics(&self) -> Option<telemetry::Execution> {
         let (executor, worker) = (Arc::clone(&self.executor), Arc::clone(&self.worker));
         Some(telemetry::Execution {
             attempts: self.attempts.clone()?,

@@ -22,7 +22,7 @@ use tokio::{net::TcpListener, runtime::Runtime, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    actions, backing,
+    backing,
     banner::banner,
     builds,
     cli::VERSION,
@@ -122,9 +122,7 @@ async fn serve(
     if let Some(listener) = scraped {
         let tls = tls.clone();
         let certificates = Arc::new(move || certificates(tls.as_ref(), backing_tls.as_ref()));
-        let local = executor.as_ref();
-        let actions = local.map(|local| actions::source(&local.executor));
-        let parts = (&tiers, local.and_then(LocalExecutor::metrics), actions);
+        let parts = (&tiers, executor.as_ref().map(LocalExecutor::sources));
         let site = site::site(config, parts, builds, health, calls, certificates, dropped);
         observers.spawn(web::serve(listener, site, observing.clone()));
     }
