@@ -4,8 +4,17 @@
 use std::{env, fs, path::Path};
 
 use gorego_integration::{
-    bazel::Checkout, browser::Browser, client::Client, content::digest_of, link::Link, lock::Lock,
-    peer::FaultyPeer, project, server::Server, web, workspace,
+    bazel::Checkout,
+    browser::Browser,
+    client::Client,
+    content::digest_of,
+    executor::{self, Gate, TestAction},
+    link::Link,
+    lock::Lock,
+    peer::FaultyPeer,
+    project,
+    server::Server,
+    web, workspace,
 };
 use tempfile::TempDir;
 
@@ -68,6 +77,21 @@ async fn pages_are_accessible_at_every_width_in_both_schemes() {
         )
         .unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_of_actions_is_accessible_at_every_width_in_both_schemes() {
+    let _lock = Lock::bazel();
+    let (server, executor) = executor::start(&["telemetry.metrics_addr=127.0.0.1:0"]).await;
+    executor.execute(&TestAction::script("exit 3")).await;
+    let mut gate = Gate::new();
+    let mut running = executor.start(&TestAction::script(&gate.pass())).await;
+    gate.wait_for_starts(1);
+    let pages = ["/", "/actions"].map(|page| format!("http://{}{page}", server.metrics()));
+    let shots = TempDir::new().unwrap();
+    Browser::install().check(&pages, shots.path());
+    gate.open();
+    running.response().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

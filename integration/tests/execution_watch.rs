@@ -12,6 +12,7 @@ use gorego_integration::{
     executor::{Executor, Gate, Messages, TestAction, request, start, succeeded, wait_until},
     process::{self, Process},
     server::Server,
+    web::get,
 };
 use prost::Message as _;
 use reapi::{
@@ -112,16 +113,14 @@ async fn a_log_is_followed_while_the_action_runs_and_ends_with_it() {
     assert_eq!(next(&mut from_two).await.as_deref(), Some("e\n"));
     gate.wait_for_starts(1);
     // Its answer may begin with its first byte.
-    let err = tokio::spawn({
-        let (executor, stderr) = (executor.clone(), stderr.clone());
-        async move { next(&mut read(&executor, &stderr, 0).await.unwrap()).await }
-    });
-    gate.open();
+    let err = async { next(&mut read(&executor, &stderr, 0).await.unwrap()).await };
+    let open = async { gate.open() };
+    let (err, ()) = tokio::join!(err, open);
+    assert_eq!(err.as_deref(), Some("three\n"));
     for log in [&mut out, &mut from_two] {
         assert_eq!(next(log).await.as_deref(), Some("two\n"));
         assert_eq!(next(log).await, None);
     }
-    assert_eq!(err.await.unwrap().as_deref(), Some("three\n"));
     let result = succeeded(messages.response().await);
     assert_eq!(executor.stdout(&result).await, "one\ntwo\n");
 
@@ -194,12 +193,12 @@ async fn the_number_of_readers_of_logs_is_bounded() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_viewer_sees_an_action_but_cannot_cancel_it() {
-    let (_server, executor) = start(&[]).await;
+    let (server, executor) = start(&[]).await;
     let mut gate = Gate::new();
     let action = TestAction::script(&gate.pass());
     let mut messages = executor.start(&action).await;
     messages.reach(Value::Executing).await;
-    let viewer = Executor::connect(_server.address()).await;
+    let viewer = Executor::connect(server.address()).await;
     let [name] = listed(&viewer).await.try_into().unwrap();
     assert!(messages.name.starts_with(&name) && messages.name != name);
     let refused = viewer.cancel(&name).await.unwrap_err();
@@ -317,4 +316,67 @@ async fn ps_and_tail_say_why_they_show_nothing() {
     let failed = command.args(["ps", "--server", &address]).output().unwrap();
     let why = text(&failed.stderr);
     assert!(why.contains("cannot reach grpcs://"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_shows_queued_running_and_recent_actions() {
+    let served = "telemetry.metrics_addr=127.0.0.1:0";
+    let (server, executor) = start(&[served, "execution.concurrency=1"]).await;
+    let mut gate = Gate::new();
+    let mut running = start_for_target(&executor, &TestAction::script(&gate.pass())).await;
+    gate.wait_for_starts(1);
+    let mut queued = executor.start(&TestAction::script("exit 3")).await;
+    queued.reach(Value::Queued).await;
+    let actions = get(server.metrics(), "/api/v1/actions").await.json();
+    let current = &actions["current"];
+    assert_eq!(
+        (&current[0]["state"], &current[0]["target"]),
+        (&"run".into(), &TARGET.into())
+    );
+    assert_eq!(current[1]["state"], "queue", "{actions:#}");
+    let totals = serde_json::json!({"queued": 1, "running": 1});
+    assert_eq!(actions["totals"], totals);
+    let page = get(server.metrics(), "/actions").await.content;
+    for part in [
+        TARGET,
+        MNEMONIC,
+        "1 action running, 1 queued.",
+        "No action has ended",
+    ] {
+        assert!(page.contains(part), "no {part} in {page}");
+    }
+    let overview = get(server.metrics(), "/").await.content;
+    assert!(overview.contains("href=\"/actions\""), "{overview}");
+
+    gate.open();
+    while running.message().await.unwrap().is_some() {}
+    queued.response().await;
+    let actions = get(server.metrics(), "/api/v1/actions").await.json();
+    let recent = &actions["recent"];
+    assert_eq!(
+        (&recent[0]["state"], &recent[0]["exit_code"]),
+        (&"failed".into(), &3.into())
+    );
+    assert_eq!(
+        (&recent[1]["state"], &recent[1]["target"]),
+        (&"succeeded".into(), &TARGET.into())
+    );
+    let steps = recent[1]["steps"].as_array().unwrap();
+    let steps: Vec<_> = steps
+        .iter()
+        .map(|step| step["step"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        steps,
+        ["queue", "fetch", "stage", "run", "collect", "publish"]
+    );
+    let page = get(server.metrics(), "/actions").await.content;
+    assert!(page.contains("failed (exit code 3)"), "{page}");
+
+    let cache = Server::start(&[served]);
+    for path in ["/actions", "/api/v1/actions"] {
+        assert_eq!(get(cache.metrics(), path).await.status, 404, "{path}");
+    }
+    let overview = get(cache.metrics(), "/").await.content;
+    assert!(!overview.contains("href=\"/actions\""), "{overview}");
 }

@@ -8,6 +8,7 @@ use gorego_integration::{
     binary,
     client::Client,
     content::{digest_of, result_of},
+    executor::{Executor, ON, TestAction},
     link::Link,
     metrics::Metrics,
     package::read,
@@ -140,7 +141,9 @@ fn add_fields(fields: &mut BTreeSet<String>, value: &Value, are_names: bool) {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_path_and_field_of_the_api_is_documented() {
     let peer = FaultyPeer::start();
-    let server = Server::in_front_of(&peer.grpc_url(), &[SERVED]);
+    let server = Server::in_front_of(&peer.grpc_url(), &[&ON[..], &[SERVED]].concat());
+    let executor = Executor::connect(server.address()).await;
+    executor.execute(&TestAction::script("exit 0")).await;
     let (id, target) = ("a/build?", "//pkg:t & <b>");
     miss_and_store(&server, "earlier", target, "one").await;
     let action = miss_and_store(&server, id, target, "two").await;
@@ -170,9 +173,16 @@ async fn every_path_and_field_of_the_api_is_documented() {
         add_fields(&mut fields, &response.json(), false);
         answered += 1;
     }
-    assert_eq!(answered, 6);
+    assert_eq!(answered, 7);
     // Those of parts that may be missing, too.
-    for expected in ["free_on_disk", "breaker", "blobs", "aspect", "evidence"] {
+    for expected in [
+        "free_on_disk",
+        "breaker",
+        "blobs",
+        "aspect",
+        "evidence",
+        "steps",
+    ] {
         assert!(fields.contains(expected), "no {expected} in {fields:?}");
     }
     let is_name = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';

@@ -19,7 +19,9 @@ use gorego_config::{Config, LoadedConfig, Pairs, UnknownPlatform};
 use gorego_execution::{BuildRootError, Executor, NodeWorker, Options, ProbeError};
 use gorego_sandbox::{ControlGroups, Launcher, Level};
 use gorego_scheduler::{Generation, NameError};
-use gorego_telemetry::{self as telemetry, AttemptCounts, ExecutionReport, MeteredWorker};
+use gorego_telemetry::{
+    self as telemetry, AttemptCounts, ExecutionReport, MeteredWorker, web::ActionSource,
+};
 use rustix::process::geteuid;
 use tokio_util::sync::CancellationToken;
 
@@ -28,7 +30,10 @@ pub(crate) use self::{
     preview::preview,
     switch::{Start, start},
 };
-use crate::tiers::{ExecutorStores, Tiers};
+use crate::{
+    actions,
+    tiers::{ExecutorStores, Tiers},
+};
 
 /// The most completed operations that are kept, and their bytes.
 const MAX_COMPLETED: usize = 10_000;
@@ -187,8 +192,12 @@ impl LocalExecutor {
         vec![how, self.limits.clone()]
     }
 
-    /// Returns the sources of the metrics, if they are served.
-    pub(crate) fn metrics(&self) -> Option<telemetry::Execution> {
+    /// Returns the sources of the metrics, if they are served, and of the page.
+    pub(crate) fn sources(&self) -> (Option<telemetry::Execution>, ActionSource) {
+        (self.metrics(), actions::source(&self.executor))
+    }
+
+    fn metrics(&self) -> Option<telemetry::Execution> {
         let (executor, worker) = (Arc::clone(&self.executor), Arc::clone(&self.worker));
         Some(telemetry::Execution {
             attempts: self.attempts.clone()?,

@@ -1,5 +1,6 @@
 //! gorego: a build cache that speaks the Remote Execution API.
 
+mod actions;
 mod backing;
 mod banner;
 mod builds;

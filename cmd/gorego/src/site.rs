@@ -7,7 +7,7 @@ use gorego_storage::BreakerState;
 use gorego_telemetry::{
     Calls, Execution, Metrics,
     builds::Builds,
-    web::{self, Backing, Components, Health, Limits, Local, Site, Ui},
+    web::{self, ActionSource, Backing, Components, Health, Limits, Local, Site, Ui},
 };
 use gorego_tls::Certificate;
 
@@ -22,7 +22,7 @@ type Certificates = Arc<dyn Fn() -> Vec<Certificate> + Send + Sync>;
 /// Returns the site of a server.
 pub(crate) fn site(
     config: &Config,
-    (tiers, execution): (&Tiers, Option<Execution>),
+    (tiers, executor): (&Tiers, Option<(Option<Execution>, ActionSource)>),
     builds: Option<Builds>,
     health: Health,
     calls: Calls,
@@ -32,7 +32,8 @@ pub(crate) fn site(
     let listed = Arc::clone(&certificates);
     let mut sources = tiers.sources(calls.clone(), move || listed());
     sources.spans_dropped = spans_dropped;
-    sources.execution = execution;
+    let (execution, actions) = executor.unzip();
+    sources.execution = execution.flatten();
     Site {
         version: VERSION,
         tiers: sources.tiers.clone(),
@@ -45,6 +46,7 @@ pub(crate) fn site(
         },
         pprof: config.telemetry.pprof,
         builds,
+        actions,
         health,
         components: Box::new(components(config, tiers, certificates)),
     }

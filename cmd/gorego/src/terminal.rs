@@ -100,7 +100,9 @@ pub(crate) fn tail(options: &Tail, load: Load<'_>) -> Result<(), String> {
         let operations = Operations::open(&options.server, &config)?;
         tail::run(&operations, options).await
     })?;
-    ended.iter().for_each(|line| crate::print(line));
+    for line in &ended {
+        crate::print(line);
+    }
     Ok(())
 }
 

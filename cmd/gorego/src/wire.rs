@@ -121,7 +121,7 @@ async fn serve(
     if let Some(listener) = scraped {
         let tls = tls.clone();
         let certificates = Arc::new(move || certificates(tls.as_ref(), backing_tls.as_ref()));
-        let parts = (&tiers, executor.as_ref().and_then(LocalExecutor::metrics));
+        let parts = (&tiers, executor.as_ref().map(LocalExecutor::sources));
         let site = site::site(config, parts, builds, health, calls, certificates, dropped);
         observers.spawn(web::serve(listener, site, observing.clone()));
     }

@@ -3,7 +3,7 @@
 mod tokens;
 mod watching;
 
-pub use watching::OperationPage;
+pub use watching::{CurrentAction, OperationPage, RecentAction};
 
 use std::{
     fmt,

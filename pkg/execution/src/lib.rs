@@ -30,7 +30,7 @@ mod worker;
 
 pub use command::NODE_PROPERTIES;
 pub use counts::{Admissions, InputCounts};
-pub use executor::{Execution, Executor, OperationPage};
+pub use executor::{CurrentAction, Execution, Executor, OperationPage, RecentAction};
 pub use failure::Failure;
 pub use gorego_scheduler::LogName;
 pub use history::MemoryHistory;

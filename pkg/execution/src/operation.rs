@@ -157,7 +157,6 @@ impl OperationHead {
             stderr_stream_name: log(LogKind::Stderr),
             partial_execution_metadata: partial,
             digest_function: self.action.function().to_proto() as i32,
-            ..ExecuteOperationMetadata::default()
         };
         Operation {
             name: self.name.to_string(),

@@ -13,6 +13,7 @@ mod queue;
 mod runner;
 mod scheduler;
 mod state;
+mod steps;
 mod text;
 mod watch;
 mod worker;
@@ -21,10 +22,11 @@ pub use history::{History, Kind};
 pub use ledger::{AttemptId, Capacity, WorkerId};
 pub use name::{Generation, LogKind, LogName, NameError, OperationId, OperationName, Token};
 pub use runner::Runner;
-pub use scheduler::{Ends, ListedAction, Scheduler, Totals};
+pub use scheduler::{EndedAction, Ends, ListedAction, Scheduler, Totals};
 pub use state::{
     ActionKey, Effect, End, Grant, Options, Outcome, Phase, Refused, Report, Request, Running,
     Stage, Time,
 };
+pub use steps::Steps;
 pub use watch::Watch;
 pub use worker::{Attempt, ScriptedAttempt, ScriptedWorker, Worker};

@@ -15,7 +15,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     ledger::{AttemptId, Capacity, WorkerId},
     name::OperationId,
-    scheduler::{ListedAction, Scheduler, Totals},
+    scheduler::{EndedAction, ListedAction, Scheduler, Totals},
     state::{ActionKey, Effect, Options, Refused, Report, Request, Stage, Time},
     watch::Watch,
     worker::{Attempt, Worker},
@@ -212,6 +212,14 @@ where
         scheduler.jobs().cloned().collect()
     }
 
+    /// Returns the actions that ended last, the newest first, with the ends of those whose operation is still known.
+    pub fn recent(&self) -> Vec<(EndedAction, Option<Stage<O>>)> {
+        let scheduler = &self.shared.state.lock().scheduler;
+        let recent = scheduler.recent();
+        let with_end = |action: &EndedAction| (action.clone(), scheduler.stage(action.operation));
+        recent.map(with_end).collect()
+    }
+
     /// Returns the current numbers.
     pub fn totals(&self) -> Totals {
         self.shared.state.lock().scheduler.totals()
@@ -305,7 +313,9 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Claimant<J, O> {
             id,
         };
         let shared = Arc::clone(&self.shared);
-        let progress = move |phase| shared.apply(|state, _| state.scheduler.progress(id, phase));
+        let progress = move |phase| {
+            shared.apply(|state, now| state.scheduler.progress(id, phase, now));
+        };
         let attempt = Attempt {
             grant,
             stop,

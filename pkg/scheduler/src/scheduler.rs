@@ -2,17 +2,22 @@
 
 mod claim;
 mod list;
+mod recent;
 mod report;
 #[cfg(test)]
 mod tests;
 
-pub use self::list::{Ends, ListedAction, Totals};
+pub use self::{
+    list::{Ends, ListedAction, Totals},
+    recent::EndedAction,
+};
 
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
 };
 
+use self::recent::Recent;
 use crate::{
     execution::Execution,
     ledger::Ledger,
@@ -51,6 +56,7 @@ pub struct Scheduler<J, O> {
     draining: bool,
     next: u64,
     ends: Ends,
+    recent: Recent,
 }
 
 impl<J, O> Scheduler<J, O> {
@@ -68,6 +74,7 @@ impl<J, O> Scheduler<J, O> {
             draining: false,
             next: 0,
             ends: Ends::default(),
+            recent: Recent::default(),
         }
     }
 
@@ -244,6 +251,7 @@ impl<J, O> Scheduler<J, O> {
         let Some(execution) = self.executions.remove(&number) else {
             return;
         };
+        self.remember(&execution, now);
         match end {
             End::Outcome(_) => {}
             End::WorkersLost(_) => self.ends.failed += 1,

@@ -7,6 +7,7 @@ use gorego_storage::{Digest, InstanceName};
 use crate::{
     ledger::{AttemptId, WorkerId},
     name::OperationId,
+    steps::Steps,
 };
 
 /// A point in time: the time since the caller's own start, on a clock that does not go backwards.
@@ -147,6 +148,8 @@ pub struct Running {
     pub phase: Option<Phase>,
     /// The time of the grant.
     pub since: Time,
+    /// The steps so far.
+    pub steps: Steps,
 }
 
 /// The end of an operation.

@@ -70,19 +70,58 @@ impl AttemptCounts {
 
     /// Counts the outcome of an action.
     fn record(&self, response: &ExecuteResponse) {
+        let count = match ActionOutcome::of(response) {
+            ActionOutcome::Succeeded => &self.succeeded,
+            ActionOutcome::Failed => &self.failed,
+            ActionOutcome::TimedOut => &self.timed_out,
+            ActionOutcome::Refused => &self.refused,
+            ActionOutcome::Error => &self.errors,
+        };
+        count.fetch_add(1, Relaxed);
+    }
+}
+
+/// The outcome of an action.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ActionOutcome {
+    /// The command exited with 0.
+    Succeeded,
+    /// The command exited otherwise.
+    Failed,
+    /// The command was killed at its timeout.
+    TimedOut,
+    /// The action cannot run on this node, or its inputs are gone.
+    Refused,
+    /// An error of this node.
+    Error,
+}
+
+impl ActionOutcome {
+    /// Returns the outcome that a response reports.
+    pub fn of(response: &ExecuteResponse) -> Self {
         let status = response.status.as_ref();
         let code = status.map_or(Code::Ok, |status| {
             Code::try_from(status.code).unwrap_or(Code::Unknown)
         });
         let exit_code = response.result.as_ref().map(|result| result.exit_code);
-        let count = match (code, exit_code) {
-            (Code::Ok, Some(0)) => &self.succeeded,
-            (Code::Ok, _) => &self.failed,
-            (Code::DeadlineExceeded, _) => &self.timed_out,
-            (Code::FailedPrecondition | Code::InvalidArgument, _) => &self.refused,
-            _ => &self.errors,
-        };
-        count.fetch_add(1, Relaxed);
+        match (code, exit_code) {
+            (Code::Ok, Some(0)) => Self::Succeeded,
+            (Code::Ok, _) => Self::Failed,
+            (Code::DeadlineExceeded, _) => Self::TimedOut,
+            (Code::FailedPrecondition | Code::InvalidArgument, _) => Self::Refused,
+            _ => Self::Error,
+        }
+    }
+
+    /// Returns the name, as in the metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::TimedOut => "timed_out",
+            Self::Refused => "refused",
+            Self::Error => "error",
+        }
     }
 }
 

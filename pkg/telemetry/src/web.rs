@@ -5,6 +5,7 @@
 
 mod access;
 mod action;
+mod actions;
 mod api;
 mod assets;
 mod builds;
@@ -27,6 +28,7 @@ mod storage;
 use std::{fmt, sync::Arc};
 
 pub use access::Ui;
+pub use actions::{ActionLists, ActionSource, ActionStep, ActionTotals, ExecutedAction};
 pub use health::{Health, Part, Readiness};
 pub use history::{History, Rate};
 pub use serve::serve;
@@ -53,6 +55,8 @@ pub struct Site {
     pub health: Health,
     /// The recent builds, if they are recorded.
     pub builds: Option<Builds>,
+    /// The actions, if actions are executed.
+    pub actions: Option<ActionSource>,
     /// The state of the tiers.
     pub components: Box<dyn Fn() -> Components + Send + Sync>,
     /// The calls of clients.

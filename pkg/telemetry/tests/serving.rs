@@ -52,6 +52,7 @@ impl Running {
             health,
             components: Box::new(Components::default),
             calls: Calls::default(),
+            actions: None,
             builds: None,
             tiers: Vec::new(),
         };

@@ -100,9 +100,8 @@ pub(super) fn render(listed: &[Listed]) -> String {
     let queued = queued.count();
     let running = counted((listed.len() - queued) as u64, "action");
     table.last_is_text = true;
-    let mut text = table.lines().join("\n");
-    text += &format!("\n{running} running, {queued} queued\n");
-    text
+    let lines = table.lines().join("\n");
+    format!("{lines}\n{running} running, {queued} queued\n")
 }
 
 #[expect(clippy::cast_precision_loss, reason = "two digits are shown")]

@@ -1,11 +1,11 @@
-//! What clients see of the operations of others: lists, and logs.
+//! Views of the operations of all clients: lists, and logs.
 
 use std::{sync::Arc, time::SystemTime};
 
 use gorego_sandbox::{LiveCommand, LiveUsage};
-use gorego_scheduler::{ListedAction, LogName, Phase, Stage};
+use gorego_scheduler::{End, EndedAction, ListedAction, LogName, OperationName, Phase, Stage};
 use gorego_storage::InstanceName;
-use reapi::longrunning::Operation;
+use reapi::{longrunning::Operation, v2::ExecuteResponse};
 use tokio::task::spawn_blocking;
 
 use super::Executor;
@@ -15,6 +15,30 @@ use crate::{Failure, Job, LogReader, operation::OperationHead};
 const MAX_PAGE: usize = 1000;
 /// The most clients that follow a log at once. Each holds a file open.
 pub(super) const MAX_READERS: usize = 64;
+
+/// A queued or running action.
+#[derive(Debug)]
+pub struct CurrentAction {
+    /// The name of one of its operations in lists.
+    pub name: OperationName,
+    /// The action.
+    pub action: ListedAction<Job>,
+    /// The resources that its command uses; `None` if it does not run.
+    pub usage: Option<LiveUsage>,
+}
+
+/// An action that has ended.
+#[derive(Debug)]
+pub struct RecentAction {
+    /// The name of one of its operations in lists.
+    pub name: OperationName,
+    /// The action.
+    pub action: EndedAction,
+    /// The time of the submission.
+    pub submitted: SystemTime,
+    /// The end; `None` if the operation has expired.
+    pub end: Option<End<ExecuteResponse>>,
+}
 
 /// A page of a list of operations.
 #[derive(Debug, Default)]
@@ -40,18 +64,56 @@ impl Executor {
         let next = (listed.len() > end).then_some(end);
         let page = listed.into_iter().take(end).skip(from);
         let page = page.filter(|action| instance.is_none_or(|of| *of == action.key.instance));
-        let page: Vec<_> = page.collect();
-        let usage = self.measure(&page).await;
-        let operations = page.into_iter().zip(usage).map(|(action, usage)| {
-            let name = self.shown(&action.key.instance, action.operation);
-            let head = OperationHead {
-                queued: SystemTime::now().checked_sub(action.age),
-                ..self.head_of(name, action.key.action)
-            };
-            head.listed(action, usage)
-        });
+        let page = self.measured(page.collect()).await;
+        let operations = page.into_iter().map(
+            |CurrentAction {
+                 name,
+                 action,
+                 usage,
+             }| {
+                let head = OperationHead {
+                    queued: SystemTime::now().checked_sub(action.age),
+                    ..self.head_of(name, action.key.action)
+                };
+                head.listed(action, usage)
+            },
+        );
         let operations = operations.collect();
         OperationPage { operations, next }
+    }
+
+    /// Returns at most `most` of the queued and running actions, the oldest first.
+    pub async fn current(&self, most: usize) -> Vec<CurrentAction> {
+        self.measured(self.runner.list(most)).await
+    }
+
+    /// Returns the actions that ended last, the newest first.
+    pub fn recent(&self) -> Vec<RecentAction> {
+        let recent = self.runner.recent().into_iter();
+        let recent = recent.map(|(action, stage)| RecentAction {
+            name: self.shown(&action.key.instance, action.operation),
+            submitted: self
+                .epoch
+                .checked_add(action.submitted)
+                .unwrap_or(self.epoch),
+            action,
+            end: match stage {
+                Some(Stage::Completed(end)) => Some(end),
+                _ => None,
+            },
+        });
+        recent.collect()
+    }
+
+    async fn measured(&self, actions: Vec<ListedAction<Job>>) -> Vec<CurrentAction> {
+        let usage = self.measure(&actions).await;
+        let measured = actions.into_iter().zip(usage);
+        let measured = measured.map(|(action, usage)| CurrentAction {
+            name: self.shown(&action.key.instance, action.operation),
+            action,
+            usage,
+        });
+        measured.collect()
     }
 
     /// Returns the resources that each of these actions uses; `None` for those whose command does not run.

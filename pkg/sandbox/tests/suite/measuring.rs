@@ -1,4 +1,4 @@
-//! What running commands use.
+//! The resources of running commands.
 
 use gorego_sandbox::{LiveCommand, LiveUsage};
 use tokio::task::yield_now;

@@ -7,6 +7,7 @@ use crate::{
     ledger::{AttemptId, Capacity, WorkerId},
     queue::{Class, Next},
     state::{Grant, Running, Time},
+    steps::Steps,
 };
 
 /// The most claims that smaller executions get in front of one that needs more memory than is free.
@@ -101,6 +102,7 @@ impl<J, O> Scheduler<J, O> {
             worker: worker.clone(),
             phase: None,
             since: now,
+            steps: Steps::default(),
         });
         self.executing += 1;
         let grant = Grant {

@@ -26,6 +26,8 @@ pub struct ListedAction<J> {
     pub build: String,
     /// The work.
     pub job: Arc<J>,
+    /// The time of the submission.
+    pub submitted: Time,
     /// The time since the action was submitted.
     pub age: Duration,
     /// The current attempt; `None` for a queued action.
@@ -98,6 +100,7 @@ impl<J, O> Scheduler<J, O> {
             mnemonic: execution.mnemonic.to_string(),
             build: build.map_or_else(String::new, |live| live.build.to_string()),
             job: Arc::clone(&execution.job),
+            submitted: execution.submitted,
             age: now.saturating_sub(execution.submitted),
             running: execution.running.clone(),
             attempts: execution.attempts,

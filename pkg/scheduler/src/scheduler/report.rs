@@ -11,7 +11,7 @@ use crate::{
 
 impl<J, O> Scheduler<J, O> {
     /// Records a step of an attempt. Steps of older attempts, and steps backwards, are ignored.
-    pub fn progress(&mut self, attempt: AttemptId, phase: Phase) {
+    pub fn progress(&mut self, attempt: AttemptId, phase: Phase, now: Time) {
         let Some(execution) = self.executions.get_mut(&attempt.execution) else {
             return;
         };
@@ -20,6 +20,8 @@ impl<J, O> Scheduler<J, O> {
             && running.phase < Some(phase)
         {
             running.phase = Some(phase);
+            let after = now.saturating_sub(running.since);
+            running.steps.begin(phase, after);
             self.notify(attempt.execution);
         }
     }

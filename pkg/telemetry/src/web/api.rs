@@ -11,7 +11,10 @@ use axum::{
 use http::StatusCode;
 use serde::Deserialize;
 
-use super::site::{App, json, plain};
+use super::{
+    actions,
+    site::{App, json, plain},
+};
 
 /// The number of builds of a page of JSON, unless the request names another.
 const LIMIT: usize = 50;
@@ -41,6 +44,7 @@ pub(super) fn routes() -> Router<Arc<App>> {
     Router::new()
         .route("/api/v1/builds", get(builds))
         .route("/api/v1/builds/{id}", get(build))
+        .route("/api/v1/actions", get(actions::api))
         .route("/api/v1/actions/{*digest}", get(action))
         .route("/api/v1/targets", get(target))
 }

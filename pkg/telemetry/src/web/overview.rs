@@ -8,6 +8,7 @@ use maud::{Markup, html};
 use serde::Serialize;
 
 use super::{
+    actions,
     builds::heads,
     chart::{Line, bar, chart},
     format,
@@ -50,11 +51,12 @@ pub(super) fn fragments(snapshot: &Snapshot, rates: &[Rate]) -> Vec<Fragment> {
     parts.map(fragment).collect()
 }
 
-fn parts(snapshot: &Snapshot, rates: &[Rate]) -> [(&'static str, Markup); 7] {
+fn parts(snapshot: &Snapshot, rates: &[Rate]) -> [(&'static str, Markup); 8] {
     [
         ("state", state(snapshot)),
         ("now", now(snapshot, rates)),
         ("charts", charts(rates)),
+        ("actions", actions::summary(snapshot.actions)),
         ("builds", recent(&snapshot.builds)),
         ("lookups", lookups(&snapshot.traffic.lookups)),
         (

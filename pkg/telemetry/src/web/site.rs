@@ -23,7 +23,7 @@ use tower::ServiceExt as _;
 use tracing::error;
 
 use super::{
-    METRICS, Site, Ui, access, action,
+    METRICS, Site, Ui, access, action, actions,
     api::{self, MissQuery},
     assets::{self, Asset},
     builds,
@@ -95,6 +95,7 @@ impl App {
             at_ms: now_ms(),
             status: self.status(),
             traffic: Traffic::read(&self.site.tiers, &self.site.calls),
+            actions: self.site.actions.as_ref().map(|it| (it.totals)()),
             builds: self
                 .builds()
                 .map_or_else(Vec::new, |builds| builds.recent(0, RECENT).builds),
@@ -158,6 +159,7 @@ impl Answers {
             .route("/", get(overview::page))
             .route("/builds", get(builds::list))
             .route("/builds/{id}", get(builds::page))
+            .route(actions::PATH, get(actions::page))
             .route("/actions/{*digest}", get(action::page))
             .route("/targets", get(action::target))
             .route("/find", get(builds::find))

@@ -11,7 +11,7 @@ use std::{
 use gorego_storage as storage;
 use serde::{Deserialize, Serialize};
 
-use super::status::Status;
+use super::{actions::ActionTotals, status::Status};
 use crate::{Calls, builds::BuildHead};
 
 /// The numbers of one moment, as the overview and `/api/v1/status` show them.
@@ -23,6 +23,9 @@ pub struct Snapshot {
     pub status: Status,
     /// The totals since the start.
     pub traffic: Traffic,
+    /// The numbers of actions; `None` if none are executed.
+    #[serde(default)]
+    pub actions: Option<ActionTotals>,
     /// The builds seen last, the last one first.
     pub builds: Vec<BuildHead>,
 }
@@ -184,6 +187,7 @@ pub(super) mod tests {
                 components: Components::default(),
             },
             traffic,
+            actions: None,
             builds: Vec::new(),
         }
     }

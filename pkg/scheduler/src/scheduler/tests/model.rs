@@ -245,7 +245,7 @@ impl Model {
             }
             Step::Progress(at, phase) => {
                 if let Some(attempt) = attempt(at) {
-                    scheduler.progress(attempt, *phase);
+                    scheduler.progress(attempt, *phase, now);
                 }
             }
             Step::Lose(at) => {

@@ -182,10 +182,10 @@ fn every_stage_is_notified_in_order() {
         Phase::Run,
         Phase::Collect,
     ] {
-        bench.scheduler.progress(attempt, phase);
+        bench.scheduler.progress(attempt, phase, bench.now);
     }
     bench.report(attempt, done(7));
-    bench.scheduler.progress(attempt, Phase::Publish);
+    bench.scheduler.progress(attempt, Phase::Publish, bench.now);
     let stages = [
         "1 run 1",
         "1 run 1 Fetch",
@@ -363,4 +363,32 @@ fn the_list_has_queued_and_running_actions() {
     );
     assert!(listed[1].running.is_none());
     assert_eq!(listed.len(), 2);
+}
+
+#[test]
+fn the_newest_ended_actions_are_remembered_with_their_steps() {
+    let mut bench = Bench::new(1);
+    for number in 1..=51 {
+        bench.submit(&request(number));
+    }
+    let attempt = bench.claims(1);
+    bench.pass(Duration::from_secs(1));
+    bench.scheduler.progress(attempt, Phase::Run, bench.now);
+    bench.pass(Duration::from_secs(2));
+    bench.report(attempt, Report::Done(outcome(0)));
+    let recent: Vec<_> = bench.scheduler.recent().collect();
+    let [ended] = recent.as_slice() else {
+        panic!("{recent:?}");
+    };
+    assert_eq!((&*ended.target, ended.attempts), ("//pkg:1", 1));
+    assert_eq!(ended.ended, Duration::from_secs(3));
+    let running = ended.running.as_ref().unwrap();
+    let steps = running
+        .steps
+        .durations(ended.ended.saturating_sub(running.since));
+    assert_eq!(steps, [(Phase::Run, Duration::from_secs(2))]);
+    bench.scheduler.shut_down(bench.now);
+    let recent: Vec<_> = bench.scheduler.recent().collect();
+    assert_eq!((&*recent[0].target, recent.len()), ("//pkg:51", 50));
+    assert!(recent[0].running.is_none());
 }

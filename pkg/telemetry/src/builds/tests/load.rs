@@ -71,6 +71,7 @@ async fn pages<const N: usize>(builds: Builds, paths: [&str; N]) -> [String; N] 
         ui: Ui::Local,
         pprof: false,
         health: Health::default(),
+        actions: None,
         builds: Some(builds),
         components: Box::new(Components::default),
         calls: Calls::default(),

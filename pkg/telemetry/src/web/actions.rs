@@ -1,0 +1,294 @@
+//! The page of the queued, running and recent actions, and its JSON.
+
+use std::{fmt, sync::Arc};
+
+use axum::{extract::State, response::Response};
+use futures::future::BoxFuture;
+use http::StatusCode;
+use maud::{Markup, html};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    builds::milliseconds,
+    format,
+    layout::table,
+    links,
+    site::{App, html, json, not_recorded, plain},
+};
+use crate::user_info;
+
+/// The path of the page.
+pub(super) const PATH: &str = "/actions";
+/// The time after which an open page reads the actions again, in milliseconds.
+const REREAD_MS: u32 = 2000;
+/// The steps of actions, in order.
+const STEPS: [&str; 6] = ["queue", "fetch", "stage", "run", "collect", "publish"];
+
+/// The source of the actions that are executed. Its functions must not block.
+pub struct ActionSource {
+    /// Returns the numbers of queued and running actions.
+    pub totals: Box<dyn Fn() -> ActionTotals + Send + Sync>,
+    /// Returns the actions.
+    pub list: Box<dyn Fn() -> BoxFuture<'static, ActionLists> + Send + Sync>,
+}
+
+impl fmt::Debug for ActionSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ActionSource").finish_non_exhaustive()
+    }
+}
+
+/// The numbers of actions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActionTotals {
+    /// The actions that wait for a worker.
+    pub queued: u64,
+    /// The attempts that occupy a worker.
+    pub running: u64,
+}
+
+/// The actions of one moment.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ActionLists {
+    /// The numbers of all actions.
+    pub totals: ActionTotals,
+    /// The oldest queued and running actions, the oldest first.
+    pub current: Vec<ExecutedAction>,
+    /// The actions that ended last, the newest first.
+    pub recent: Vec<ExecutedAction>,
+}
+
+/// An action that is queued, runs or has ended.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ExecutedAction {
+    /// The name of its operation, as lists show it.
+    pub operation: String,
+    /// The digest, as `hash/size`.
+    pub action: String,
+    /// The instance.
+    pub instance: String,
+    /// The target, as the client names it.
+    pub target: String,
+    /// The mnemonic, as the client names it.
+    pub mnemonic: String,
+    /// The build.
+    pub build: String,
+    /// The current step, or the outcome.
+    pub state: &'static str,
+    /// The exit code of the command, if it has ended.
+    pub exit_code: Option<i32>,
+    /// The time of the submission, in milliseconds since the Unix epoch.
+    pub submitted_ms: u64,
+    /// The time from the submission to the end, or to this moment.
+    pub took_ms: u64,
+    /// The steps of the last attempt so far, after the time in the queue.
+    pub steps: Vec<ActionStep>,
+    /// The attempts so far.
+    pub attempts: u32,
+    /// The number of operations that share the execution.
+    pub operations: u64,
+    /// The processor time that the running command has used.
+    pub processor_ms: Option<u64>,
+    /// The resident memory of the running command.
+    pub resident_bytes: Option<u64>,
+}
+
+/// A step of an action.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ActionStep {
+    /// The name.
+    pub step: &'static str,
+    /// The time that it took, or has taken.
+    pub took_ms: u64,
+}
+
+impl ExecutedAction {
+    /// Removes secrets from the names that clients chose.
+    fn redact(&mut self) {
+        for name in [
+            &mut self.operation,
+            &mut self.instance,
+            &mut self.target,
+            &mut self.mnemonic,
+            &mut self.build,
+        ] {
+            *name = user_info::redacted(name).into_owned();
+        }
+    }
+
+    fn step(&self, name: &str) -> Option<u64> {
+        let step = self.steps.iter().find(|step| step.step == name);
+        step.map(|step| step.took_ms)
+    }
+}
+
+/// Returns the actions, without secrets in their names; `None` if none are executed.
+async fn lists(app: &App) -> Option<ActionLists> {
+    let mut lists = (app.site.actions.as_ref()?.list)().await;
+    let actions = lists.current.iter_mut().chain(&mut lists.recent);
+    actions.for_each(ExecutedAction::redact);
+    Some(lists)
+}
+
+/// Answers with the JSON.
+pub(super) async fn api(State(app): State<Arc<App>>) -> Response {
+    match lists(&app).await {
+        Some(lists) => json(&lists),
+        None => plain(StatusCode::NOT_FOUND, "no actions are executed here\n"),
+    }
+}
+
+/// Answers with the page.
+pub(super) async fn page(State(app): State<Arc<App>>) -> Response {
+    let Some(lists) = lists(&app).await else {
+        return not_recorded("Actions", "No actions are executed here.");
+    };
+    let has_pages = app.builds().is_some();
+    let content = html! {
+        h1 { "Actions" }
+        div data-reread=(REREAD_MS) {
+            div #current { (current(&lists, has_pages)) }
+            div #recent { (recent(&lists.recent, has_pages)) }
+        }
+        p { a href=(links::api(PATH)) { "This page as JSON" } }
+    };
+    html(StatusCode::OK, "Actions", &content)
+}
+
+/// Renders the part of the overview.
+pub(super) fn summary(totals: Option<ActionTotals>) -> Markup {
+    html! {
+        @if let Some(totals) = totals {
+            h2 { "Actions" }
+            p { (numbers(totals)) " " a href=(PATH) { "Queued, running and recent actions" } }
+        }
+    }
+}
+
+fn numbers(totals: ActionTotals) -> String {
+    let running = format::counted(totals.running, "action");
+    format!(
+        "{running} running, {} queued.",
+        format::count(totals.queued)
+    )
+}
+
+fn current(lists: &ActionLists, has_pages: bool) -> Markup {
+    let rows = html! {
+        @for action in &lists.current {
+            tr {
+                (name(action, has_pages))
+                td.text { (action.state) }
+                td { (milliseconds(action.took_ms)) }
+                td { (action.steps.last().map_or_else(|| "–".to_owned(), |step| milliseconds(step.took_ms))) }
+                td { (action.processor_ms.map_or_else(|| "–".to_owned(), milliseconds)) }
+                td { (action.resident_bytes.map_or_else(|| "–".to_owned(), format::bytes)) }
+                td { (action.attempts) }
+                td { (action.operations) }
+            }
+        }
+    };
+    let numeric = [
+        "Age",
+        "In this step",
+        "CPU",
+        "Memory",
+        "Attempts",
+        "Clients",
+    ];
+    html! {
+        p.state { (numbers(lists.totals)) }
+        @if !lists.current.is_empty() {
+            h2 { "Queued and running" }
+            (table("Queued and running", &["Action", "Mnemonic", "Step"], &numeric, &rows))
+        }
+    }
+}
+
+fn recent(actions: &[ExecutedAction], has_pages: bool) -> Markup {
+    let rows = html! {
+        @for action in actions {
+            tr {
+                (name(action, has_pages))
+                td.text { (outcome(action)) }
+                td { (format::time(action.submitted_ms)) }
+                td { (milliseconds(action.took_ms)) }
+                @for step in STEPS { td { (action.step(step).map_or_else(|| "–".to_owned(), milliseconds)) } }
+            }
+        }
+    };
+    let numeric = [
+        "Submitted",
+        "Took",
+        "Queue",
+        "Fetch",
+        "Stage",
+        "Run",
+        "Collect",
+        "Publish",
+    ];
+    html! {
+        h2 { "Recent" }
+        @if actions.is_empty() {
+            p.empty { "No action has ended since the start." }
+        } @else {
+            (table("Recent", &["Action", "Mnemonic", "Outcome"], &numeric, &rows))
+        }
+    }
+}
+
+/// Renders the cells that name an action.
+fn name(action: &ExecutedAction, has_pages: bool) -> Markup {
+    let hash = action.action.get(..12).unwrap_or(&action.action);
+    let text = html! {
+        @if action.target.is_empty() { code { (hash) } } @else { (action.target) }
+    };
+    html! {
+        th scope="row" {
+            @if has_pages { a href=(links::action(&action.action)) { (text) } } @else { (text) }
+        }
+        td.text { (action.mnemonic) }
+    }
+}
+
+fn outcome(action: &ExecutedAction) -> String {
+    match action.exit_code {
+        Some(code) if code != 0 => format!("{} (exit code {code})", action.state),
+        _ => action.state.replace('_', " "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_clients_are_escaped_and_passwords_in_them_removed() {
+        let mut action = ExecutedAction {
+            target: "https://user:secret@host/<b>".to_owned(),
+            mnemonic: "<i>".to_owned(),
+            action: "0123456789abcdef/7".to_owned(),
+            state: "failed",
+            exit_code: Some(3),
+            steps: vec![ActionStep {
+                step: "run",
+                took_ms: 1500,
+            }],
+            ..ExecutedAction::default()
+        };
+        action.redact();
+        let lists = ActionLists {
+            current: vec![action.clone()],
+            ..ActionLists::default()
+        };
+        for page in [current(&lists, true), recent(&[action], true)] {
+            let page = page.into_string();
+            assert!(!page.contains("secret") && !page.contains("<b>"), "{page}");
+            assert!(!page.contains("<i>"), "{page}");
+            assert!(
+                page.contains("href=\"/actions/0123456789abcdef-7\""),
+                "{page}"
+            );
+        }
+    }
+}
