@@ -215,6 +215,11 @@ impl ActionDir {
         }
     }
 
+    /// Opens the upper directory of an overlay that the directory was created with.
+    pub(crate) fn upper(&self) -> Result<OwnedFd, Error> {
+        open_child(&self.dir, UPPER).map_err(io_error("opening", UPPER))
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.build_root.path.join(&self.name).join(name)
     }

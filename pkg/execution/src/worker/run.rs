@@ -22,7 +22,7 @@ use super::{
 use crate::{
     Failure, Job,
     abort::Abort,
-    collect::{Collected, Sink, collect},
+    collect::{Collected, Moves, Sink, collect},
     logs::LogFile,
     publish::{self, Finished, Times},
     stage::{Source, stage},
@@ -233,6 +233,7 @@ impl Run<'_> {
         let options = &self.worker.options;
         let (max_bytes, max_inline) = (options.max_output_bytes, options.max_inline_bytes);
         let max_log = options.max_log_bytes;
+        let has_overlay = has_overlay(options, staged.user.as_ref().map(User::id));
         let links = Arc::clone(&self.worker.stores.links);
         let runtime = Handle::current();
         // Ends with the semaphore only, which lives as long as the worker.
@@ -248,6 +249,13 @@ impl Run<'_> {
             } = staged;
             let stdout = stdout.bound(&dir.dir, max_log)?;
             let stderr = stderr.bound(&dir.dir, max_log)?;
+            let upper = has_overlay.then(|| dir.upper()).transpose()?;
+            // What was written into an overlay is not in the directory. No process outlives an isolated command.
+            let (root, moves) = match (&ended.root, &upper) {
+                (Some(shown), Some(upper)) => (&**shown, Moves::Upper(upper)),
+                (Some(_), None) => (&dir.root, Moves::Root),
+                (None, _) => (&dir.root, Moves::No),
+            };
             let mut inline = max_inline;
             let function = job.function();
             let logs = async {
@@ -261,12 +269,11 @@ impl Run<'_> {
                 links: &*links,
                 runtime: &runtime,
                 stop: &stop,
+                moves,
                 user: user.as_ref().map(User::id),
                 max_bytes,
                 max_inline: inline,
             };
-            // What was written into an overlay is not in the directory.
-            let root = ended.root.as_deref().unwrap_or(&dir.root);
             let outputs = match collect(&job, root, sink) {
                 Err(Abort::Final(failure)) => Err(failure),
                 collected => Ok(collected?),
