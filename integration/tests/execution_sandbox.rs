@@ -3,8 +3,8 @@
 
 use std::{
     fs::{self, Permissions},
-    os::unix::fs::PermissionsExt as _,
-    path::PathBuf,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
 };
 
 use gorego_integration::{
@@ -310,6 +310,56 @@ async fn outputs_of_isolated_actions_are_as_they_were_written() {
             "\0".repeat(3_000_000)
         );
         assert_eq!(result.output_symlinks.len(), 1);
+    }
+}
+
+/// Returns the number of the inode of a blob.
+fn inode_of(data: &Path, hash: &str) -> u64 {
+    let mut folders = vec![data.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_name().to_str().unwrap().contains(hash) {
+                return entry.metadata().unwrap().ino();
+            }
+            folders.extend(entry.file_type().unwrap().is_dir().then(|| entry.path()));
+        }
+    }
+    panic!("no blob {hash}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_output_of_an_isolated_action_is_moved_into_the_store() {
+    for (server, executor) in isolating(&[]).await {
+        let script = "mkdir -p folder
+            for file in large second folder/large; do head -c 3000000 /dev/urandom >$file; done
+            ln second third; stat -c %i large";
+        // One is declared twice, once by its directory.
+        let names = ["large", "second", "third", "folder", "folder/large"];
+        let action = TestAction::script(script);
+        let action = names
+            .iter()
+            .fold(action, |action, name| action.output(name));
+        let result = run(&executor, &action).await;
+        let digest_of = |path: &str| {
+            let mut files = result.output_files.iter();
+            let file = files.find(|file| file.path == path).unwrap();
+            file.digest.clone().unwrap()
+        };
+        let digest = digest_of("large");
+        assert_eq!(digest.size_bytes, 3_000_000);
+        assert_eq!(digest_of("second"), digest_of("third"));
+        for path in ["second", "folder/large"] {
+            let other = executor.client.download(&digest_of(path)).await;
+            assert_eq!(other.unwrap().len(), 3_000_000);
+        }
+        let blob = executor.client.download(&digest).await.unwrap();
+        let inode = inode_of(&server.data(), &digest.hash).to_string();
+        assert_eq!(executor.stdout(&result).await.trim(), inode);
+        let reader = TestAction::script("stat -c %a input").input("input", blob);
+        let result = run(&executor, &reader).await;
+        assert_eq!(executor.stdout(&result).await, "555\n");
+        assert!(!server.log().contains("corrupt"), "{}", server.log());
     }
 }
 

@@ -3,6 +3,7 @@
 mod declared;
 mod directory;
 mod files;
+mod large;
 
 use std::os::fd::OwnedFd;
 
@@ -27,6 +28,7 @@ use crate::{
 use declared::{Declared, Kind};
 use directory::Directories;
 use files::{FileId, Files};
+pub(crate) use large::Moves;
 
 /// The most lines about outputs that a message gets.
 const MAX_NOTES: usize = 20;
@@ -40,6 +42,8 @@ pub(crate) struct Sink<'a> {
     pub runtime: &'a Handle,
     /// Cancelled when the attempt has to stop.
     pub stop: &'a CancellationToken,
+    /// The place that large files may be moved out of.
+    pub moves: Moves<'a>,
     /// The user that the command ran as, if it was not gorego's own.
     pub user: Option<u32>,
     /// The most bytes of all output files.
@@ -73,8 +77,8 @@ pub(crate) struct Collected {
 }
 
 /// Collects the outputs that the command declares from the input root after its end. Missing ones are left out. Files are
-/// copied into the store while they are hashed, since somebody may still have them open. No process of the action may
-/// run. Blocks, on a thread outside the runtime.
+/// copied into the store while they are hashed, since somebody may still have them open, unless they may be moved. No
+/// process of the action may run. Blocks, on a thread outside the runtime.
 pub(crate) fn collect(job: &Job, root: &OwnedFd, sink: Sink<'_>) -> Result<Collected, Abort> {
     let mut collector = Collector {
         job,
@@ -172,7 +176,7 @@ impl<'a> Collector<'a> {
             Ok((parent, stat))
         });
         match found {
-            Ok((parent, stat)) => self.found(declared, &parent, name, &stat),
+            Ok((at, stat)) => self.found(declared, (&at, parent), name, &stat),
             Err(errno) => self.absent(declared, errno),
         }
     }
@@ -195,14 +199,16 @@ impl<'a> Collector<'a> {
     fn found(
         &mut self,
         declared: &Declared<'a>,
-        parent: &OwnedFd,
+        (parent, path): (&OwnedFd, &str),
         name: &str,
         stat: &Stat,
     ) -> Result<(), Abort> {
         let kind = FileType::from_raw_mode(stat.st_mode);
         let found = match (kind, declared.kind) {
             (FileType::RegularFile, Kind::Any | Kind::File) => Found::File {
-                file: self.files.add_output(parent, name, stat, declared.path)?,
+                file: self
+                    .files
+                    .add_output((parent, path), name, stat, declared.path)?,
                 is_executable: is_executable(stat),
                 properties: self.properties.read(stat),
             },

@@ -13,7 +13,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::Sink;
+use super::{Sink, large::Large};
 use crate::{
     Job,
     abort::Abort,
@@ -37,8 +37,11 @@ pub(super) struct Files<'a> {
     sink: Sink<'a>,
     /// The outputs that are returned inline where they fit.
     wanted: HashSet<&'a str>,
-    open: Vec<fs::File>,
-    stored: Vec<Digest>,
+    open: Vec<(usize, fs::File)>,
+    /// The files that are moved after all others are read: until then, another output may be the same file.
+    large: Vec<Large>,
+    /// The digest of each file, once it is stored.
+    stored: Vec<Option<Digest>>,
     inline: HashMap<usize, Bytes>,
     inline_left: u64,
     bytes: u64,
@@ -48,7 +51,7 @@ pub(super) struct Files<'a> {
 
 /// The files of outputs, all of them stored.
 pub(super) struct Stored {
-    digests: Vec<Digest>,
+    digests: Vec<Option<Digest>>,
     inline: HashMap<usize, Bytes>,
 }
 
@@ -59,6 +62,7 @@ impl<'a> Files<'a> {
             sink,
             wanted: job.inline_output_files.iter().map(String::as_str).collect(),
             open: Vec::new(),
+            large: Vec::new(),
             stored: Vec::new(),
             inline: HashMap::new(),
             inline_left: sink.max_inline,
@@ -101,13 +105,17 @@ impl<'a> Files<'a> {
         output: &str,
     ) -> Result<FileId, Abort> {
         let file = self.open(parent, name, stat, output)?;
-        self.push(file)
+        let moves = self
+            .sink
+            .moves
+            .dir(parent, None, name, stat, self.large.len());
+        self.push(file, moves, name)
     }
 
-    /// Adds the regular file `name` that is the output `output`.
+    /// Adds the regular file `name` that is the output `output`. Its parent is at `path` below the input root.
     pub(super) fn add_output(
         &mut self,
-        parent: &OwnedFd,
+        (parent, path): (&OwnedFd, &str),
         name: &str,
         stat: &Stat,
         output: &str,
@@ -120,13 +128,11 @@ impl<'a> Files<'a> {
             let read = read_at(&file, 0, len);
             let content = read.map_err(|error| Error::io("reading", output, error))?;
             self.inline_left -= size;
-            self.inline.insert(self.next(), content);
+            self.inline.insert(self.stored.len(), content);
         }
-        self.push(file)
-    }
-
-    fn next(&self) -> usize {
-        self.stored.len() + self.open.len()
+        let (moves, path, moved) = (self.sink.moves, Some(path), self.large.len());
+        let dir = moves.dir(parent, path, name, stat, moved);
+        self.push(file, dir, name)
     }
 
     fn open(
@@ -171,23 +177,57 @@ impl<'a> Files<'a> {
         stat.st_uid == user || Mode::from_raw_mode(stat.st_mode).contains(Mode::ROTH)
     }
 
-    fn push(&mut self, file: fs::File) -> Result<FileId, Abort> {
-        let id = self.next();
-        self.open.push(file);
+    /// Adds a file, which is moved if `dir` is the directory to move it out of.
+    fn push(&mut self, file: fs::File, dir: Option<OwnedFd>, name: &str) -> Result<FileId, Abort> {
+        let id = self.stored.len();
+        self.stored.push(None);
+        match dir {
+            Some(dir) => self.large.push(Large::new(id, file, dir, name)),
+            None => self.open.push((id, file)),
+        }
         if self.open.len() == BATCH {
             self.store()?;
         }
         Ok(FileId(id))
     }
 
+    /// Stores the open files by copying them.
     fn store(&mut self) -> Result<(), Abort> {
-        let files = self.open.drain(..).map(Adopt::Copy).collect();
-        let adopt = self.sink.links.adopt(self.job.function(), files);
-        let adopted = self.sink.wait(adopt)?;
-        for digest in adopted {
-            self.stored.push(digest?);
+        let open = std::mem::take(&mut self.open);
+        let (ids, files): (Vec<_>, Vec<_>) = open.into_iter().unzip();
+        let adopted = self.adopt(files.into_iter().map(Adopt::Copy).collect())?;
+        for (id, digest) in ids.into_iter().zip(adopted) {
+            self.set(id, digest?);
         }
         Ok(())
+    }
+
+    /// Stores the large files. One that cannot be moved is copied.
+    fn move_large(&mut self) -> Result<(), Abort> {
+        for large in std::mem::take(&mut self.large) {
+            let id = large.id;
+            let (moved, copy) = large.adopt(self.sink.user);
+            let mut adopted = self.adopt(moved.into_iter().collect())?;
+            let digest = match adopted.pop() {
+                Some(Ok(digest)) => Some(digest),
+                _ => self.adopt(vec![copy])?.pop().transpose()?,
+            };
+            if let Some(digest) = digest {
+                self.set(id, digest);
+            }
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, id: usize, digest: Digest) {
+        if let Some(stored) = self.stored.get_mut(id) {
+            *stored = Some(digest);
+        }
+    }
+
+    fn adopt(&self, files: Vec<Adopt>) -> Result<Vec<Result<Digest, Error>>, Abort> {
+        let adopt = self.sink.links.adopt(self.job.function(), files);
+        self.sink.wait(adopt)
     }
 
     /// Stores the rest.
@@ -195,6 +235,7 @@ impl<'a> Files<'a> {
         if !self.open.is_empty() {
             self.store()?;
         }
+        self.move_large()?;
         Ok(Stored {
             digests: self.stored,
             inline: self.inline,
@@ -204,7 +245,7 @@ impl<'a> Files<'a> {
 
 impl Stored {
     pub(super) fn digest(&self, file: FileId) -> Result<Digest, Abort> {
-        let digest = self.digests.get(file.0).copied();
+        let digest = self.digests.get(file.0).copied().flatten();
         digest.ok_or_else(|| Abort::Own("an output was not stored".to_owned()))
     }
 
@@ -212,14 +253,14 @@ impl Stored {
     pub(super) fn content(&self, file: FileId) -> Bytes {
         let content = self.inline.get(&file.0);
         let is_stored = |content: &&Bytes| {
-            let digest = self.digests.get(file.0);
+            let digest = self.digests.get(file.0).copied().flatten();
             digest.is_some_and(|digest| digest.is_of(content))
         };
         content.filter(is_stored).cloned().unwrap_or_default()
     }
 }
 
-fn size_of(stat: &Stat) -> u64 {
+pub(super) fn size_of(stat: &Stat) -> u64 {
     u64::try_from(stat.st_size).unwrap_or_default()
 }
 

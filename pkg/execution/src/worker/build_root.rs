@@ -232,7 +232,7 @@ impl ActionDir {
         }
     }
 
-    /// Opens the upper directory of the overlay.
+    /// Opens the upper directory of an overlay that the directory was created with.
     pub(crate) fn upper(&self) -> Result<OwnedFd, Error> {
         open_child(&self.dir, UPPER).map_err(io_error("opening", UPPER))
     }

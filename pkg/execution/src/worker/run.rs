@@ -25,7 +25,7 @@ use super::{
 use crate::{
     Failure, Job,
     abort::Abort,
-    collect::{Collected, Sink, collect},
+    collect::{Collected, Moves, Sink, collect},
     environment::environment,
     logs::LogFile,
     publish::{self, Finished, Times},
@@ -362,16 +362,25 @@ impl Run<'_> {
             let Staged {
                 user,
                 dir,
+                has_overlay,
                 stdout,
                 stderr,
                 ..
             } = staged;
             let stdout = stdout.bound(&dir.dir, max_log)?;
             let stderr = stderr.bound(&dir.dir, max_log)?;
+            let upper = has_overlay.then(|| dir.upper()).transpose()?;
+            // What was written into an overlay is not in the directory. No process outlives an isolated command.
+            let (root, moves) = match (&ended.root, &upper) {
+                (Some(shown), Some(upper)) => (&**shown, Moves::Upper(upper)),
+                (Some(_), None) => (&dir.root, Moves::Root),
+                (None, _) => (&dir.root, Moves::No),
+            };
             let mut sink = Sink {
                 links: &*links,
                 runtime: &runtime,
                 stop: &stop,
+                moves,
                 user: user.as_ref().map(User::id),
                 max_bytes,
                 max_inline,
@@ -386,8 +395,6 @@ impl Run<'_> {
             };
             let (stdout, stderr) = sink.wait(logs)??;
             sink.max_inline = inline;
-            // What was written into an overlay is not in the directory.
-            let root = ended.root.as_deref().unwrap_or(&dir.root);
             let outputs = match collect(&job, root, sink) {
                 Err(Abort::Final(failure)) => Err(failure),
                 collected => Ok(collected?),
