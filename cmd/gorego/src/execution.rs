@@ -12,12 +12,14 @@ use std::{
 };
 
 use gorego_config::{Config, Pairs, Switch, UnknownPlatform};
-use gorego_execution::{BuildRootError, Executor, NodeWorker, Options};
+use gorego_execution::{BuildRootError, Executor, NodeWorker, Options, VerifiedWorker};
 use gorego_sandbox::{Launcher, has_users};
 use gorego_scheduler::{Generation, NameError};
-use gorego_telemetry::{self as telemetry, AttemptCounts, ExecutionReport, MeteredWorker};
+use gorego_telemetry::{
+    self as telemetry, AttemptCounts, ExecutionReport, MeteredWorker, builds::ExplainedWorker,
+};
 use rustix::process::geteuid;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::tiers::{ExecutorStores, Tiers};
 
@@ -94,6 +96,8 @@ fn check_access(build_root: &Path) -> Result<(), Error> {
 pub(crate) struct LocalExecutor {
     pub(crate) executor: Arc<Executor>,
     worker: Arc<NodeWorker>,
+    /// The verification of actions, which ends with the executor.
+    tasks: TaskTracker,
     /// The counts of the attempts, if metrics are served.
     attempts: Option<Arc<AttemptCounts>>,
     drain: Duration,
@@ -115,6 +119,7 @@ impl LocalExecutor {
         let ExecutorStores {
             worker: stores,
             lookups,
+            misses,
         } = stores;
         let blobs = Arc::clone(&stores.blobs);
         let worker = Arc::new(NodeWorker::new(
@@ -131,9 +136,17 @@ impl LocalExecutor {
             Some(counts) => Arc::new(MeteredWorker::new(running, Arc::clone(counts))) as _,
             None => running,
         };
+        let running = match misses {
+            Some(misses) => Arc::new(ExplainedWorker::new(running, misses)) as _,
+            None => running,
+        };
+        let (running, checks) = VerifiedWorker::new(running, config.execution.verify.get());
         let executor = Arc::new(Executor::new(options, blobs, lookups, generation, running));
+        let tasks = TaskTracker::new();
+        tasks.spawn(executor.verify(Arc::clone(&worker), checks));
         Ok(Some(Self {
             executor,
+            tasks,
             worker,
             attempts,
             drain: config.limits.drain_timeout.mul_f64(DRAIN),
@@ -153,6 +166,8 @@ impl LocalExecutor {
     pub(crate) async fn run(&self, shutdown: &CancellationToken) {
         shutdown.cancelled().await;
         self.executor.shut_down(self.drain).await;
+        self.tasks.close();
+        self.tasks.wait().await;
         self.worker.close().await;
     }
 }
@@ -160,6 +175,7 @@ impl LocalExecutor {
 /// Reads the numbers of the executor.
 fn report(executor: &Executor, worker: &NodeWorker) -> ExecutionReport {
     let (totals, admissions, inputs) = (executor.totals(), executor.admissions(), worker.inputs());
+    let verifications = worker.verifications();
     ExecutionReport {
         queued: totals.queued as u64,
         running: totals.running as u64,
@@ -171,6 +187,8 @@ fn report(executor: &Executor, worker: &NodeWorker) -> ExecutionReport {
         staged: inputs.staged.load(Relaxed),
         staged_bytes: inputs.staged_bytes.load(Relaxed),
         altered: inputs.altered.load(Relaxed),
+        verified: verifications.verified.load(Relaxed),
+        not_reproducible: verifications.not_reproducible.load(Relaxed),
     }
 }
 

@@ -24,13 +24,14 @@ use tokio_util::{
 use tracing::debug;
 
 use crate::{
-    Admissions, Failure, Job, Options,
+    Admissions, Checks, Failure, Job, NodeWorker, Options,
     action::CheckedAction,
     admit::{Admission, read_action},
     command::check_inline,
     inputs::Resident,
     leases::renew,
     operation::{CachedExecution, OperationHead, Watcher},
+    verify::verify,
 };
 
 /// The memory for the inputs of all actions that are checked, queued or running, in bytes.
@@ -189,6 +190,16 @@ impl Executor {
                 Ok(None)
             }
         }
+    }
+
+    /// Runs the actions that are to be verified a second time on the worker of this executor, until it shuts down.
+    pub fn verify(
+        &self,
+        worker: Arc<NodeWorker>,
+        checks: Checks,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let id = WorkerId::new(&self.options.node);
+        verify(self.runner.clone(), id, worker, checks)
     }
 
     /// The requests that ended without an attempt.

@@ -22,10 +22,11 @@ mod publish;
 mod stage;
 #[cfg(test)]
 mod testing;
+mod verify;
 mod worker;
 
 pub use command::NODE_PROPERTIES;
-pub use counts::{Admissions, InputCounts};
+pub use counts::{Admissions, InputCounts, VerificationCounts};
 pub use executor::{Execution, Executor, OperationPage};
 pub use failure::Failure;
 pub use inputs::Inputs;
@@ -33,4 +34,5 @@ pub use job::Job;
 pub use operation::{CachedExecution, Watcher};
 pub use options::{IsolationOptions, Options};
 pub use origin::Origin;
+pub use verify::{Checks, VerifiedWorker};
 pub use worker::{BuildRootError, BuildRootFailure, NodeWorker, ProbeError, Runner, Stores, probe};

@@ -1,5 +1,6 @@
 //! The worker of this node: runs actions from their inputs to their published results.
 
+mod again;
 mod build_root;
 mod isolation;
 mod run;
@@ -19,7 +20,9 @@ use tokio::{sync::Semaphore, task::spawn_blocking};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
-use crate::{Failure, InputCounts, Job, Options, Origin, abort::Abort, publish};
+use crate::{
+    Failure, InputCounts, Job, Options, Origin, abort::Abort, counts::VerificationCounts, publish,
+};
 use build_root::{BuildRoot, Trash};
 pub use build_root::{BuildRootError, BuildRootFailure};
 pub use isolation::{ProbeError, probe};
@@ -78,6 +81,7 @@ pub struct NodeWorker {
     /// The memory in which the directories of outputs are looked up.
     trees: Budget,
     inputs: InputCounts,
+    verifications: VerificationCounts,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -110,6 +114,7 @@ impl NodeWorker {
             collecting: Semaphore::new(MAX_COLLECTING),
             trees: Budget::memory("memory for the directories of outputs", TREES),
             inputs: InputCounts::default(),
+            verifications: VerificationCounts::default(),
             stop,
             tasks,
         })

@@ -20,7 +20,7 @@ mod worker;
 pub use history::{History, Kind};
 pub use ledger::{AttemptId, Capacity, WorkerId};
 pub use name::{Generation, NameError, OperationId, OperationName};
-pub use runner::Runner;
+pub use runner::{IdleSlot, Runner};
 pub use scheduler::{Ends, ListedAction, Scheduler, Totals};
 pub use state::{
     ActionKey, Effect, End, Grant, Options, Outcome, Phase, Refused, Report, Request, Running,

@@ -87,6 +87,7 @@ const KEYS: &[(&str, &str)] = &[
     ),
     ("execution.platform", "[]"),
     ("execution.unknown_platform", "reject"),
+    ("execution.verify", "0"),
     ("execution.memory", "0"),
     ("execution.sandbox.enabled", "false"),
     ("execution.sandbox.binary_path", r#""""#),

@@ -8,7 +8,7 @@ use std::{
 
 use gorego_sandbox::{Ended, Launch, LaunchError, Limits};
 use gorego_scheduler::Phase;
-use gorego_storage::{Digest, Error, Outputs, PinError, Pins, find_outputs};
+use gorego_storage::{Digest, Error, Links, Outputs, PinError, Pins, find_outputs};
 use reapi::v2::ExecuteResponse;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -45,7 +45,7 @@ pub(super) struct Run<'a> {
 }
 
 /// The files of an action that is ready to run.
-struct Staged {
+pub(super) struct Staged {
     dir: ActionDir,
     /// The user that the command runs as, if it is not gorego's own. Released with the directory.
     user: Option<User>,
@@ -79,7 +79,8 @@ impl Run<'_> {
 
         (self.begin)(Phase::Collect);
         times.upload_start = SystemTime::now();
-        let mut finished = self.collect(staged, ended).await?;
+        let links = Arc::clone(&self.worker.stores.links);
+        let mut finished = self.collect(staged, ended, links).await?;
         (self.begin)(Phase::Publish);
         self.until_stopped(self.publish(&mut finished)).await?;
         let metadata = times.metadata(&self.worker.options.node, &finished.ended);
@@ -108,7 +109,7 @@ impl Run<'_> {
         }
     }
 
-    async fn fetch(&self) -> Result<Pins, Abort> {
+    pub(super) async fn fetch(&self) -> Result<Pins, Abort> {
         let pin = async {
             let pinned = self.worker.stores.links.pin(&self.job.inputs.blobs).await;
             pinned.map_err(|error| match error {
@@ -120,7 +121,7 @@ impl Run<'_> {
         self.until_stopped(pin).await
     }
 
-    async fn stage(&self, copies: bool) -> Result<Staged, Abort> {
+    pub(super) async fn stage(&self, copies: bool) -> Result<Staged, Abort> {
         let (job, stop) = (Arc::clone(self.job), self.stop.clone());
         let links = Arc::clone(&self.worker.stores.links);
         let build_root = Arc::clone(&self.worker.build_root);
@@ -152,7 +153,7 @@ impl Run<'_> {
         counts.staged_bytes.fetch_add(inputs.bytes, Relaxed);
     }
 
-    async fn launch(&self, staged: &Staged) -> Result<Ended, Abort> {
+    pub(super) async fn launch(&self, staged: &Staged) -> Result<Ended, Abort> {
         let (command, options) = (&self.job.command, &self.worker.options);
         let root = staged.dir.root.try_clone();
         let user = staged.user.as_ref().map(User::id);
@@ -206,7 +207,7 @@ impl Run<'_> {
     }
 
     /// Returns whether the action altered its inputs. Corrupt blobs are in quarantine then.
-    async fn altered(&self, staged: &Staged) -> Result<bool, Abort> {
+    pub(super) async fn altered(&self, staged: &Staged) -> Result<bool, Abort> {
         if staged.linked.is_empty() {
             return Ok(false);
         }
@@ -226,12 +227,17 @@ impl Run<'_> {
         Ok(true)
     }
 
-    async fn collect(&self, staged: Staged, ended: Ended) -> Result<Finished, Abort> {
+    /// Collects the outputs into `links`.
+    pub(super) async fn collect(
+        &self,
+        staged: Staged,
+        ended: Ended,
+        links: Arc<dyn Links>,
+    ) -> Result<Finished, Abort> {
         let (job, stop) = (Arc::clone(self.job), self.stop.clone());
         let options = &self.worker.options;
         let (max_bytes, max_inline) = (options.max_output_bytes, options.max_inline_bytes);
         let max_log = options.max_log_bytes;
-        let links = Arc::clone(&self.worker.stores.links);
         let runtime = Handle::current();
         // Ends with the semaphore only, which lives as long as the worker.
         let _permit = self.worker.collecting.acquire().await;
