@@ -43,7 +43,9 @@ where
             Some(attempt)
         })?;
         let shared = Arc::clone(&self.shared);
-        let _attempt = RunningAttempt { shared, id };
-        Some(IdleSlot { _attempt, stop })
+        Some(IdleSlot {
+            _attempt: RunningAttempt { shared, id },
+            stop,
+        })
     }
 }
