@@ -140,7 +140,7 @@ fn line(explanation: &Explanation) -> String {
     let mut line = "there was no cached result: ".to_owned();
     match &explanation.comparison {
         Some(comparison) if !comparison.differences.is_empty() => {
-            differences(&mut line, comparison)
+            differences(&mut line, comparison);
         }
         _ => line.push_str(explanation.sentence.trim_end_matches('.')),
     }
