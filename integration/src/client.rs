@@ -246,7 +246,7 @@ impl Client {
 }
 
 /// Wraps a message of a build that names its target, as Bazel does.
-fn in_build<T>(id: &str, target: &str, message: T) -> tonic::Request<T> {
+pub fn in_build<T>(id: &str, target: &str, message: T) -> tonic::Request<T> {
     let metadata = RequestMetadata {
         tool_invocation_id: id.to_owned(),
         target_id: target.to_owned(),

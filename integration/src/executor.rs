@@ -19,7 +19,7 @@ use reapi::{
         execution_client::ExecutionClient, execution_stage::Value, platform::Property,
     },
 };
-use tonic::{Code, Status, Streaming, transport::Channel};
+use tonic::{Code, IntoRequest, Status, Streaming, transport::Channel};
 
 pub use self::gate::{Gate, names_in, processes_with, wait_until};
 use self::tree::Tree;
@@ -186,7 +186,10 @@ impl Executor {
     }
 
     /// Calls `Execute`.
-    pub async fn begin(&self, request: ExecuteRequest) -> Result<Messages, Status> {
+    pub async fn begin(
+        &self,
+        request: impl IntoRequest<ExecuteRequest>,
+    ) -> Result<Messages, Status> {
         let response = self.execution().execute(request).await?;
         Ok(Messages::new(response.into_inner()))
     }

@@ -16,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use reapi::v2::Digest;
 use rustix::process::{Signal, geteuid};
 use tempfile::TempDir;
 
@@ -411,4 +412,11 @@ fn wants_metrics(settings: &[String]) -> bool {
     values
         .next_back()
         .is_some_and(|address| !address.is_empty())
+}
+
+/// Returns the path of a blob's file in the data directory `data`, as the README documents it.
+pub fn file_of(data: &Path, digest: &Digest) -> PathBuf {
+    let hash = &digest.hash;
+    let (first, second) = (&hash[..2], &hash[2..4]);
+    data.join("cas").join(first).join(second).join(hash)
 }

@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     os::unix::{fs::symlink, net::UnixListener},
-    path::{Path, PathBuf},
+    path::Path,
     slice,
 };
 
@@ -12,7 +12,7 @@ use bytes::Bytes;
 use gorego_integration::{
     client::Client,
     content::{blob, digest_of, uuid},
-    server::Server,
+    server::{Server, file_of},
 };
 use reapi::v2::{ActionResult, Digest, OutputFile};
 use rustix::fs::{CWD, FileType, Mode};
@@ -20,15 +20,6 @@ use tonic::Code;
 
 const SMALL: usize = 1000;
 const LARGE: usize = 3 * 1024 * 1024;
-
-/// Returns the path of a blob's file, as the README documents it.
-fn file_of(data: &Path, digest: &Digest) -> PathBuf {
-    let hash = &digest.hash;
-    data.join("cas")
-        .join(&hash[..2])
-        .join(&hash[2..4])
-        .join(hash)
-}
 
 /// Replaces a file by one of half the size, as a lost write or an incomplete copy would.
 fn truncate(path: &Path) {

@@ -1,7 +1,17 @@
 //! Tests of what clients and the log learn about executed actions, beside their results.
 #![cfg(test)]
 
-use gorego_integration::executor::{Gate, TestAction, outcome, request, start, succeeded};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use gorego_integration::{
+    client::in_build,
+    executor::{Executor, Gate, TestAction, outcome, request, start, succeeded},
+    server::file_of,
+};
+use reapi::v2::ExecuteResponse;
 use tonic::Code;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -64,4 +74,65 @@ async fn errors_quote_no_more_than_the_beginning_of_long_texts() {
         assert!(message.starts_with("cannot execute `x"), "{message}");
         assert!(message.len() < 500, "{}", message.len());
     }
+}
+
+/// Builds are recorded for the page, which is served beside metrics.
+const RECORDING: &str = "telemetry.metrics_addr=127.0.0.1:0";
+
+/// Executes an action of the target `//t`, like Bazel.
+async fn execute_in_build(executor: &Executor, action: &TestAction) -> ExecuteResponse {
+    let digest = executor.upload(action).await;
+    let request = in_build("build", "//t", request(&digest));
+    executor.begin(request).await.unwrap().response().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_message_of_an_action_whose_cached_output_is_gone_names_the_blob() {
+    let (server, executor) = start(&[RECORDING]).await;
+    let action = TestAction::script("echo content >out").output("out");
+    let result = succeeded(execute_in_build(&executor, &action).await);
+    let output = result.output_files[0].digest.clone().unwrap();
+    fs::remove_file(file_of(&server.data(), &output)).unwrap();
+    // The store notices it by a read.
+    executor.client.download(&output).await.unwrap_err();
+    let response = execute_in_build(&executor, &action).await;
+    let expected = format!(
+        "there was no cached result: There is a result, but its output {}/{} is missing",
+        output.hash, output.size_bytes
+    );
+    assert!(response.message.contains(&expected), "{}", response.message);
+    succeeded(response);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_message_of_a_failed_action_names_what_differs_from_the_last_of_its_target() {
+    let (_server, executor) = start(&[RECORDING]).await;
+    let action = |content: &str, mode: &str| {
+        TestAction::script("grep good src/input")
+            .input("src/input", content.to_owned())
+            .input("src/same", "same")
+            .variable("MODE", mode)
+    };
+    let good = action("good", "fast");
+    succeeded(execute_in_build(&executor, &good).await);
+    let (last, _) = good.blobs();
+    // The records of the last action are written by another task.
+    let start = Instant::now();
+    let message = loop {
+        let response = execute_in_build(&executor, &action("bad", "slow")).await;
+        assert_eq!(response.result.unwrap().exit_code, 1);
+        let has_differences = response.message.contains("differs from");
+        if has_differences || start.elapsed() > Duration::from_mins(1) {
+            break response.message;
+        }
+    };
+    let expected = format!(
+        "there was no cached result: the action differs from {}/{} in variable MODE, input src/input",
+        last.hash, last.size_bytes
+    );
+    assert!(message.contains(&expected), "{message}");
+    assert!(
+        message.contains("the result was not cached: exit code 1"),
+        "{message}"
+    );
 }

@@ -5,7 +5,8 @@ use std::{path::Path, sync::Arc};
 use gorego_config::{Config, LoadedConfig, Origin, Ui};
 use gorego_storage::Peek;
 use gorego_telemetry::builds::{
-    Builds, BuildsOptions, BuildsWorker, Evictions, RecordedActions, Redaction, remove_history,
+    Builds, BuildsOptions, BuildsWorker, Evictions, MissedLookups, Misses, RecordedActions,
+    Redaction, remove_history,
 };
 
 use crate::tiers::Tiers;
@@ -57,6 +58,10 @@ pub(crate) fn record(
     if let Some(executor) = &mut tiers.executor {
         let results = Arc::clone(&executor.worker.results);
         executor.worker.results = Arc::new(RecordedActions::new(results, builds.clone()));
+        let misses = Arc::new(Misses::new(builds.clone()));
+        let lookups = Arc::clone(&executor.lookups);
+        executor.lookups = Arc::new(MissedLookups::new(lookups, Arc::clone(&misses)));
+        executor.misses = Some(misses);
     }
     Some((builds, worker))
 }

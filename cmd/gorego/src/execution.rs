@@ -16,14 +16,15 @@ use std::{
 };
 
 use gorego_config::{Config, LoadedConfig, Pairs, UnknownPlatform};
-use gorego_execution::{BuildRootError, Executor, NodeWorker, Options, ProbeError};
+use gorego_execution::{BuildRootError, Executor, NodeWorker, Options, ProbeError, VerifiedWorker};
 use gorego_sandbox::{ControlGroups, Launcher, Level};
 use gorego_scheduler::{Generation, NameError};
 use gorego_telemetry::{
-    self as telemetry, AttemptCounts, ExecutionReport, MeteredWorker, web::ActionSource,
+    self as telemetry, AttemptCounts, ExecutionReport, MeteredWorker, builds::ExplainedWorker,
+    web::ActionSource,
 };
 use rustix::process::geteuid;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::{
     isolation::isolation_settings,
@@ -94,6 +95,8 @@ fn check_access(build_root: &Path) -> Result<(), Error> {
 pub(crate) struct LocalExecutor {
     pub(crate) executor: Arc<Executor>,
     worker: Arc<NodeWorker>,
+    /// The verification of actions, which ends with the executor.
+    tasks: TaskTracker,
     /// The counts of the attempts, if metrics are served.
     attempts: Option<Arc<AttemptCounts>>,
     level: Level,
@@ -146,6 +149,7 @@ impl LocalExecutor {
         let ExecutorStores {
             worker: stores,
             lookups,
+            misses,
         } = stores;
         let blobs = Arc::clone(&stores.blobs);
         let worker = Arc::new(NodeWorker::new(
@@ -163,10 +167,19 @@ impl LocalExecutor {
             Some(counts) => Arc::new(MeteredWorker::new(running, Arc::clone(counts))) as _,
             None => running,
         };
+        let running = match misses {
+            Some(misses) => Arc::new(ExplainedWorker::new(running, misses)) as _,
+            None => running,
+        };
+        let (running, checks) = VerifiedWorker::new(running, config.execution.verify.get());
         let memory = Arc::clone(worker.memory());
         let executor = Executor::new(options, blobs, lookups, generation, running, memory);
+        let executor = Arc::new(executor);
+        let tasks = TaskTracker::new();
+        tasks.spawn(executor.verify(Arc::clone(&worker), checks));
         Ok(Self {
-            executor: Arc::new(executor),
+            executor,
+            tasks,
             worker,
             attempts,
             level,
@@ -213,6 +226,8 @@ impl LocalExecutor {
     pub(crate) async fn run(&self, shutdown: &CancellationToken) {
         shutdown.cancelled().await;
         self.executor.shut_down(self.drain).await;
+        self.tasks.close();
+        self.tasks.wait().await;
         self.worker.close().await;
     }
 }
@@ -220,6 +235,7 @@ impl LocalExecutor {
 /// Reads the numbers of the executor.
 fn report(executor: &Executor, worker: &NodeWorker) -> ExecutionReport {
     let (totals, admissions, inputs) = (executor.totals(), executor.admissions(), worker.inputs());
+    let verifications = worker.verifications();
     ExecutionReport {
         queued: totals.queued as u64,
         running: totals.running as u64,
@@ -231,6 +247,8 @@ fn report(executor: &Executor, worker: &NodeWorker) -> ExecutionReport {
         staged: inputs.staged.load(Relaxed),
         staged_bytes: inputs.staged_bytes.load(Relaxed),
         altered: inputs.altered.load(Relaxed),
+        verified: verifications.verified.load(Relaxed),
+        not_reproducible: verifications.not_reproducible.load(Relaxed),
     }
 }
 

@@ -17,7 +17,7 @@ use gorego_storage::{
 };
 use gorego_storage_local::{LocalOptions, LocalStore, OpenError, SyncMode};
 use gorego_storage_remote::RemoteStore;
-use gorego_telemetry::{Calls, PendingWrites, Sources, web::Health};
+use gorego_telemetry::{Calls, PendingWrites, Sources, builds::Misses, web::Health};
 use gorego_tls::Certificate;
 use tokio::{
     sync::watch,
@@ -79,6 +79,8 @@ pub(crate) struct ExecutorStores {
     /// The results that are looked up before an action is queued. Clients look them up themselves first, so that this
     /// is neither counted nor recorded.
     pub(crate) lookups: Arc<dyn ActionCache>,
+    /// The misses of these lookups, if builds are recorded.
+    pub(crate) misses: Option<Arc<Misses>>,
 }
 
 impl Tiers {
@@ -119,6 +121,7 @@ impl Tiers {
                 links,
             },
             lookups: Arc::clone(&self.stores.actions),
+            misses: None,
         });
         let functions = inferred_functions(&config.limits);
         let stores = self.stores.clone().inferring(functions);

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::choice::{Switch, UnknownPlatform};
+use crate::fraction::Fraction;
 use crate::pairs::Pairs;
 use crate::section::section;
 use crate::size::ByteSize;
@@ -53,6 +54,9 @@ section! {
         platform: Pairs = Pairs::default(),
         /// The handling of actions that require a property that this node does not have.
         unknown_platform: UnknownPlatform = UnknownPlatform::Reject,
+        /// The part of the executed actions that run a second time when a slot is idle, such as `1%`. One whose outputs
+        /// differ is logged and counted as not reproducible.
+        verify: Fraction = Fraction::NONE,
         /// The memory that the running actions may use together. 0 for 90 % of what the machine or the cgroup has. An
         /// action that needs more is killed, runs once more alone, and then fails.
         memory: ByteSize = ByteSize::from_bytes(0),

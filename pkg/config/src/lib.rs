@@ -11,6 +11,7 @@ pub mod docs;
 mod duration;
 mod endpoint;
 mod execution;
+mod fraction;
 mod headers;
 mod later;
 mod layers;
@@ -38,6 +39,7 @@ pub use choice::{
 };
 pub use endpoint::Endpoint;
 pub use execution::{Execution, Sandbox};
+pub use fraction::Fraction;
 pub use headers::{Header, Headers};
 pub use later::Cluster;
 pub use load::{LoadedConfig, Problems};

@@ -29,6 +29,15 @@ impl Admissions {
     }
 }
 
+/// Counts of the actions that ran a second time, to be compared.
+#[derive(Debug, Default)]
+pub struct VerificationCounts {
+    /// Second runs that ended.
+    pub verified: AtomicU64,
+    /// Second runs that had other outputs.
+    pub not_reproducible: AtomicU64,
+}
+
 /// Counts of the inputs of a worker's actions.
 #[derive(Debug, Default)]
 pub struct InputCounts {

@@ -30,13 +30,14 @@ use tokio_util::{
 use tracing::debug;
 
 use crate::{
-    Admissions, Failure, Job, MemoryHistory, Options,
+    Admissions, Checks, Failure, Job, MemoryHistory, NodeWorker, Options,
     action::CheckedAction,
     admit::{Admission, read_action},
     command::check_inline,
     inputs::Resident,
     leases::renew,
     operation::{CachedExecution, OperationHead, Watcher},
+    verify::verify,
 };
 use tokens::Tokens;
 use watching::MAX_READERS;
@@ -200,6 +201,16 @@ impl Executor {
                 Ok(None)
             }
         }
+    }
+
+    /// Runs the actions that are to be verified a second time on the worker of this executor, until it shuts down.
+    pub fn verify(
+        &self,
+        worker: Arc<NodeWorker>,
+        checks: Checks,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let id = WorkerId::new(&self.options.node);
+        verify(self.runner.clone(), id, worker, checks)
     }
 
     /// The requests that ended without an attempt.

@@ -26,10 +26,11 @@ mod publish;
 mod stage;
 #[cfg(test)]
 mod testing;
+mod verify;
 mod worker;
 
 pub use command::NODE_PROPERTIES;
-pub use counts::{Admissions, InputCounts};
+pub use counts::{Admissions, InputCounts, VerificationCounts};
 pub use executor::{CurrentAction, Execution, Executor, OperationPage, RecentAction};
 pub use failure::Failure;
 pub use gorego_scheduler::LogName;
@@ -41,4 +42,5 @@ pub use local::{LocalDir, LocalError, LocalOutput, LocalResult, read_job};
 pub use operation::{CachedExecution, Watcher};
 pub use options::{IsolationOptions, Options};
 pub use origin::Origin;
+pub use verify::{Checks, VerifiedWorker};
 pub use worker::{BuildRootError, BuildRootFailure, NodeWorker, ProbeError, Runner, Stores, probe};

@@ -1,5 +1,6 @@
 //! The worker of this node: runs actions from their inputs to their published results.
 
+mod again;
 pub(crate) mod build_root;
 mod isolation;
 mod run;
@@ -21,7 +22,10 @@ use tokio::{sync::Semaphore, task::spawn_blocking};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
-use crate::{Failure, InputCounts, Job, MemoryHistory, Options, Origin, abort::Abort, publish};
+use crate::{
+    Failure, InputCounts, Job, MemoryHistory, Options, Origin, abort::Abort,
+    counts::VerificationCounts, publish,
+};
 use build_root::{BuildRoot, Trash};
 pub use build_root::{BuildRootError, BuildRootFailure};
 pub use isolation::{ProbeError, probe};
@@ -85,6 +89,7 @@ pub struct NodeWorker {
     inputs: InputCounts,
     memory: Arc<MemoryHistory>,
     shortage: Shortage,
+    verifications: VerificationCounts,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -122,6 +127,7 @@ impl NodeWorker {
             trees: Budget::memory("memory for the directories of outputs", TREES),
             inputs: InputCounts::default(),
             memory,
+            verifications: VerificationCounts::default(),
             stop,
             tasks,
         })

@@ -48,8 +48,8 @@ impl AttemptId {
 #[derive(Clone, Debug)]
 pub(crate) struct Reservation {
     pub(crate) worker: WorkerId,
-    /// The line that counts the slot.
-    pub(crate) line: LineId,
+    /// The line that counts the slot; `None` for work that no client waits for.
+    pub(crate) line: Option<LineId>,
     pub(crate) memory: u64,
 }
 
@@ -119,7 +119,7 @@ impl Ledger {
         id: &WorkerId,
         attempt: AttemptId,
         need: &Need,
-        line: LineId,
+        line: Option<LineId>,
     ) -> u64 {
         let Some(worker) = self.workers.get_mut(id) else {
             return 0;
@@ -165,6 +165,13 @@ impl Ledger {
                 .workers
                 .values()
                 .all(|worker| is_free(worker) && !worker.alone)
+    }
+
+    /// Returns the work that no client waits for.
+    pub(crate) fn idle(&self) -> impl Iterator<Item = (&WorkerId, AttemptId)> {
+        let idle = self.reservations.iter();
+        let idle = idle.filter(|(_, reservation)| reservation.line.is_none());
+        idle.map(|(attempt, reservation)| (&reservation.worker, *attempt))
     }
 
     /// The number of attempts that have resources.

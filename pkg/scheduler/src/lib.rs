@@ -21,7 +21,7 @@ mod worker;
 pub use history::{History, Kind};
 pub use ledger::{AttemptId, Capacity, WorkerId};
 pub use name::{Generation, LogKind, LogName, NameError, OperationId, OperationName, Token};
-pub use runner::Runner;
+pub use runner::{IdleSlot, Runner};
 pub use scheduler::{EndedAction, Ends, ListedAction, Scheduler, Totals};
 pub use state::{
     ActionKey, Effect, End, Grant, Options, Outcome, Phase, Refused, Report, Request, Running,

@@ -1,7 +1,10 @@
 //! The runner: a scheduler with a clock, watchers, and workers of this process.
 
+mod idle;
 #[cfg(test)]
 mod tests;
+
+pub use idle::IdleSlot;
 
 use std::{collections::HashMap, fmt, future::pending, sync::Arc, time::Duration};
 

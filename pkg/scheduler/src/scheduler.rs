@@ -1,6 +1,7 @@
 //! The state machine: events of clients. Those of workers are in its modules.
 
 mod claim;
+mod idle;
 mod list;
 mod recent;
 mod report;
@@ -196,12 +197,14 @@ impl<J, O> Scheduler<J, O> {
     /// ones go on; they do not run again after a failure.
     pub fn drain(&mut self, now: Time) {
         self.draining = true;
+        self.stop_idle(None);
         self.end_all(|execution| execution.running.is_none(), now);
     }
 
     /// Ends all operations, and stops the running attempts.
     pub fn shut_down(&mut self, now: Time) {
         self.draining = true;
+        self.stop_idle(None);
         self.end_all(|_| true, now);
     }
 

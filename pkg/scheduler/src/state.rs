@@ -188,6 +188,8 @@ pub struct Grant<J> {
     pub key: ActionKey,
     /// The work.
     pub job: Arc<J>,
+    /// The target; may be cut.
+    pub target: Arc<str>,
     /// The memory reserved on the worker, in bytes.
     pub memory: u64,
     /// Set if nothing else runs on the worker meanwhile.

@@ -8,6 +8,7 @@ mod compare;
 mod contents;
 mod event;
 mod evictions;
+mod executed;
 mod explain;
 mod explanation;
 mod history;
@@ -38,6 +39,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 pub use evictions::Evictions;
+pub use executed::{ExplainedWorker, MissedLookups, Misses};
 pub use explanation::{Aspect, Cause, Comparison, Difference, Explanation};
 pub use model::{Build, BuildHead, LeftOut, LookupOutcome, Miss, Tally};
 pub use recorded::RecordedActions;

@@ -87,6 +87,7 @@ const KEYS: &[(&str, &str)] = &[
     ),
     ("execution.platform", "[]"),
     ("execution.unknown_platform", "reject"),
+    ("execution.verify", "0"),
     ("execution.memory", "0"),
     ("execution.max_processes", "4096"),
     ("execution.max_scratch_bytes", "10GiB"),

@@ -10,7 +10,7 @@ use gorego_sandbox::{
     Ended, Excess, Launch, LaunchError, Limits, LiveCommand, Scratch, ScratchLimit,
 };
 use gorego_scheduler::Phase;
-use gorego_storage::{Digest, Error, Outputs, PinError, Pins, find_outputs};
+use gorego_storage::{Digest, Error, Links, Outputs, PinError, Pins, find_outputs};
 use reapi::v2::ExecuteResponse;
 use tokio::{runtime::Handle, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -68,7 +68,7 @@ pub(super) enum Supply {
 }
 
 /// The files of an action that is ready to run.
-struct Staged {
+pub(super) struct Staged {
     dir: ActionDir,
     /// The prepared tree that holds its inputs. The directory holds them otherwise.
     tree: Option<Arc<Tree>>,
@@ -122,7 +122,8 @@ impl Run<'_> {
 
         (self.begin)(Phase::Collect);
         times.upload_start = SystemTime::now();
-        let mut finished = self.collect(staged, ended).await?;
+        let links = Arc::clone(&self.worker.stores.links);
+        let mut finished = self.collect(staged, ended, links).await?;
         (self.begin)(Phase::Publish);
         self.until_stopped(self.publish(&mut finished)).await?;
         let metadata = times.metadata(&self.worker.options.node, &finished.ended);
@@ -151,7 +152,7 @@ impl Run<'_> {
         }
     }
 
-    async fn fetch(&self) -> Result<Pins, Abort> {
+    pub(super) async fn fetch(&self) -> Result<Pins, Abort> {
         let pin = async {
             let pinned = self.worker.stores.links.pin(&self.job.inputs.blobs).await;
             pinned.map_err(|error| match error {
@@ -194,7 +195,11 @@ impl Run<'_> {
         Ok(tree)
     }
 
-    async fn stage(&self, copies: bool, tree: Option<Arc<Tree>>) -> Result<Staged, Abort> {
+    pub(super) async fn stage(
+        &self,
+        copies: bool,
+        tree: Option<Arc<Tree>>,
+    ) -> Result<Staged, Abort> {
         let (job, stop) = (Arc::clone(self.job), self.stop.clone());
         let links = Arc::clone(&self.worker.stores.links);
         let build_root = Arc::clone(&self.worker.build_root);
@@ -239,7 +244,7 @@ impl Run<'_> {
         counts.staged_bytes.fetch_add(inputs.bytes, Relaxed);
     }
 
-    async fn launch(&self, staged: &Staged) -> Result<Ended, Abort> {
+    pub(super) async fn launch(&self, staged: &Staged) -> Result<Ended, Abort> {
         let (command, options) = (&self.job.command, &self.worker.options);
         let root = match &staged.tree {
             Some(tree) => tree.root().try_clone(),
@@ -328,7 +333,7 @@ impl Run<'_> {
     }
 
     /// Returns whether the action altered its inputs. Corrupt blobs are in quarantine then.
-    async fn altered(&self, staged: &Staged) -> Result<bool, Abort> {
+    pub(super) async fn altered(&self, staged: &Staged) -> Result<bool, Abort> {
         if staged.linked.is_empty() {
             return Ok(false);
         }
@@ -348,12 +353,17 @@ impl Run<'_> {
         Ok(true)
     }
 
-    async fn collect(&self, staged: Staged, ended: Ended) -> Result<Finished, Abort> {
+    /// Collects the outputs into `links`.
+    pub(super) async fn collect(
+        &self,
+        staged: Staged,
+        ended: Ended,
+        links: Arc<dyn Links>,
+    ) -> Result<Finished, Abort> {
         let (job, stop) = (Arc::clone(self.job), self.stop.clone());
         let options = &self.worker.options;
         let (max_bytes, max_inline) = (options.max_output_bytes, options.max_inline_bytes);
         let max_log = options.max_log_bytes;
-        let links = Arc::clone(&self.worker.stores.links);
         let runtime = Handle::current();
         // Ends with the semaphore only, which lives as long as the worker.
         let _permit = self.worker.collecting.acquire().await;

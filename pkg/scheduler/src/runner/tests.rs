@@ -331,6 +331,29 @@ async fn each_worker_runs_as_many_actions_as_it_has_slots() {
     assert_eq!(runner.list(2).len(), 2);
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_idle_slot_gives_way_to_an_action() {
+    let (runner, mut attempts) = start(1);
+    let worker = WorkerId::new("w");
+    let _first = submit(&runner, 1);
+    let running = next(&mut attempts).await;
+    let slot = runner.idle_slot(&worker, 0);
+    let waits = async {
+        tokio::time::sleep(SECOND).await;
+        running.end(done(7));
+    };
+    let (slot, ()) = tokio::join!(slot, waits);
+    let slot = slot.unwrap();
+    assert!(!slot.stop.is_cancelled());
+    let _second = submit(&runner, 2);
+    slot.stop.cancelled().await;
+    assert_eq!(attempts.try_recv().err(), Some(TryRecvError::Empty));
+    drop(slot);
+    next(&mut attempts).await.end(done(7));
+    runner.shut_down(SECOND).await;
+    assert!(runner.idle_slot(&worker, 0).await.is_none());
+}
+
 /// A worker whose attempts fail now and then.
 struct Unreliable;
 

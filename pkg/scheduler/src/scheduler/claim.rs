@@ -32,6 +32,19 @@ impl<J, O> Scheduler<J, O> {
         fits: impl Fn(&str) -> bool,
         now: Time,
     ) -> Option<Grant<J>> {
+        let grant = self.claim_queued(worker, fits, now);
+        if grant.is_none() {
+            self.make_way(worker);
+        }
+        grant
+    }
+
+    fn claim_queued(
+        &mut self,
+        worker: &WorkerId,
+        fits: impl Fn(&str) -> bool,
+        now: Time,
+    ) -> Option<Grant<J>> {
         if !self.ledger.has_slot(worker) {
             return None;
         }
@@ -96,7 +109,7 @@ impl<J, O> Scheduler<J, O> {
             number: execution.attempts,
         };
         let need = &execution.class.need;
-        let memory = self.ledger.reserve(worker, attempt, need, next.line);
+        let memory = self.ledger.reserve(worker, attempt, need, Some(next.line));
         execution.running = Some(Running {
             attempt,
             worker: worker.clone(),
@@ -109,6 +122,7 @@ impl<J, O> Scheduler<J, O> {
             attempt,
             key: execution.key.as_ref().clone(),
             job: Arc::clone(&execution.job),
+            target: Arc::clone(&execution.target),
             memory,
             alone: execution.is_alone(),
             waited: now.saturating_sub(execution.queued),

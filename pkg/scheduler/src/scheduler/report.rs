@@ -72,7 +72,7 @@ impl<J, O> Scheduler<J, O> {
     /// Removes a worker. Its executions are queued again, and end after `max_losses` such losses.
     pub fn remove_worker(&mut self, worker: &WorkerId, now: Time) {
         for (attempt, reservation) in self.ledger.remove(worker) {
-            self.queue.free_slot(reservation.line);
+            self.free_slot(&reservation);
             // An attempt with a reservation is its execution's current one, or the execution has ended.
             self.count_loss(attempt.execution, now);
         }
@@ -80,9 +80,15 @@ impl<J, O> Scheduler<J, O> {
     }
 
     fn release(&mut self, attempt: AttemptId) {
-        if let Some(Reservation { line, .. }) = self.ledger.release(attempt) {
-            self.queue.free_slot(line);
+        if let Some(reservation) = self.ledger.release(attempt) {
+            self.free_slot(&reservation);
             self.wake();
+        }
+    }
+
+    fn free_slot(&mut self, reservation: &Reservation) {
+        if let Some(line) = reservation.line {
+            self.queue.free_slot(line);
         }
     }
 

@@ -16,7 +16,7 @@ use crate::{
     state::{Grant, Outcome, Report},
 };
 
-const GIB: u64 = 1 << 30;
+pub(super) const GIB: u64 = 1 << 30;
 
 fn options() -> Options {
     Options {
@@ -31,7 +31,7 @@ fn options() -> Options {
 }
 
 /// Returns a request for the action with this number, which is also its job.
-fn request(action: u32) -> Request<u32> {
+pub(super) fn request(action: u32) -> Request<u32> {
     Request {
         key: ActionKey {
             instance: InstanceName::default(),
@@ -56,7 +56,7 @@ fn of_build(action: u32, build: &str) -> Request<u32> {
     }
 }
 
-fn worker(name: &str) -> WorkerId {
+pub(super) fn worker(name: &str) -> WorkerId {
     WorkerId::new(name)
 }
 
@@ -64,19 +64,19 @@ fn outcome(value: u32) -> Outcome<u32> {
     Outcome { value, bytes: 100 }
 }
 
-fn done(value: u32) -> Report<u32> {
+pub(super) fn done(value: u32) -> Report<u32> {
     Report::Done(outcome(value))
 }
 
 /// A scheduler with one worker, `w`, and a clock.
-struct Bench {
-    scheduler: Scheduler<u32, u32>,
-    now: Time,
+pub(super) struct Bench {
+    pub(super) scheduler: Scheduler<u32, u32>,
+    pub(super) now: Time,
     last_id: u128,
 }
 
 impl Bench {
-    fn new(slots: usize) -> Self {
+    pub(super) fn new(slots: usize) -> Self {
         Self::with(options(), slots)
     }
 
@@ -100,11 +100,11 @@ impl Bench {
         self.scheduler.submit(id, request, self.now).map(|_| id)
     }
 
-    fn submit(&mut self, request: &Request<u32>) -> OperationId {
+    pub(super) fn submit(&mut self, request: &Request<u32>) -> OperationId {
         self.try_submit(request).unwrap()
     }
 
-    fn try_claim(&mut self, name: &str) -> Option<Grant<u32>> {
+    pub(super) fn try_claim(&mut self, name: &str) -> Option<Grant<u32>> {
         self.scheduler.claim(&worker(name), |_| true, self.now)
     }
 
@@ -115,13 +115,13 @@ impl Bench {
 
     /// Claims for `w`, which gets this action.
     #[track_caller]
-    fn claims(&mut self, action: u32) -> AttemptId {
+    pub(super) fn claims(&mut self, action: u32) -> AttemptId {
         let grant = self.claim();
         assert_eq!(*grant.job, action);
         grant.attempt
     }
 
-    fn report(&mut self, attempt: AttemptId, report: Report<u32>) {
+    pub(super) fn report(&mut self, attempt: AttemptId, report: Report<u32>) {
         self.scheduler.report(attempt, report, self.now);
     }
 
@@ -131,13 +131,13 @@ impl Bench {
     }
 
     /// The stage of an operation in short: `queued`, `run 2`, `done 7`, `cancelled`, `unknown`.
-    fn stage(&self, id: OperationId) -> String {
+    pub(super) fn stage(&self, id: OperationId) -> String {
         let stage = self.scheduler.stage(id);
         stage.map_or_else(|| "unknown".to_owned(), |stage| short(&stage))
     }
 
     /// Carries out the effects. Returns those of operations and attempts in short, in order.
-    fn effects(&mut self) -> Vec<String> {
+    pub(super) fn effects(&mut self) -> Vec<String> {
         let effects = self.scheduler.take_effects().into_iter();
         let shown = effects.filter_map(|effect| match effect {
             Effect::Notify(id, stage) => Some(format!("{} {}", id.0, short(&stage))),

@@ -40,6 +40,14 @@ const ALTERED: Metric = Metric::new(
     "execution_altered_inputs",
     "Runs of actions whose inputs were altered meanwhile. They ran again on copies.",
 );
+const VERIFIED: Metric = Metric::new(
+    "execution_verified",
+    "Actions that ran a second time, to be compared.",
+);
+const NOT_REPRODUCIBLE: Metric = Metric::new(
+    "execution_not_reproducible",
+    "Actions whose second run had other outputs.",
+);
 
 /// The sources of the metrics of execution.
 pub struct Execution {
@@ -80,6 +88,10 @@ pub struct ExecutionReport {
     pub staged_bytes: u64,
     /// The runs of actions whose inputs were altered meanwhile.
     pub altered: u64,
+    /// The actions that ran a second time.
+    pub verified: u64,
+    /// The actions whose second run had other outputs.
+    pub not_reproducible: u64,
 }
 
 pub(super) fn encode(mut encoder: Encoder<'_>, execution: &Execution) -> fmt::Result {
@@ -105,5 +117,7 @@ pub(super) fn encode(mut encoder: Encoder<'_>, execution: &Execution) -> fmt::Re
     encoder.counter(RETRIES, now.retries)?;
     encoder.counter(STAGED, now.staged)?;
     encoder.counter(STAGED_BYTES, now.staged_bytes)?;
-    encoder.counter(ALTERED, now.altered)
+    encoder.counter(ALTERED, now.altered)?;
+    encoder.counter(VERIFIED, now.verified)?;
+    encoder.counter(NOT_REPRODUCIBLE, now.not_reproducible)
 }

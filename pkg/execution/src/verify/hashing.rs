@@ -1,0 +1,82 @@
+//! A store whose outputs are hashed and not stored.
+
+use std::{ffi::OsStr, fs, os::fd::BorrowedFd, sync::Arc};
+
+use async_trait::async_trait;
+use gorego_storage::{
+    Adopt, Digest, DigestFunction, Error, Hasher, LinkedAs, Links, PinError, Pins, Result, read_at,
+};
+use rustix::fs::{Mode, OFlags};
+use tokio::task::yield_now;
+
+/// The bytes that are read at a time.
+const CHUNK: usize = 1 << 20;
+
+/// A store that has the inputs of actions, and only hashes their outputs.
+#[derive(Debug)]
+pub(crate) struct HashOnly(pub(crate) Arc<dyn Links>);
+
+#[async_trait]
+impl Links for HashOnly {
+    async fn pin(&self, digests: &[Digest]) -> std::result::Result<Pins, PinError> {
+        self.0.pin(digests).await
+    }
+
+    fn link(
+        &self,
+        digest: &Digest,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        executable: bool,
+    ) -> Result<LinkedAs> {
+        self.0.link(digest, dir, name, executable)
+    }
+
+    fn copy(
+        &self,
+        digest: &Digest,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        executable: bool,
+    ) -> Result<()> {
+        self.0.copy(digest, dir, name, executable)
+    }
+
+    fn altered(&self, digests: &[Digest]) -> Vec<Digest> {
+        self.0.altered(digests)
+    }
+
+    fn losses(&self) -> u64 {
+        self.0.losses()
+    }
+
+    async fn adopt(&self, function: DigestFunction, files: Vec<Adopt>) -> Vec<Result<Digest>> {
+        let mut digests = Vec::with_capacity(files.len());
+        for file in files {
+            digests.push(hash(function, file).await);
+        }
+        digests
+    }
+}
+
+async fn hash(function: DigestFunction, file: Adopt) -> Result<Digest> {
+    let error = |error| Error::io("reading", "an output", error);
+    let file = match file {
+        Adopt::Copy(file) => file,
+        Adopt::Move { dir, name } => {
+            let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let opened = rustix::fs::openat(&dir, name, flags, Mode::empty());
+            fs::File::from(opened.map_err(|errno| error(errno.into()))?)
+        }
+    };
+    let mut hasher = Hasher::new(function);
+    loop {
+        let chunk = read_at(&file, hasher.size(), CHUNK).map_err(error)?;
+        if chunk.is_empty() {
+            return Ok(hasher.finish());
+        }
+        hasher.update(&chunk);
+        // So that a stop is seen in between.
+        yield_now().await;
+    }
+}

@@ -1,0 +1,46 @@
+//! The second run of an action, for verification.
+
+use std::{sync::Arc, time::SystemTime};
+
+use reapi::v2::ActionResult;
+use tokio_util::sync::CancellationToken;
+
+use super::{NodeWorker, run::Run};
+use crate::{Job, abort::Abort, counts::VerificationCounts, verify::HashOnly};
+
+impl NodeWorker {
+    /// The verifications of this worker's actions.
+    pub const fn verifications(&self) -> &VerificationCounts {
+        &self.verifications
+    }
+
+    /// Runs an action once more, on a fresh tree. Returns its result, none of whose blobs is stored; `None` if the action
+    /// altered its inputs, or was killed because its time, memory or disk space was over.
+    pub(crate) async fn run_again(
+        &self,
+        job: &Arc<Job>,
+        stop: &CancellationToken,
+    ) -> Result<Option<ActionResult>, Abort> {
+        let run = Run {
+            worker: self,
+            job,
+            attempt: 0,
+            start: SystemTime::now(),
+            alone: false,
+            stop,
+            begin: &|_| {},
+        };
+        let copies = self.altering.lock().contains(&job.action);
+        let _pins = run.fetch().await?;
+        let staged = run.stage(copies, None).await?;
+        let ended = run.launch(&staged).await;
+        let is_altered = run.altered(&staged).await?;
+        let ended = ended?;
+        if is_altered || ended.timed_out || ended.excess.is_some() {
+            return Ok(None);
+        }
+        let hashing = Arc::new(HashOnly(Arc::clone(&self.stores.links)));
+        let finished = run.collect(staged, ended, hashing).await?;
+        Ok(finished.response(job, false).result)
+    }
+}

@@ -1,0 +1,253 @@
+//! The misses of executed actions: the executor's lookups find them, and the client learns why its action ran.
+
+use std::{collections::HashMap, fmt, fmt::Write as _, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use gorego_limits::Budget;
+use gorego_scheduler::{ActionKey, Attempt, Outcome, Report, Worker};
+use gorego_storage::{ActionCache, CachedResult, Digest, InstanceName, Result};
+use parking_lot::Mutex;
+use prost::Message as _;
+use reapi::v2::{ActionResult, ExecuteResponse};
+use tokio::time::timeout;
+
+use super::{
+    Builds, Comparison, Explanation, cause,
+    event::{CallNames, Event, Outcome as LookupOutcome, ResultFacts, now_ms},
+    explain::explain,
+    known::ActionNames,
+    model::clip,
+    records::Job,
+};
+use crate::Call;
+
+/// The misses after which the oldest half of them is dropped. Those of actions that never ran remain until then.
+const MAX_MISSES: usize = 10_000;
+/// The differences that a line names.
+const NAMED: usize = 3;
+/// The longest line, in bytes.
+const MAX_LINE: usize = 600;
+/// The longest time that a comparison may take, while the action's slot is in use.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The misses of actions that have not ended.
+#[derive(Debug)]
+pub struct Misses {
+    builds: Builds,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    young: HashMap<ActionKey, Arc<Event>>,
+    old: HashMap<ActionKey, Arc<Event>>,
+}
+
+/// A miss, and its explanation if the records suffice for one.
+struct Miss {
+    at_ms: u64,
+    names: ActionNames,
+    explanation: Option<Explanation>,
+}
+
+impl Misses {
+    /// Creates an empty set, explained by `builds`.
+    pub fn new(builds: Builds) -> Self {
+        Self {
+            builds,
+            kept: Mutex::default(),
+        }
+    }
+
+    fn add(&self, key: ActionKey, mut event: Event) {
+        event.redact(&self.builds.0.redaction);
+        let mut kept = self.kept.lock();
+        if kept.young.len() >= MAX_MISSES / 2 {
+            kept.old = std::mem::take(&mut kept.young);
+        }
+        kept.young.insert(key, Arc::new(event));
+    }
+
+    /// Returns the miss of an action that is about to run, and so has no result of its own yet.
+    fn of(&self, key: &ActionKey) -> Option<Miss> {
+        let event = {
+            let kept = self.kept.lock();
+            let event = kept.young.get(key).or_else(|| kept.old.get(key));
+            Arc::clone(event?)
+        };
+        let shared = &self.builds.0;
+        let call = CallNames::of(event.call.as_deref(), &shared.redaction);
+        let names = call.action_names(&event);
+        let known = &shared.records.lock().known;
+        let explanation = cause::at_once(&event, &names, known, &shared.evictions);
+        Some(Miss {
+            at_ms: event.at_ms,
+            names,
+            explanation,
+        })
+    }
+
+    fn remove(&self, key: &ActionKey) {
+        let mut kept = self.kept.lock();
+        kept.young.remove(key);
+        kept.old.remove(key);
+    }
+
+    /// Compares the action with the known ones; `None` if that takes too long.
+    async fn compare(&self, miss: &Miss, result: &ActionResult) -> Option<Explanation> {
+        let shared = &self.builds.0;
+        let _permit = shared.views.try_acquire().ok()?;
+        let output = ResultFacts::of(result).output;
+        let candidates = {
+            let known = &shared.records.lock().known;
+            known.candidates(&miss.names, output.as_deref(), miss.at_ms)
+        };
+        let job = Job {
+            build: String::new(),
+            action: miss.names.action.clone(),
+            at_ms: miss.at_ms,
+            candidates,
+        };
+        let explained = explain(&shared.contents, &shared.redaction, &shared.evictions, &job);
+        timeout(PATIENCE, explained).await.ok()
+    }
+
+    /// Adds a line to the message of an action that ended. Only people who look for the cause of a failure read it, so
+    /// that actions that succeeded are not compared.
+    async fn explain(&self, miss: Miss, outcome: &mut Outcome<ExecuteResponse>) {
+        let response = &mut outcome.value;
+        let explanation = match (&miss.explanation, &response.result) {
+            (None, Some(result)) if result.exit_code != 0 || response.status.is_some() => {
+                self.compare(&miss, result).await
+            }
+            _ => miss.explanation.clone(),
+        };
+        let Some(explanation) = explanation else {
+            return;
+        };
+        let line = line(&explanation);
+        let ActionNames { action, target, .. } = &miss.names;
+        tracing::debug!(action, target, "executed; {line}");
+        if !response.message.is_empty() {
+            response.message.push('\n');
+        }
+        response.message.push_str(&line);
+        outcome.bytes = response.encoded_len() as u64;
+    }
+}
+
+fn line(explanation: &Explanation) -> String {
+    let mut line = "there was no cached result: ".to_owned();
+    match &explanation.comparison {
+        Some(comparison) if !comparison.differences.is_empty() => {
+            differences(&mut line, comparison);
+        }
+        _ => line.push_str(explanation.sentence.trim_end_matches('.')),
+    }
+    clip(&line, MAX_LINE)
+}
+
+/// Names the first differences, and the number of the others.
+fn differences(line: &mut String, comparison: &Comparison) {
+    let nearest = comparison.nearest.first().map_or("", String::as_str);
+    // Writing into a string never fails.
+    let _ = write!(line, "the action differs from {nearest} in ");
+    for (place, difference) in comparison.differences.iter().take(NAMED).enumerate() {
+        let comma = if place > 0 { ", " } else { "" };
+        let _ = write!(line, "{comma}{}", difference.aspect.name());
+        if !difference.name.is_empty() {
+            let _ = write!(line, " {}", difference.name);
+        }
+    }
+    let all = comparison.differences.len() + comparison.left_out;
+    if let Some(more) = all.checked_sub(NAMED).filter(|more| *more > 0) {
+        let _ = write!(line, " and {more} more");
+    }
+}
+
+/// The action cache in which an executor looks up results. The misses are kept until their actions have run.
+pub struct MissedLookups {
+    actions: Arc<dyn ActionCache>,
+    misses: Arc<Misses>,
+}
+
+impl MissedLookups {
+    /// Wraps `actions`.
+    pub fn new(actions: Arc<dyn ActionCache>, misses: Arc<Misses>) -> Self {
+        Self { actions, misses }
+    }
+}
+
+#[async_trait]
+impl ActionCache for MissedLookups {
+    async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
+        let found = self.actions.get(instance, action, memory).await;
+        let outcome = LookupOutcome::of_lookup(&found);
+        if let Ok(name) = InstanceName::parse(instance)
+            && !matches!(outcome, LookupOutcome::Hit(_) | LookupOutcome::Error)
+        {
+            let key = ActionKey {
+                instance: name,
+                action: *action,
+            };
+            let event = Event {
+                at_ms: now_ms(),
+                call: Call::current(),
+                instance: instance.into(),
+                action: action.only(),
+                outcome,
+            };
+            self.misses.add(key, event);
+        }
+        found
+    }
+
+    async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
+        self.actions.put(instance, action, result).await
+    }
+}
+
+impl fmt::Debug for MissedLookups {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.actions.fmt(f)
+    }
+}
+
+/// A worker whose responses say why there was no cached result.
+pub struct ExplainedWorker<J> {
+    worker: Arc<dyn Worker<J, ExecuteResponse>>,
+    misses: Arc<Misses>,
+}
+
+impl<J> ExplainedWorker<J> {
+    /// Wraps `worker`.
+    pub fn new(worker: Arc<dyn Worker<J, ExecuteResponse>>, misses: Arc<Misses>) -> Self {
+        Self { worker, misses }
+    }
+}
+
+impl<J> fmt::Debug for ExplainedWorker<J> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ExplainedWorker").finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl<J: Send + Sync + 'static> Worker<J, ExecuteResponse> for ExplainedWorker<J> {
+    fn fits(&self, platform: &str) -> bool {
+        self.worker.fits(platform)
+    }
+
+    async fn run(&self, attempt: Attempt<J>) -> Report<ExecuteResponse> {
+        let key = attempt.grant.key.clone();
+        let miss = self.misses.of(&key);
+        let mut report = self.worker.run(attempt).await;
+        if let Report::Done(outcome) = &mut report
+            && let Some(miss) = miss
+        {
+            self.misses.remove(&key);
+            self.misses.explain(miss, outcome).await;
+        }
+        report
+    }
+}
