@@ -17,7 +17,7 @@ pub(super) fn open(places: &Places) -> Result<Groups, Option<String>> {
     let dirs: Option<Vec<_>> = dirs.into_iter().collect();
     let dirs = dirs.ok_or(None)?;
     let groups = Groups::create_below(&V1, &dirs).inspect(|groups| {
-        for of_memory in groups.dirs.first() {
+        if let Some(of_memory) = groups.dirs.first() {
             // Before Linux 5.11, groups below one do not count for it otherwise.
             let _ = write(of_memory, "memory.use_hierarchy", &1);
         }
