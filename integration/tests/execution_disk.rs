@@ -1,9 +1,9 @@
-//! Tests of executors whose disk is full, or whose build root is elsewhere.
+//! Tests of executors whose disk is full, whose build root is elsewhere, or that find no control groups.
 #![cfg(test)]
 
 use gorego_integration::{
     content::{blob, digest_of},
-    executor::{Details, Executor, ON, TestAction, outcome, request, succeeded},
+    executor::{Details, Executor, Gate, ON, TestAction, outcome, request, succeeded},
     server::{Disk, Server, refusal_on},
 };
 use reapi::v2::ExecuteResponse;
@@ -126,6 +126,31 @@ async fn a_program_on_a_build_root_without_exec_is_refused_by_name() {
     assert_eq!(code, Code::FailedPrecondition, "{message}");
     assert!(message.contains("./program"), "{message}");
     succeeded(executor.execute(&TestAction::script("true")).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_of_actions_is_limited_without_control_groups() {
+    // Hides those of the machine.
+    let disk = Disk {
+        mib: 64,
+        prepare: "mount -t tmpfs none /sys/fs/cgroup || true",
+    };
+    let server = Server::start_on(disk, &[&ON[..], &["execution.memory=96MiB"]].concat());
+    let executor = Executor::connect(server.address()).await;
+    let gate = Gate::new();
+    let (report, never) = (gate.report(), gate.path("never"));
+    let script = format!("{report}; (head -c 209715200 /dev/zero; cat {never}) | tail");
+    let response = executor.execute(&TestAction::script(&script)).await;
+    let message = &response.message;
+    assert!(message.contains("out of memory: used "), "{message}");
+    assert_eq!(response.result.as_ref().unwrap().exit_code, 137);
+    assert_eq!(gate.starts(), 2);
+    let log = server.log();
+    assert!(
+        log.contains("limiting memory of actions by polling"),
+        "{log}"
+    );
+    gate.wait_for_end_of_processes();
 }
 
 #[test]

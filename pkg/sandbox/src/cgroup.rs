@@ -94,6 +94,8 @@ pub(crate) struct Groups {
     version: &'static dyn Version,
     /// The group that holds them, in each hierarchy.
     dirs: Vec<PathBuf>,
+    /// The memory of all of them together, in bytes.
+    memory: u64,
     /// The locks of that group, and of others that the launcher created.
     locks: Vec<Locked>,
 }
@@ -103,12 +105,12 @@ impl Groups {
     /// Returns the cause, a clause, if there are none.
     pub(crate) fn find(memory: u64) -> Result<Self, String> {
         let places = Places::read().map_err(|error| format!("/proc cannot be read: {error}"))?;
-        let groups = match v2::open(&places) {
+        let mut groups = match v2::open(&places) {
             Ok(groups) => groups,
             Err(why) => v1::open(&places).map_err(|first| first.unwrap_or(why))?,
         };
-        let (version, dirs) = (groups.version, &groups.dirs);
-        let limited = version.limit(dirs, Some(memory), None);
+        groups.memory = memory;
+        let limited = groups.version.limit(&groups.dirs, Some(memory), None);
         limited.map_err(|error| format!("memory cannot be limited: {error}"))?;
         groups
             .try_out()
@@ -124,6 +126,7 @@ impl Groups {
         let mut groups = Self {
             version,
             dirs: Vec::new(),
+            memory: u64::MAX,
             locks: Vec::new(),
         };
         for dir in dirs {
@@ -173,6 +176,8 @@ impl Groups {
             }
             group.dirs.push(dir);
         }
+        // The limit of all holds anyway.
+        let memory = memory.filter(|memory| *memory < self.memory);
         self.version.limit(&group.dirs, memory, processes)?;
         self.version.kill_together(&group.dirs);
         Ok(group)

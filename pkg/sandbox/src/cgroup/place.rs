@@ -47,7 +47,9 @@ impl Places {
             let below = Path::new(own).strip_prefix(root).ok()?;
             // A group outside the control group namespace is `/..`.
             let is_inside = !own.split('/').any(|part| part == "..");
-            (is_it && is_inside).then(|| Path::new(point).join(below))
+            // By components, as joining an empty path adds a slash.
+            let dir = Path::new(point).join(below);
+            (is_it && is_inside).then(|| dir.components().collect())
         })
     }
 }

@@ -16,7 +16,13 @@ pub(super) fn open(places: &Places) -> Result<Groups, Option<String>> {
     let dirs = CONTROLLERS.map(|controller| places.dir(Some(controller)));
     let dirs: Option<Vec<_>> = dirs.into_iter().collect();
     let dirs = dirs.ok_or(None)?;
-    Groups::create_below(&V1, &dirs).map_err(|error| {
+    let groups = Groups::create_below(&V1, &dirs).inspect(|groups| {
+        if let Some(of_memory) = groups.dirs.first() {
+            // Before Linux 5.11, groups below one do not count for it otherwise.
+            let _ = write(of_memory, "memory.use_hierarchy", &1);
+        }
+    });
+    groups.map_err(|error| {
         let dirs: Vec<_> = dirs.iter().map(|dir| dir.display().to_string()).collect();
         Some(format!(
             "no group can be created in {}: {error}",

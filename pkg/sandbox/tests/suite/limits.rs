@@ -9,7 +9,10 @@ use std::{
     time::Instant,
 };
 
+use futures::future::select;
 use gorego_sandbox::{ControlGroups, Ended, Excess, Launch, Scratch, ScratchLimit};
+
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     Test,
@@ -21,9 +24,30 @@ use crate::{
 const MIB: u64 = 1 << 20;
 
 /// The variable that switches control groups off, if it is set.
-pub(crate) const NO_GROUPS: &str = "GOREGO_TEST_NO_CONTROL_GROUPS";
+const NO_GROUPS: &str = "GOREGO_TEST_NO_CONTROL_GROUPS";
+
+/// The variable with the memory of all commands together, in bytes.
+const MEMORY: &str = "GOREGO_TEST_MEMORY";
+
+/// Returns the memory of all commands together; `None` for no control groups.
+pub(crate) fn memory() -> Option<u64> {
+    if env::var_os(NO_GROUPS).is_some() {
+        return None;
+    }
+    let given = env::var(MEMORY).ok();
+    // Enough for all tests.
+    Some(given.map_or(1 << 40, |bytes| bytes.parse().unwrap()))
+}
+
+/// A test that runs with little memory, in another process.
+pub(crate) const WITH_LITTLE_MEMORY: &[Test] =
+    &[("little_memory_is_shared", little_memory_is_shared)];
 
 pub(crate) const TESTS: &[Test] = &[
+    (
+        "control_groups_share_the_memory_of_all_commands",
+        control_groups_share_the_memory_of_all_commands,
+    ),
     ("limited_memory_ends_a_command", |fixture| {
         let root = Root::new();
         assert_memory_is_limited(fixture, root.script(&hog(300 * MIB)));
@@ -141,6 +165,34 @@ fn limited_processes_are_those_of_the_user(fixture: &Fixture) {
     launch.limits.processes = Some(4321);
     fixture.run(launch).unwrap();
     assert_eq!(action.root.output(), "4321\n");
+}
+
+fn control_groups_share_the_memory_of_all_commands(fixture: &Fixture) {
+    if !has_groups(fixture) {
+        return;
+    }
+    let status = Command::new(env::current_exe().unwrap())
+        .arg("little_memory_")
+        .env(MEMORY, (96 * MIB).to_string())
+        .status();
+    assert!(status.unwrap().success());
+}
+
+/// Each of two commands would have enough memory, but not both.
+fn little_memory_is_shared(fixture: &Fixture) {
+    let stop = CancellationToken::new();
+    let roots = [Root::new(), Root::new()];
+    let [first, second] = roots.each_ref().map(|root| {
+        let mut launch = root.script(&hog(64 * MIB));
+        launch.limits.memory = Some(96 * MIB);
+        Box::pin(fixture.launcher.run(launch, stop.clone()))
+    });
+    let (ended, other) = fixture.wait(select(first, second)).factor_first();
+    let excess = ended.unwrap().excess;
+    assert!(matches!(excess, Some(Excess::Memory { .. })), "{excess:?}");
+    stop.cancel();
+    let other = fixture.wait(other).unwrap();
+    assert!(other.stopped && other.excess.is_none(), "{other:?}");
 }
 
 fn a_control_group_bounds_the_number_of_processes(fixture: &Fixture) {

@@ -37,16 +37,12 @@ type Test = (&'static str, fn(&Fixture));
 /// The number of tests that run at once. Most of them wait.
 const PARALLEL: usize = 4;
 
-/// The memory of all commands together, which they do not reach.
-const MEMORY: u64 = 1 << 40;
-
 /// Runs the tests whose names contain the first argument; or acts as a server for a test.
 fn main() -> ExitCode {
     // A file that another program would inherit.
     let inherited = File::open("/dev/null").unwrap();
     fcntl_setfd(&inherited, FdFlags::empty()).unwrap();
-    let memory = env::var_os(limits::NO_GROUPS).is_none().then_some(MEMORY);
-    let launcher = Launcher::start(memory).unwrap();
+    let launcher = Launcher::start(limits::memory()).unwrap();
     let arguments: Vec<_> = env::args().skip(1).collect();
     if let [mode, script] = arguments.as_slice()
         && [faults::SERVE, faults::SERVE_ISOLATED].contains(&mode.as_str())
@@ -56,6 +52,11 @@ fn main() -> ExitCode {
     }
     let fixture = Fixture::new(launcher);
     let filter = arguments.iter().find(|argument| !argument.starts_with('-'));
+    // These tests run only if they are asked for.
+    let with_little_memory = match filter {
+        Some(filter) if filter.starts_with("little_memory_") => limits::WITH_LITTLE_MEMORY,
+        _ => &[],
+    };
     let selected = |(name, _): &&Test| filter.is_none_or(|filter| name.contains(filter.as_str()));
     let isolated: &[_] = match isolation::level(&fixture) {
         Level::Full => &[
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
         measuring::TESTS,
         processes::TESTS,
         refusals::TESTS,
+        with_little_memory,
     ];
     let tests = on_host.iter().chain(isolated).copied();
     let queue = Mutex::new(tests.flatten().filter(selected));
