@@ -96,14 +96,8 @@ impl Admission<'_> {
     /// Checks the command, the platform and the inputs. Extends the leases of all blobs that the action needs.
     pub(crate) async fn job(self, request: &ExecuteRequest) -> Result<Arc<Job>, Failure> {
         let mut missing = Vec::new();
-        let mut command = match read(
-            self.blobs,
-            "command_digest",
-            &self.action.command,
-            MAX_COMMAND,
-        )
-        .await
-        {
+        let digest = &self.action.command;
+        let mut command = match read(self.blobs, "command_digest", digest, MAX_COMMAND).await {
             Err(Failure::Missing(command)) => {
                 missing.extend(command);
                 None

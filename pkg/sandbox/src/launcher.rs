@@ -184,7 +184,7 @@ async fn answer(answers: &mut OwnedReadHalf, live: &LiveCommand) -> io::Result<A
     loop {
         match receive(answers).await? {
             Reply::Supervisor(pid) => live.set_supervisor(pid),
-            Reply::Answer(answer) => return Ok(answer),
+            Reply::Answer(answer) => return Ok(*answer),
         }
     }
 }
@@ -201,7 +201,9 @@ async fn receive(answers: &mut OwnedReadHalf) -> io::Result<Reply> {
     let mut bytes = wire::buffer(prefix)?;
     answers.read_exact(&mut bytes).await?;
     let mut reply: Reply = serde_json::from_slice(&bytes)?;
-    if let Reply::Answer(Ok(ended)) = &mut reply {
+    if let Reply::Answer(answer) = &mut reply
+        && let Ok(ended) = &mut **answer
+    {
         ended.root = descriptors.pop().map(Arc::new);
     }
     Ok(reply)

@@ -57,7 +57,8 @@ pub(crate) type Answer = Result<Ended, Refusal>;
 pub(crate) enum Reply {
     /// The pid of the supervisor, its first message.
     Supervisor(i32),
-    Answer(Answer),
+    /// The end of the command.
+    Answer(Box<Answer>),
 }
 
 /// The reason why a command did not start.
