@@ -148,9 +148,9 @@ mod tests {
         ];
         assert_eq!(
             render(&actions),
-            "Operation     Phase  Mnemonic      Age    CPU   Memory  Target\n\
-             0123456789ab  run    CppCompile  1 min  1.5 s  300 MiB  //app:main\n\
-             123456789abc  queue  CppCompile  1 min      -        -  //app:\\u{1b}[2J\n\
+            "Operation     Phase  Mnemonic     Age    CPU   Memory  Target\n\
+             0123456789ab  run    CppCompile  62 s  1.5 s  300 MiB  //app:main\n\
+             123456789abc  queue  CppCompile  62 s      -        -  //app:\\u{1b}[2J\n\
              1 action running, 1 queued\n"
         );
         assert_eq!(render(&[]), "No action is queued or running.\n");

@@ -25,7 +25,11 @@ use crate::{
     environment::environment,
     logs::Log,
     publish::Finished,
-    stage::{Source, stage},
+    stage::{
+        Source,
+        parents::{self, Places},
+        stage,
+    },
     worker::{block, build_root},
 };
 
@@ -124,6 +128,12 @@ impl LocalDir {
                 stop: &stop,
             };
             stage(&job, &root, source)?;
+            let places = Places {
+                root: &root,
+                upper: None,
+                user,
+            };
+            parents::create(places, &job.command)?;
             inputs.remove(&job.inputs.blobs)
         })
         .await?;
