@@ -1,0 +1,3 @@
+"""The proto_library of Bazel itself."""
+
+proto_library = native.proto_library
