@@ -96,8 +96,8 @@ async fn actions_are_executed_by_default_for_an_ordinary_user_on_loopback() {
         succeeded(executor.execute(&TestAction::script("true")).await);
     }
     let server = Server::start(&["listen_addr=:0"]);
-    let expected =
-        "executing no actions: execution.enabled: true turns it on, for all who reach this address";
+    let expected = "executing no actions: listen_addr is not a loopback address; \
+                    execution.enabled: true turns it on";
     assert_eq!(banner(&server), expected);
 }
 

@@ -7,8 +7,8 @@ use gorego_telemetry::web::METRICS;
 
 use crate::cli::VERSION;
 
-/// Renders the banner as complete lines: the address, those of the page and the metrics if they are served, and how actions
-/// are executed, with their limits, or why they are not.
+/// Renders the banner as complete lines: the address of gorego, the addresses of the page and the metrics if they are
+/// served, and how actions are executed, with their limits, or why they are not.
 pub(crate) fn banner(
     config: &Config,
     address: SocketAddr,

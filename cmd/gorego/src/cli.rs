@@ -10,7 +10,7 @@ pub(crate) const VERSION: &str = match option_env!("GOREGO_VERSION") {
     None => env!("CARGO_PKG_VERSION"),
 };
 
-/// A cache of build results for clients of the Remote Execution API.
+/// A cache of build results and an executor of build actions, for clients of the Remote Execution API.
 #[derive(Debug, Parser)]
 #[command(version = VERSION, about)]
 pub(crate) struct Cli {

@@ -64,7 +64,7 @@ pub(crate) enum Error {
     BuildRoot(#[from] BuildRootError),
     #[error("{0}: actions cannot be isolated: {1}; accepted: execution.sandbox.enabled: false")]
     NotIsolated(&'static str, String),
-    #[error("execution.sandbox.writable_paths: {0}: {1}")]
+    #[error("execution.sandbox.writable_paths: {0}: {1}; accepted: paths that exist")]
     Writable(PathBuf, io::Error),
     #[error(transparent)]
     Probe(#[from] ProbeError),

@@ -60,7 +60,8 @@ section! {
         /// The memory that the running actions may use together. 0 for 90 % of what the machine or the cgroup has. An
         /// action that needs more is killed, runs once more alone, and then fails.
         memory: ByteSize = ByteSize::from_bytes(0),
-        /// The most processes and threads of one action. It needs control groups, or a user for each action.
+        /// The most processes and threads of one action. Without control groups, it applies only if actions are
+        /// isolated or have users of their own.
         max_processes: u32 = 4096,
         /// The most bytes that one action may write to disk, among them its outputs and logs. It is killed if it exceeds
         /// that.
@@ -87,7 +88,7 @@ section! {
         network_isolation: bool = true,
         /// Gives the network to actions with the platform property `network=on`.
         allow_network: bool = false,
-        /// The program that creates the sandbox (Bazel's `linux-sandbox`). Not used yet: gorego's own is.
+        /// The program that creates the sandbox (Bazel's `linux-sandbox`). Has no effect yet: gorego uses its own.
         binary_path: PathBuf = PathBuf::new(),
         /// The time to clean up that a command gets after its timeout, before it is killed.
         kill_delay: Duration = Duration::from_secs(5),

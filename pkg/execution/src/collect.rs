@@ -76,9 +76,9 @@ pub(crate) struct Collected {
     pub notes: Vec<String>,
 }
 
-/// Collects the outputs that the command declares from the input root after its end. Missing ones are left out. Files are
-/// copied into the store while they are hashed, since somebody may still have them open, unless they may be moved. No
-/// process of the action may run. Blocks, on a thread outside the runtime.
+/// Collects the outputs that the command declares from the input root after its end. Missing outputs are left out.
+/// Files that may not be moved are copied into the store while they are hashed, since a process may still have them
+/// open. No process of the action may run. Blocks, on a thread outside the runtime.
 pub(crate) fn collect(job: &Job, root: &OwnedFd, sink: Sink<'_>) -> Result<Collected, Abort> {
     let mut collector = Collector {
         job,

@@ -278,7 +278,7 @@ impl Executor {
         let (head, _) = self.find(name)?;
         if head.name.token.is_none() {
             return Err(Failure::OnlyShown(format!(
-                "{} only shows the operation: the client that called Execute has the name for this",
+                "{} has no token, which this call needs; accepted: the name that Execute returned",
                 shorten(name)
             )));
         }

@@ -1,4 +1,4 @@
-//! The command of a job while it runs, for those who watch it.
+//! The command of a job while it runs, for clients that read its logs and resources.
 
 use std::{fs::File, io, sync::Arc, time::Duration};
 

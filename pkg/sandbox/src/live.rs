@@ -14,7 +14,7 @@ use std::{
 
 use rustix::param::{clock_ticks_per_second, page_size};
 
-/// More than the bytes of a `/proc/<pid>/stat` up to the fields that are used. One read returns them.
+/// The bytes that one read of `/proc/<pid>/stat` returns at most, enough for the fields that are used.
 const LINE: usize = 512;
 
 /// A command while it runs. Clones refer to the same one.

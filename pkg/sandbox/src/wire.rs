@@ -2,8 +2,8 @@
 //!
 //! The launcher sends [`Ready`]. For each action, the server sends it one byte with one end of a socket pair, which the
 //! launcher hands to a new supervisor. The rest goes over that pair: an [`Order`] with its descriptors, then the pid of
-//! the supervisor and an [`Answer`]. A message is its length in 4 bytes, then JSON. The end of either direction means that its sender has
-//! died, or wants the action to stop.
+//! the supervisor and an [`Answer`]. A message is its length in 4 bytes, then JSON. The end of either direction means
+//! that its sender has died, or that the server wants the action to stop.
 
 use std::{
     io::{self, IoSlice, IoSliceMut, Read},

@@ -43,7 +43,7 @@ fn off(config: &Config, is_root: bool) -> Option<&'static str> {
         Switch::Off => Some("execution.enabled is false"),
         Switch::Auto if !config.local_cache.enabled => Some("there is no local cache"),
         Switch::Auto if !config.listen_addr.is_loopback() => {
-            Some("execution.enabled: true turns it on, for all who reach this address")
+            Some("listen_addr is not a loopback address; execution.enabled: true turns it on")
         }
         Switch::Auto if is_root => Some("gorego runs as root; execution.enabled: true turns it on"),
         Switch::On | Switch::Auto => None,

@@ -85,7 +85,7 @@ impl ActionName {
     }
 
     fn unknown(&self, why: &str) -> String {
-        format!("{why}, {}; give the size, too: hash/size", self.hash)
+        format!("{}: {why}; accepted: hash/size", self.hash)
     }
 }
 

@@ -58,7 +58,7 @@ pub(super) fn banner(staged: &Staged, isolation: &Level, script: &str, is_kept: 
     ));
     let end = if is_kept { "keeps" } else { "removes" };
     print(&format_args!(
-        "{script} runs it with exactly its environment; the end of the shell {end} the directory"
+        "{script} runs this command with exactly its environment; leaving the shell {end} the directory"
     ));
 }
 

@@ -87,7 +87,9 @@ async fn find(operations: &Operations, given: &str) -> Result<String, String> {
             "no queued or running operation begins with {given:?}; one that has ended needs its whole name \
              (gorego ps --json)"
         )),
-        (Some(_), Some(_)) => Err(format!("several operations begin with {given:?}")),
+        (Some(_), Some(_)) => Err(format!(
+            "several operations begin with {given:?}; give more digits"
+        )),
     }
 }
 

@@ -37,8 +37,8 @@ pub(super) struct Large {
 }
 
 impl Moves<'_> {
-    /// Returns the directory to move a file out of, if it may be moved. It is `name` in `parent`, whose path is `path` if
-    /// that is known. `count` files are moved already.
+    /// Returns the directory to move the file `name` out of; `None` if it must not be moved. The file is in `parent`,
+    /// whose path is `path` if that is known. `count` files are moved already.
     pub(super) fn dir(
         self,
         parent: &OwnedFd,

@@ -4,7 +4,7 @@ use gorego_scheduler::{OperationId, Token};
 use ring::{hmac, rand::SystemRandom};
 
 /// The key from which the tokens of this process are computed, so that they take no memory. `None` if the system has no
-/// random numbers: then nobody has a token.
+/// random numbers: then no client gets a token.
 #[derive(Debug)]
 pub(super) struct Tokens(Option<hmac::Key>);
 

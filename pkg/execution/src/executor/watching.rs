@@ -148,7 +148,7 @@ impl Executor {
         })?;
         let permit = Arc::clone(&self.readers).try_acquire_owned();
         let permit = permit.map_err(|_| {
-            let why = format!("{MAX_READERS} clients follow logs already, as many as are accepted");
+            let why = format!("{MAX_READERS} clients follow logs already; try again when one ends");
             Failure::QueueFull(why)
         })?;
         Ok(job.live.read(name.attempt, name.kind, offset, permit))

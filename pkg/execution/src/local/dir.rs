@@ -40,7 +40,7 @@ const TMP: &str = "tmp";
 /// The folder into which the inputs are fetched.
 const BLOBS: &str = "blobs";
 
-/// The mode of the directory: nobody but its owner has access, and the action's user to what is in it.
+/// The mode of the directory: only its owner has access, and the action's user to the files in it.
 const PRIVATE: Mode = Mode::RWXU;
 const PASSABLE: Mode = Mode::from_bits_retain(0o710);
 const PUBLIC: Mode = Mode::from_bits_retain(0o755);

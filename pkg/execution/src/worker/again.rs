@@ -14,8 +14,8 @@ impl NodeWorker {
         &self.verifications
     }
 
-    /// Runs an action once more, on a fresh tree. Returns its result, none of whose blobs is stored; `None` if the action
-    /// altered its inputs, or was killed because its time, memory or disk space was over.
+    /// Runs an action once more, on a fresh tree. Returns its result, none of whose blobs is stored. Returns `None` if
+    /// the action altered its inputs, or was killed because it exceeded its time, memory or disk space.
     pub(crate) async fn run_again(
         &self,
         job: &Arc<Job>,

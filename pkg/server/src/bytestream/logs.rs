@@ -10,7 +10,8 @@ use super::frame;
 use crate::{services::Reapi, status::from_failure};
 
 impl Reapi {
-    /// Returns the log from `offset` on, at most `limit` bytes of it if that is not 0. Follows it until the command ends.
+    /// Returns the log from `offset` on, at most `limit` bytes of it if `limit` is not 0. Follows the log until the
+    /// command ends.
     pub(super) fn read_log(&self, name: &LogName, offset: u64, limit: u64) -> Result<Body, Status> {
         let reader = self.executor()?.log(name, offset);
         let reader = reader.map_err(|failure| from_failure(&failure))?;

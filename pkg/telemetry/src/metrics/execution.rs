@@ -14,7 +14,7 @@ const LEVEL: Metric = Metric::new(
     "execution_sandbox_level",
     "1, with the level at which actions are isolated.",
 );
-const QUEUED: Metric = Metric::new("execution_queued", "Actions that wait for a worker.");
+const QUEUED: Metric = Metric::new("execution_queued", "Actions that wait for a slot.");
 const RUNNING: Metric = Metric::new(
     "execution_running",
     "Actions that run, including those that are being stopped.",
