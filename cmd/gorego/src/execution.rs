@@ -56,6 +56,10 @@ pub(crate) enum Error {
          below ones with x for all (chmod o+x), or execution.run_as_root: true"
     )]
     Unreachable(PathBuf, u32),
+    #[error(
+        "actions would not be isolated: {0}; execution.enabled: true executes them all the same"
+    )]
+    Exposed(String),
     #[error("cannot start the launcher of actions: {0}")]
     Launcher(io::Error),
     #[error("execution.build_root: {0}")]

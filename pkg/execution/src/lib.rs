@@ -43,4 +43,7 @@ pub use operation::{CachedExecution, Watcher};
 pub use options::{IsolationOptions, Options};
 pub use origin::Origin;
 pub use verify::{Checks, VerifiedWorker};
-pub use worker::{BuildRootError, BuildRootFailure, NodeWorker, ProbeError, Runner, Stores, probe};
+pub use worker::{
+    BuildRootError, BuildRootFailure, NodeWorker, ProbeError, Runner, Stores, probe,
+    remove_directory,
+};

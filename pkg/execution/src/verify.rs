@@ -91,6 +91,10 @@ impl Worker<Job, ExecuteResponse> for VerifiedWorker {
         self.worker.fits(platform)
     }
 
+    async fn ready(&self) {
+        self.worker.ready().await;
+    }
+
     async fn run(&self, attempt: Attempt<Job>) -> Report<ExecuteResponse> {
         let grant = &attempt.grant;
         let (job, target, memory) = (

@@ -27,7 +27,8 @@ use crate::{
     counts::VerificationCounts, publish,
 };
 use build_root::{BuildRoot, Trash};
-pub use build_root::{BuildRootError, BuildRootFailure};
+pub use build_root::{BuildRootError, BuildRootFailure, remove_directory};
+pub(crate) use isolation::isolation_with;
 pub use isolation::{ProbeError, probe};
 use run::{Run, Supply};
 use space::Shortage;

@@ -16,7 +16,7 @@ pub trait Worker<J, O>: Send + Sync {
 
     /// Waits until the worker can start another attempt. Executions stay queued meanwhile, so that it must end after a
     /// while.
-    async fn ready(&self) {}
+    async fn ready(&self);
 
     /// Runs an attempt to its end. An attempt that ends without a report, by a panic, counts as lost.
     async fn run(&self, attempt: Attempt<J>) -> Report<O>;
@@ -92,6 +92,8 @@ impl<J: Send + Sync, O: Send + Sync> Worker<J, O> for ScriptedWorker<J, O> {
     fn fits(&self, _platform: &str) -> bool {
         true
     }
+
+    async fn ready(&self) {}
 
     async fn run(&self, attempt: Attempt<J>) -> Report<O> {
         let (report, reported) = oneshot::channel();

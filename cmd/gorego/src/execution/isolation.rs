@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use gorego_config::{LoadedConfig, Origin, Switch};
 use gorego_execution::{IsolationOptions, Options, probe};
-use gorego_sandbox::{Launcher, Level};
+use gorego_sandbox::{ControlGroups, Launcher, Level};
 
 use super::{Error, build_root, first_user};
 
@@ -17,11 +17,21 @@ pub(super) async fn isolate(
     launcher: &Launcher,
     options: &mut Options,
 ) -> Result<Level, Error> {
+    let config = &loaded.config;
     let level = level(loaded, launcher, options).await?;
+    if let (ControlGroups::None(_), Some(isolation)) =
+        (launcher.control_groups(), &mut options.isolation)
+    {
+        // The memory of processes that is measured instead lacks that of these files.
+        isolation.shm_bytes /= u64::from(options.concurrency.max(1));
+    }
     if let Level::Plain(why) = &level {
         options.isolation = None;
         if let Some(key) = demand(loaded) {
             return Err(Error::NotIsolated(key, why.clone()));
+        }
+        if config.execution.enabled == Switch::Auto {
+            return Err(Error::Exposed(why.clone()));
         }
         tracing::warn!("actions are not isolated from this machine: {why}");
     }
@@ -54,6 +64,14 @@ async fn level(
     if rustix::process::geteuid().is_root() && first_user(config).is_none() {
         let why = "root cannot be isolated (execution.run_as_root)";
         return Ok(Level::Plain(why.to_owned()));
+    }
+    for path in &config.execution.sandbox.hide {
+        if let Err(error) = fs::symlink_metadata(path) {
+            tracing::warn!(
+                "execution.sandbox.hide: nothing is hidden at {}: {error}",
+                path.display()
+            );
+        }
     }
     for path in &config.execution.sandbox.writable_paths {
         fs::metadata(path).map_err(|error| Error::Writable(path.clone(), error))?;

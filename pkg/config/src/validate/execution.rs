@@ -85,6 +85,9 @@ impl Findings<'_> {
             let reason = "not used yet: gorego's own sandbox is";
             self.warn("execution.sandbox.binary_path", reason);
         }
+        if sandbox.debug {
+            self.warn("execution.sandbox.debug", "not used yet");
+        }
     }
 
     fn check_timeouts(&mut self, execution: &Execution) {

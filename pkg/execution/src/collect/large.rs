@@ -4,7 +4,8 @@ use std::{fs, os::fd::OwnedFd, sync::Arc};
 
 use gorego_storage::Adopt;
 use rustix::{
-    fs::{AtFlags, Stat, fchown, fstat, statat},
+    fs::{AtFlags, Stat, fchown, flistxattr, fstat, statat},
+    io::Errno,
     process::geteuid,
 };
 
@@ -15,6 +16,9 @@ use crate::beneath::{id_of, open_beneath};
 const LARGE: u64 = 256 << 10;
 /// The most files that are moved. They stay open, with their directories, until all outputs are read.
 const MAX_MOVED: usize = 32;
+
+/// The disk space that a file may have beyond its size, in bytes. More was reserved, and would not be accounted for.
+const RESERVED: u64 = 64 << 10;
 
 /// The place that outputs may be moved out of, after the end of all processes that could write to them.
 #[derive(Clone, Copy)]
@@ -93,11 +97,48 @@ impl Large {
     }
 }
 
-/// Makes gorego the owner of a file of `user` with a single name. Returns whether it is.
+/// Makes gorego the owner of a file of `user` with a single name and nothing but its content. Returns whether it is.
 fn own(file: &fs::File, user: Option<u32>) -> bool {
     let Ok(stat) = fstat(file) else {
         return false;
     };
+    let on_disk = u64::try_from(stat.st_blocks)
+        .unwrap_or(u64::MAX)
+        .saturating_mul(512);
+    if on_disk > size_of(&stat).saturating_add(RESERVED) || has_attributes(file) {
+        return false;
+    }
     let is_users = user == Some(stat.st_uid) && stat.st_nlink == 1;
     stat.st_uid == geteuid().as_raw() || (is_users && fchown(file, Some(geteuid()), None).is_ok())
+}
+
+/// Returns whether a file has extended attributes. The store would keep them, and some change how an overlay shows it.
+fn has_attributes(file: &fs::File) -> bool {
+    let mut names = [0_u8; 64];
+    match flistxattr(file, &mut names) {
+        // SELinux gives each file a label.
+        Ok(length) => !matches!(names.get(..length), Some(b"" | b"security.selinux\0")),
+        Err(errno) => errno != Errno::OPNOTSUPP,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{FallocateFlags, XattrFlags, fallocate, fsetxattr};
+
+    use super::*;
+
+    #[test]
+    fn a_file_with_more_than_its_content_is_not_moved() {
+        let plain = tempfile::tempfile().unwrap();
+        assert!(own(&plain, None));
+        let reserved = tempfile::tempfile().unwrap();
+        if fallocate(&reserved, FallocateFlags::KEEP_SIZE, 0, 1 << 20).is_ok() {
+            assert!(!own(&reserved, None));
+        }
+        let labelled = tempfile::tempfile().unwrap();
+        if fsetxattr(&labelled, "user.note", b"", XattrFlags::empty()).is_ok() {
+            assert!(!own(&labelled, None));
+        }
+    }
 }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{LocalError, LocalResult, inputs::FetchedInputs};
 use crate::{
-    Failure, Job, Options,
+    Failure, Job, Network, Options,
     abort::Abort,
     beneath::{DIRECTORY, make_child},
     collect::{Moves, Sink, collect},
@@ -30,7 +30,7 @@ use crate::{
         parents::{self, Places},
         stage,
     },
-    worker::{block, build_root},
+    worker::{block, build_root, isolation_with},
 };
 
 /// The folder of the input root.
@@ -164,7 +164,7 @@ impl LocalDir {
         options: &Options,
         launcher: &Launcher,
     ) -> Result<Level, LaunchError> {
-        match self.isolation(options) {
+        match self.isolation(options, Network::Usual) {
             Some(isolation) => {
                 let root = self.root.try_clone()?;
                 launcher.probe(root, self.user, isolation).await
@@ -173,17 +173,9 @@ impl LocalDir {
         }
     }
 
-    fn isolation(&self, options: &Options) -> Option<Isolation> {
-        let isolation = options.isolation.as_ref()?;
-        Some(Isolation {
-            tmp: self.tmp(),
-            // The inputs are copies, which may be changed.
-            overlay: None,
-            hide: isolation.hide.clone(),
-            writable: isolation.writable.clone(),
-            shm_bytes: isolation.shm_bytes,
-            network: isolation.network,
-        })
+    fn isolation(&self, options: &Options, network: Network) -> Option<Isolation> {
+        // Without an overlay, as the inputs are copies, which may be changed.
+        isolation_with(options, self.tmp(), None, network)
     }
 
     /// Returns the environment of the command.
@@ -211,7 +203,7 @@ impl LocalDir {
             limits: Limits::default(),
             scratch: None,
             user: self.user,
-            isolation: self.isolation(options),
+            isolation: self.isolation(options, job.network),
             live: LiveCommand::default(),
         })
     }

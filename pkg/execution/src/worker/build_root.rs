@@ -30,6 +30,7 @@ use crate::{
     worker::space::Space,
 };
 pub(crate) use remove::remove;
+pub use remove::remove_directory;
 pub(crate) use trash::Trash;
 
 /// The file that marks a directory as gorego's, and is locked by the process that uses it.

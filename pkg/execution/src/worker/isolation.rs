@@ -1,8 +1,8 @@
 //! The isolation of actions.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use gorego_sandbox::{Isolation, LaunchError, Launcher, Level};
+use gorego_sandbox::{Isolation, LaunchError, Launcher, Level, Overlay};
 use gorego_storage::Error;
 use tokio::task::spawn_blocking;
 
@@ -10,7 +10,7 @@ use super::{
     BuildRootError,
     build_root::{ActionDir, BuildRoot},
 };
-use crate::{Network, Options};
+use crate::{IsolationOptions, Network, Options};
 
 /// The file with the name servers, often a link to a hidden folder. A command with the network needs it; the mode of the
 /// file keeps the command from writing to it.
@@ -48,23 +48,45 @@ pub async fn probe(options: &Options, launcher: &Launcher) -> Result<Level, Prob
     }
 }
 
-/// Returns the isolation of an action that asks for `network`.
+/// Returns whether no program outside an isolated action that asks for `network` can have got a descriptor of its files.
+pub(super) fn is_closed(options: &Options, network: Network) -> bool {
+    let isolation = options.isolation.as_ref();
+    isolation
+        .is_some_and(|isolation| !has_network(isolation, network) && isolation.writable.is_empty())
+}
+
+fn has_network(isolation: &IsolationOptions, network: Network) -> bool {
+    isolation.network || (isolation.allow_network && network == Network::Host)
+}
+
+/// Returns the isolation of an action in `dir` that asks for `network`.
 pub(super) fn isolation(
     options: &Options,
     dir: &ActionDir,
     has_overlay: bool,
     network: Network,
 ) -> Option<Isolation> {
+    let overlay = has_overlay.then(|| dir.overlay());
+    isolation_with(options, dir.tmp(), overlay, network)
+}
+
+/// Returns the isolation of an action that asks for `network`, with these directories.
+pub(crate) fn isolation_with(
+    options: &Options,
+    tmp: PathBuf,
+    overlay: Option<Overlay>,
+    network: Network,
+) -> Option<Isolation> {
     let isolation = options.isolation.as_ref()?;
-    let network = isolation.network || (isolation.allow_network && network == Network::Host);
+    let network = has_network(isolation, network);
     let mut writable = isolation.writable.clone();
     let resolver = Path::new(RESOLVER);
     if network && resolver.exists() {
         writable.push(resolver.to_owned());
     }
     Some(Isolation {
-        tmp: dir.tmp(),
-        overlay: has_overlay.then(|| dir.overlay()),
+        tmp,
+        overlay,
         hide: isolation.hide.clone(),
         writable,
         shm_bytes: isolation.shm_bytes,

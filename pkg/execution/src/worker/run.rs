@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     NodeWorker, block,
     build_root::ActionDir,
-    isolation::{has_overlay, isolation},
+    isolation::{has_overlay, is_closed, isolation},
     trees::Tree,
     users::User,
 };
@@ -364,6 +364,7 @@ impl Run<'_> {
         let options = &self.worker.options;
         let (max_bytes, max_inline) = (options.max_output_bytes, options.max_inline_bytes);
         let max_log = options.max_log_bytes;
+        let is_closed = is_closed(options, job.network);
         let runtime = Handle::current();
         // Ends with the semaphore only, which lives as long as the worker.
         let _permit = self.worker.collecting.acquire().await;
@@ -382,9 +383,10 @@ impl Run<'_> {
             let upper = has_overlay.then(|| dir.upper()).transpose()?;
             // What was written into an overlay is not in the directory. No process outlives an isolated command.
             let (root, moves) = match (&ended.root, &upper) {
-                (Some(shown), Some(upper)) => (&**shown, Moves::Upper(upper)),
-                (Some(_), None) => (&dir.root, Moves::Root),
-                (None, _) => (&dir.root, Moves::No),
+                (Some(shown), Some(upper)) if is_closed => (&**shown, Moves::Upper(upper)),
+                (Some(shown), Some(_)) => (&**shown, Moves::No),
+                (Some(_), None) if is_closed => (&dir.root, Moves::Root),
+                (_, None) | (None, _) => (&dir.root, Moves::No),
             };
             let mut sink = Sink {
                 links: &*links,

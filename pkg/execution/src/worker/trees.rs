@@ -126,6 +126,10 @@ impl Trees {
     pub(super) fn add(&self, tree: &Arc<Tree>) {
         let mut removed = Vec::new();
         let mut known = self.known.lock();
+        if known.trees.iter().any(|known| known.digest == tree.digest) {
+            // Another action prepared it meanwhile.
+            return;
+        }
         while !self.has_room(&known.trees, tree) {
             let idle = known.trees.iter().position(is_idle);
             let Some(idle) = idle.and_then(|idle| known.trees.remove(idle)) else {

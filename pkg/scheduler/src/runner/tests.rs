@@ -224,6 +224,8 @@ impl Worker<u32, u32> for Panicking {
         true
     }
 
+    async fn ready(&self) {}
+
     async fn run(&self, _attempt: Attempt<u32>) -> Report<u32> {
         panic!("a worker of this test")
     }
@@ -362,6 +364,8 @@ impl Worker<u32, u32> for Unreliable {
     fn fits(&self, _platform: &str) -> bool {
         true
     }
+
+    async fn ready(&self) {}
 
     async fn run(&self, attempt: Attempt<u32>) -> Report<u32> {
         let job = *attempt.grant.job;

@@ -5,6 +5,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     ffi::OsStr,
+    sync::atomic::Ordering::Relaxed,
 };
 
 use gorego_storage::{Digest, Hasher, Result, hash_file};
@@ -141,6 +142,8 @@ impl Disk {
                 return Ok(true);
             }
             tracing::warn!(path, "an action altered a copy of a blob; removed");
+            // Trees that are prepared with it are not right any more.
+            self.counters.corrupt.fetch_add(1, Relaxed);
         }
         self.files.unlink(&path)?;
         self.drop_twin(&key);

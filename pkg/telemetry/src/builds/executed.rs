@@ -238,6 +238,10 @@ impl<J: Send + Sync + 'static> Worker<J, ExecuteResponse> for ExplainedWorker<J>
         self.worker.fits(platform)
     }
 
+    async fn ready(&self) {
+        self.worker.ready().await;
+    }
+
     async fn run(&self, attempt: Attempt<J>) -> Report<ExecuteResponse> {
         let key = attempt.grant.key.clone();
         let miss = self.misses.of(&key);

@@ -2,12 +2,22 @@
 
 use std::{fs, io, os::fd::OwnedFd, path::Path, sync::Arc};
 
-use rustix::fs::AtFlags;
+use rustix::fs::{AtFlags, CWD, Mode};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use super::{BuildRoot, BuildRootError, MARKER, TRASH, Trash};
-use crate::beneath::create_file;
+use crate::beneath::{DIRECTORY, create_file};
+
+/// Deletes a directory that this process created, with what commands left in it: of any depth and with any permissions.
+pub async fn remove_directory(path: &Path) -> Result<(), BuildRootError> {
+    let opened = rustix::fs::openat(CWD, path, DIRECTORY, Mode::empty());
+    let opened = opened.map_err(|errno| BuildRootError {
+        dir: path.to_owned(),
+        why: gorego_storage::Error::io("removing", path, errno.into()).into(),
+    })?;
+    remove(opened, path).await
+}
 
 /// Deletes the directory `dir` at `path`, which this process created, with what commands left in it: of any depth and
 /// with any permissions.
