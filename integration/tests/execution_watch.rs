@@ -104,7 +104,7 @@ fn text(bytes: &[u8]) -> String {
 async fn a_log_is_followed_while_the_action_runs_and_ends_with_it() {
     let (_server, executor) = start(&[]).await;
     let mut gate = Gate::new();
-    let script = format!("echo one; {}; echo two; echo three >&2", gate.pass());
+    let script = format!("echo one; echo three >&2; {}; echo two", gate.pass());
     let mut messages = executor.start(&TestAction::script(&script)).await;
     let [stdout, stderr] = logs(&mut messages).await;
     let mut out = read(&executor, &stdout, 0).await.unwrap();
@@ -112,11 +112,9 @@ async fn a_log_is_followed_while_the_action_runs_and_ends_with_it() {
     let mut from_two = read(&executor, &stdout, 2).await.unwrap();
     assert_eq!(next(&mut from_two).await.as_deref(), Some("e\n"));
     gate.wait_for_starts(1);
-    // Its answer may begin with its first byte.
-    let err = async { next(&mut read(&executor, &stderr, 0).await.unwrap()).await };
-    let open = async { gate.open() };
-    let (err, ()) = tokio::join!(err, open);
-    assert_eq!(err.as_deref(), Some("three\n"));
+    let mut err = read(&executor, &stderr, 0).await.unwrap();
+    assert_eq!(next(&mut err).await.as_deref(), Some("three\n"));
+    gate.open();
     for log in [&mut out, &mut from_two] {
         assert_eq!(next(log).await.as_deref(), Some("two\n"));
         assert_eq!(next(log).await, None);

@@ -159,7 +159,7 @@ fn check_start(block: &Block<'_>) {
     // The last line of the banner.
     let stderr = server.wait_for_log("for Bazel, add");
     for line in block.text.lines() {
-        let varies = ["0.1.0", "[::]", "~", "http://", "grpc://"];
+        let varies = ["0.1.0", "[::]", "~", "http://", "grpc://", "listen_addr is"];
         let end = varies.iter().filter_map(|part| line.find(part)).min();
         let constant = line.get(..end.unwrap_or(line.len())).unwrap();
         assert!(
@@ -338,6 +338,8 @@ fn commands_in_text(readme: &str) -> Vec<String> {
 
 /// Checks that gorego accepts these arguments.
 fn check_arguments(arguments: &str) {
+    // What follows is for another program.
+    let (arguments, _) = arguments.split_once(" -- ").unwrap_or((arguments, ""));
     let arguments = arguments.split(' ').filter(|word| !word.starts_with('<'));
     run(process::command(binary::gorego())
         .args(arguments)
