@@ -9,9 +9,8 @@ use tokio::runtime::Runtime;
 
 use super::{Error, Start, build_root, isolation::isolate, options, start, switch::unless_set};
 
-/// Returns whether a server would execute actions, and how it would isolate them, in one line. To be called before other
-/// threads start. It tries that in a folder of its own beside `execution.build_root`, or as near to it as there is a directory
-/// that can be written.
+/// Returns whether a server would execute actions, and how it would isolate them, in one line. To be called before
+/// other threads start. It tries that in a folder of its own, as near to `execution.build_root` as it can create one.
 pub(crate) fn preview(loaded: &LoadedConfig) -> String {
     let tried = match start(&loaded.config) {
         Ok(Start::On(launcher)) => try_in_folder(loaded, &launcher),
