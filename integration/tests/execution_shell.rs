@@ -19,7 +19,7 @@ fn sleep(number: u32) -> String {
     format!("sleep {}.{number}", 1000 + std::process::id())
 }
 
-/// Whether such a command runs. Its words are separate arguments then.
+/// Returns whether such a command runs. Its words are separate arguments then.
 fn is_running(sleep: &str) -> bool {
     !processes_with(&sleep.replace(' ', "\0")).is_empty()
 }

@@ -50,7 +50,7 @@ impl User {
         }
     }
 
-    /// Whether this test can have a confined user.
+    /// Returns whether this test can have a confined user.
     pub fn can_confine() -> bool {
         let mut confine = Self::confine();
         confine.arg("true");

@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use crate::{Job, NodeWorker};
-pub(crate) use hashing::HashOnly;
+pub(crate) use hashing::{HashOnly, digests};
 
 /// The most actions that wait for their second run. Others are not verified.
 const MAX_WAITING: usize = 32;

@@ -19,7 +19,7 @@
 //!                                     └ namespaces: user, mount, pid, ipc, uts, net
 //! ```
 //!
-//! Where the system allows it, each command has a control group of its own, which limits its memory and its processes
+//! Each command has a control group of its own, where the system allows it, which limits its memory and its processes
 //! ([`Launcher::control_groups`]). Elsewhere the supervisor measures the memory and kills the command.
 //!
 //! Every process of an action is killed when the command ends, when the action is stopped, and when the server, the

@@ -13,13 +13,13 @@ use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use gorego_storage::{
     Adopt, BlobStore, Digest, DigestFunction, Error, LinkedAs, Links, PinError, Pins, Result,
-    create_input, hash_file,
+    create_input,
 };
 use rustix::fs::{AtFlags, Mode, OFlags};
 use tokio::io::AsyncWriteExt as _;
 
 use super::{LocalError, file_name};
-use crate::{Failure, abort::Abort, beneath::io as io_error, worker::block};
+use crate::{Failure, abort::Abort, beneath::io as io_error, verify::digests, worker::block};
 
 /// The size up to which blobs are fetched together, in bytes.
 const SMALL: u64 = 256 << 10;
@@ -193,18 +193,8 @@ impl Links for FetchedInputs {
 
     /// Returns the digests of outputs, which stay where they are.
     async fn adopt(&self, function: DigestFunction, files: Vec<Adopt>) -> Vec<Result<Digest>> {
-        digests(function, &files)
+        digests(function, files).await
     }
-}
-
-/// Returns the digests of files. Blocks.
-fn digests(function: DigestFunction, files: &[Adopt]) -> Vec<Result<Digest>> {
-    let digests = files.iter().map(|file| {
-        let (file, _) = file.open()?;
-        let hashed = hash_file(function, &file, u64::MAX);
-        Ok(hashed.map_err(Error::source)?.finish())
-    });
-    digests.collect()
 }
 
 #[cfg(test)]

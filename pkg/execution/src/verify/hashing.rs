@@ -1,12 +1,11 @@
 //! A store whose outputs are hashed and not stored.
 
-use std::{ffi::OsStr, fs, os::fd::BorrowedFd, sync::Arc};
+use std::{ffi::OsStr, os::fd::BorrowedFd, sync::Arc};
 
 use async_trait::async_trait;
 use gorego_storage::{
     Adopt, Digest, DigestFunction, Error, Hasher, LinkedAs, Links, PinError, Pins, Result, read_at,
 };
-use rustix::fs::{Mode, OFlags};
 use tokio::task::yield_now;
 
 /// The bytes that are read at a time.
@@ -51,27 +50,25 @@ impl Links for HashOnly {
     }
 
     async fn adopt(&self, function: DigestFunction, files: Vec<Adopt>) -> Vec<Result<Digest>> {
-        let mut digests = Vec::with_capacity(files.len());
-        for file in files {
-            digests.push(hash(function, file).await);
-        }
-        digests
+        digests(function, files).await
     }
 }
 
-async fn hash(function: DigestFunction, file: Adopt) -> Result<Digest> {
-    let error = |error| Error::io("reading", "an output", error);
-    let file = match file {
-        Adopt::Copy(file) => file,
-        Adopt::Move { dir, name } => {
-            let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-            let opened = rustix::fs::openat(&dir, name, flags, Mode::empty());
-            fs::File::from(opened.map_err(|errno| error(errno.into()))?)
-        }
-    };
+/// Returns the digests of files, which stay where they are.
+pub(crate) async fn digests(function: DigestFunction, files: Vec<Adopt>) -> Vec<Result<Digest>> {
+    let mut digests = Vec::with_capacity(files.len());
+    for file in files {
+        digests.push(hash(function, &file).await);
+    }
+    digests
+}
+
+async fn hash(function: DigestFunction, file: &Adopt) -> Result<Digest> {
+    let (file, _) = file.open()?;
     let mut hasher = Hasher::new(function);
     loop {
-        let chunk = read_at(&file, hasher.size(), CHUNK).map_err(error)?;
+        let chunk = read_at(&file, hasher.size(), CHUNK)
+            .map_err(|error| Error::io("reading", "an output", error))?;
         if chunk.is_empty() {
             return Ok(hasher.finish());
         }

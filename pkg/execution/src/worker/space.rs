@@ -23,7 +23,7 @@ pub(crate) struct Space {
 
 /// The shortage of disk space, during which no action starts.
 ///
-/// Where nobody makes space within half a minute, other programs have filled the disk. Actions then start nevertheless:
+/// If no space is made within half a minute, other programs have filled the disk. Actions then start nevertheless:
 /// small ones succeed, others find the disk full. They wait again after there was space.
 #[derive(Debug)]
 pub(super) struct Shortage {
