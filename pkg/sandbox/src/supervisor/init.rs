@@ -1,5 +1,5 @@
 //! The first process of an isolated command's namespaces: it builds the root, starts the command and waits for its end.
-//! When it exits, the kernel kills every other process in them.
+//! The kernel kills every other process in them when it exits.
 
 use std::{
     io::{self, PipeWriter, Read as _, Write as _},

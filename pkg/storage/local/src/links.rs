@@ -115,7 +115,7 @@ impl Disk {
         }
     }
 
-    /// Whether a file has the right mode, owner and size, and the time that it had when it was first linked.
+    /// Returns whether a file has the right mode, owner and size, and the time that it had when it was first linked.
     fn is_unaltered(&self, key: &Key, form: Form, digest: &Digest, meta: &Meta) -> bool {
         self.files.is_intact(meta, form, digest.size())
             && self.index.is_linked(key, form, meta.stamp)

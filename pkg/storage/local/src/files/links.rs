@@ -27,7 +27,7 @@ pub(crate) enum LinkedOut {
 }
 
 impl Files {
-    /// Whether a file is as a blob of `size` bytes, or its twin, was published, except for its time and content.
+    /// Returns whether a file is as a blob of `size` bytes, or its twin, was published, but for its time and content.
     pub(crate) fn is_intact(&self, meta: &Meta, form: Form, size: u64) -> bool {
         let mode = meta.mode.as_raw_mode() & 0o7777 == mode_of(form).as_raw_mode();
         mode && meta.is_file() && meta.uid == self.uid && meta.size == size
