@@ -193,8 +193,10 @@ async fn keys_for_signals_reach_the_programs_of_the_shell_only() {
     let mut terminal = caller.terminal(&name(&digest), &[]);
     terminal.wait_for("removes the directory\r\n");
     terminal.take_text();
-    terminal.type_keys(b"echo re''ady; sleep 1000\n");
-    terminal.wait_for("ready");
+    // The program says that it is ready, since a key that comes before the shell has given it the terminal is the
+    // shell's own.
+    terminal.type_keys(b"sh -c \"echo re''ady; exec sleep 1000\"\n");
+    terminal.wait_for("ready\r\n");
     // Ctrl-C.
     terminal.type_keys(b"\x03");
     terminal.type_keys(b"echo inter''rupted; cat\n");
