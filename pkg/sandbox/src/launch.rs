@@ -48,12 +48,23 @@ pub struct Launch {
     pub live: LiveCommand,
 }
 
-/// The isolation of a command from the host, by namespaces of its own.
-///
-/// Inside, the input root is `/gorego/root`. The files of the host are read-only and devices are the few that programs
-/// expect. Processes, `/proc`, `/tmp`, `/dev/shm` and `SysV` IPC are the action's own.
+/// The means by which a command is isolated from the host.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Means {
+    /// Namespaces of its own with a root of its own. The input root is `/gorego/root`. The files of the host are
+    /// read-only and devices are the few that programs expect. Processes, `/proc`, `/tmp`, `/dev/shm` and `SysV` IPC are
+    /// the action's own.
+    Root,
+    /// Namespaces for processes, `SysV` IPC, the host name and the network. It sees the files of the server, among them
+    /// its `/proc`. Of the other settings, only `network` counts.
+    Processes,
+}
+
+/// The isolation of a command from the host.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Isolation {
+    /// The means.
+    pub by: Means,
     /// The directory that becomes `/tmp`. The command's user has to own it.
     pub tmp: PathBuf,
     /// The paths that are empty and read-only inside. Those that do not exist are ignored.
@@ -160,7 +171,7 @@ pub struct Ended {
     pub started: SystemTime,
     /// The end of the command itself.
     pub ended: SystemTime,
-    /// The input root as an isolated command left it: with an overlay, what was written is seen only here.
+    /// The input root as a command with a root of its own left it: with an overlay, what was written is seen only here.
     #[serde(skip)]
     pub root: Option<Arc<OwnedFd>>,
 }

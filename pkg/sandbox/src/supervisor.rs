@@ -6,6 +6,7 @@ mod init;
 mod isolation;
 mod monitor;
 mod mounts;
+mod namespace;
 mod network;
 mod scratch;
 
@@ -37,7 +38,6 @@ use crate::{
     cgroup::{Consumption, Group, Groups},
     fork,
     process::{Signals, Wake, establish},
-    tree,
     wire::{self, Answer, Order, Refusal},
 };
 
@@ -267,7 +267,7 @@ impl Supervisor<'_> {
             // Fails if the process has ended. It is a child, so that its pid is not reused.
             let _ = kill_process(self.family.command, Sent::TERM);
         } else {
-            tree::signal_session(self.family.command, Sent::TERM);
+            self.family.terminate();
         }
     }
 }
