@@ -33,6 +33,10 @@ impl Links for LocalStore {
         }
     }
 
+    fn lacking(&self) -> u64 {
+        self.lacking_for_pins()
+    }
+
     fn link(
         &self,
         digest: &Digest,
