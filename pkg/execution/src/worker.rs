@@ -79,7 +79,7 @@ pub struct NodeWorker {
     runner: Arc<dyn Runner>,
     build_root: Arc<BuildRoot>,
     users: Users,
-    prepared: Trees,
+    prepared: Arc<Trees>,
     /// The newest actions that altered their inputs, or had altered ones. They run on copies: where the blobs had to be
     /// uploaded again, they would corrupt them again.
     altering: Mutex<VecDeque<Digest>>,
@@ -114,11 +114,13 @@ impl NodeWorker {
         tasks.spawn(Trash(Arc::clone(&build_root)).run(stop.clone()));
         let memory = Arc::new(build_root.history());
         tasks.spawn(Arc::clone(&memory).keep(stop.clone()));
+        let prepared = Arc::new(Trees::new(options.has_root(), options.max_input_bytes));
+        tasks.spawn(Arc::clone(&prepared).tend(Arc::clone(&stores.links), stop.clone()));
         let users = Users::new(options.first_user, options.concurrency);
         Ok(Self {
             users,
             shortage: Shortage::new(options.min_free),
-            prepared: Trees::new(options.has_root(), options.max_input_bytes),
+            prepared,
             options,
             stores,
             runner,

@@ -1,12 +1,11 @@
 //! The two tiers as the store of an executor: inputs are files of the local tier, and outputs are written through.
 
-use std::{collections::HashSet, ffi::OsStr, os::fd::BorrowedFd};
+use std::collections::HashSet;
 
 use async_trait::async_trait;
 use futures::{StreamExt as _, future, stream};
 use gorego_storage::{
-    Adopt, BlobStore as _, Digest, DigestFunction, Error, LinkedAs, Links, PinError, Pins, Result,
-    span::Tier,
+    Adopt, BlobStore as _, Digest, DigestFunction, Error, Links, PinError, Pins, Result, span::Tier,
 };
 
 use crate::{batches::batches, store::ProxyStore};
@@ -16,6 +15,10 @@ const AT_ONCE: usize = 8;
 
 #[async_trait]
 impl Links for ProxyStore {
+    fn inner(&self) -> Option<&dyn Links> {
+        Some(&*self.tiers().local)
+    }
+
     async fn pin(&self, digests: &[Digest]) -> Result<Pins, PinError> {
         let local = &self.tiers().local;
         let pins = local.reserve_pins(digests).await?;
@@ -27,34 +30,6 @@ impl Links for ProxyStore {
             self.fetch_pinned(found.not_local).await?;
         }
         Ok(pins)
-    }
-
-    fn link(
-        &self,
-        digest: &Digest,
-        dir: BorrowedFd<'_>,
-        name: &OsStr,
-        executable: bool,
-    ) -> Result<LinkedAs> {
-        self.tiers().local.link(digest, dir, name, executable)
-    }
-
-    fn copy(
-        &self,
-        digest: &Digest,
-        dir: BorrowedFd<'_>,
-        name: &OsStr,
-        executable: bool,
-    ) -> Result<()> {
-        self.tiers().local.copy(digest, dir, name, executable)
-    }
-
-    fn altered(&self, digests: &[Digest]) -> Vec<Digest> {
-        self.tiers().local.altered(digests)
-    }
-
-    fn losses(&self) -> u64 {
-        self.tiers().local.losses()
     }
 
     /// Returns once the backing cache has the blobs, or once they are pending in the outbox; with a read-only backing

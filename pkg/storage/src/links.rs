@@ -20,15 +20,33 @@ const READABLE: Mode = Mode::from_bits_retain(0o444);
 /// A store whose blobs are linked into the trees of actions.
 ///
 /// An action pins all its inputs at once, links them, runs, checks them by [`Self::altered`], and drops the pins.
+///
+/// The methods with a default call [`Self::inner`]. Without one, they are those of a store whose inputs are all copies,
+/// and which never loses blobs.
 #[async_trait]
 pub trait Links: Send + Sync + fmt::Debug + 'static {
+    /// Returns the store that has the files of the blobs, if it is another one.
+    fn inner(&self) -> Option<&dyn Links> {
+        None
+    }
+
     /// Makes the blobs present in the local tier, and protects them from eviction until the pins are dropped. Extends
     /// their leases. Fetches missing ones from a slower tier, if there is one.
     ///
     /// Room for all of them is reserved first. While pins of other callers leave too little, this waits and holds
     /// nothing, first come, first served: a caller that keeps pins while it waits for others can cause a deadlock.
     /// Blobs that several callers pin count once. Cancel-safe.
-    async fn pin(&self, digests: &[Digest]) -> Result<Pins, PinError>;
+    async fn pin(&self, digests: &[Digest]) -> Result<Pins, PinError> {
+        match self.inner() {
+            Some(inner) => inner.pin(digests).await,
+            None => Ok(Pins::new(())),
+        }
+    }
+
+    /// Returns the bytes that the first of the pins that wait lacks; zero if none waits.
+    fn lacking(&self) -> u64 {
+        self.inner().map_or(0, Links::lacking)
+    }
 
     /// Creates an input of an action: the file `name` in `dir`, with the content of a pinned blob. Its mode is 0555 if
     /// it is `executable`, else 0444; it must not be changed. Blocks.
@@ -45,7 +63,14 @@ pub trait Links: Send + Sync + fmt::Debug + 'static {
         dir: BorrowedFd<'_>,
         name: &OsStr,
         executable: bool,
-    ) -> Result<LinkedAs>;
+    ) -> Result<LinkedAs> {
+        match self.inner() {
+            Some(inner) => inner.link(digest, dir, name, executable),
+            None => self
+                .copy(digest, dir, name, executable)
+                .map(|()| LinkedAs::Copy),
+        }
+    }
 
     /// Creates an input like [`Self::link`], but never as a link, so that it may be changed: for files with other
     /// modes or times, second names of a blob in a tree, and repetitions of an action that altered its inputs.
@@ -55,7 +80,12 @@ pub trait Links: Send + Sync + fmt::Debug + 'static {
         dir: BorrowedFd<'_>,
         name: &OsStr,
         executable: bool,
-    ) -> Result<()>;
+    ) -> Result<()> {
+        match self.inner() {
+            Some(inner) => inner.copy(digest, dir, name, executable),
+            None => Err(Error::NotFound(*digest)),
+        }
+    }
 
     /// Returns those of `digests` whose content may have been wrong while they were linked: the result of the action
     /// is not to be trusted. Call it for all blobs that were [`LinkedAs::Link`], after the end of the action's last
@@ -64,11 +94,16 @@ pub trait Links: Send + Sync + fmt::Debug + 'static {
     /// A blob or twin whose mode, owner, size or time of change differs is hashed. A corrupt blob is quarantined, so
     /// that it is missing, and a corrupt twin removed; one with the right content gets its mode, owner and time back.
     /// Content that was changed, with its time restored, is not detected.
-    fn altered(&self, digests: &[Digest]) -> Vec<Digest>;
+    fn altered(&self, digests: &[Digest]) -> Vec<Digest> {
+        self.inner()
+            .map_or_else(Vec::new, |inner| inner.altered(digests))
+    }
 
     /// Returns how many blobs were found corrupt or missing so far. As long as it stays the same, files that were linked
     /// under pins which last are right.
-    fn losses(&self) -> u64;
+    fn losses(&self) -> u64 {
+        self.inner().map_or(0, Links::losses)
+    }
 
     /// Stores files as blobs, as durably as uploads, and returns a digest for each, in order. Waits for eviction if
     /// there is no room. What is stored is what was hashed, even if the file changes meanwhile. The caller limits their

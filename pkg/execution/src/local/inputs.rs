@@ -12,8 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use gorego_storage::{
-    Adopt, BlobStore, Digest, DigestFunction, Error, LinkedAs, Links, PinError, Pins, Result,
-    create_input,
+    Adopt, BlobStore, Digest, DigestFunction, Error, LinkedAs, Links, Result, create_input,
 };
 use rustix::fs::{AtFlags, Mode, OFlags};
 use tokio::io::AsyncWriteExt as _;
@@ -146,10 +145,6 @@ fn batches(digests: &[Digest]) -> Vec<Vec<Digest>> {
 
 #[async_trait]
 impl Links for FetchedInputs {
-    async fn pin(&self, _digests: &[Digest]) -> Result<Pins, PinError> {
-        Ok(Pins::new(()))
-    }
-
     /// Gives the tree the file itself: its other name is removed before the action starts.
     fn link(
         &self,
@@ -181,14 +176,6 @@ impl Links for FetchedInputs {
         let mut from = fs::File::from(opened.map_err(|errno| error(errno.into()))?);
         let mut to = create_input(dir, name, executable)?;
         io::copy(&mut from, &mut to).map(drop).map_err(error)
-    }
-
-    fn altered(&self, _digests: &[Digest]) -> Vec<Digest> {
-        Vec::new()
-    }
-
-    fn losses(&self) -> u64 {
-        0
     }
 
     /// Returns the digests of outputs, which stay where they are.

@@ -1,11 +1,9 @@
 //! A store whose outputs are hashed and not stored.
 
-use std::{ffi::OsStr, os::fd::BorrowedFd, sync::Arc};
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use gorego_storage::{
-    Adopt, Digest, DigestFunction, Error, Hasher, LinkedAs, Links, PinError, Pins, Result, read_at,
-};
+use gorego_storage::{Adopt, Digest, DigestFunction, Error, Hasher, Links, Result, read_at};
 use tokio::task::yield_now;
 
 /// The bytes that are read at a time.
@@ -17,36 +15,8 @@ pub(crate) struct HashOnly(pub(crate) Arc<dyn Links>);
 
 #[async_trait]
 impl Links for HashOnly {
-    async fn pin(&self, digests: &[Digest]) -> std::result::Result<Pins, PinError> {
-        self.0.pin(digests).await
-    }
-
-    fn link(
-        &self,
-        digest: &Digest,
-        dir: BorrowedFd<'_>,
-        name: &OsStr,
-        executable: bool,
-    ) -> Result<LinkedAs> {
-        self.0.link(digest, dir, name, executable)
-    }
-
-    fn copy(
-        &self,
-        digest: &Digest,
-        dir: BorrowedFd<'_>,
-        name: &OsStr,
-        executable: bool,
-    ) -> Result<()> {
-        self.0.copy(digest, dir, name, executable)
-    }
-
-    fn altered(&self, digests: &[Digest]) -> Vec<Digest> {
-        self.0.altered(digests)
-    }
-
-    fn losses(&self) -> u64 {
-        self.0.losses()
+    fn inner(&self) -> Option<&dyn Links> {
+        Some(&*self.0)
     }
 
     async fn adopt(&self, function: DigestFunction, files: Vec<Adopt>) -> Vec<Result<Digest>> {

@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use gorego_sandbox::{
@@ -12,7 +12,7 @@ use gorego_sandbox::{
 use gorego_scheduler::Phase;
 use gorego_storage::{Digest, Error, Links, Outputs, PinError, Pins, find_outputs};
 use reapi::v2::ExecuteResponse;
-use tokio::{runtime::Handle, time::timeout};
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -38,9 +38,6 @@ use crate::{
 
 /// The disk space of a staged file beside its content, in bytes.
 const BLOCK: u64 = 4096;
-
-/// The time that pins may wait before prepared trees are removed.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// An action that runs on a worker.
 pub(super) struct Run<'a> {
@@ -161,17 +158,7 @@ impl Run<'_> {
                 PinError::Store(error) => error.into(),
             })
         };
-        let waiting = async {
-            let mut pin = std::pin::pin!(pin);
-            loop {
-                match timeout(PATIENCE, &mut pin).await {
-                    Ok(pinned) => return pinned,
-                    // Perhaps for room that prepared trees have.
-                    Err(_) => self.worker.prepared.clear(),
-                }
-            }
-        };
-        self.until_stopped(waiting).await
+        self.until_stopped(pin).await
     }
 
     /// Prepares the tree of the inputs, for this action and for later ones.
@@ -280,8 +267,8 @@ impl Run<'_> {
             LaunchError::NoWorkingDirectory(_) => {
                 Abort::invalid("working_directory", error.to_string())
             }
-            LaunchError::Isolation(why) if staged.tree.is_some() => {
-                self.worker.prepared.turn_off();
+            LaunchError::Isolation(why) if let Some(tree) = &staged.tree => {
+                self.worker.prepared.refuse(tree);
                 Abort::NoTree(why)
             }
             LaunchError::Isolation(_) | LaunchError::Lost(_) | LaunchError::Io(_) => {

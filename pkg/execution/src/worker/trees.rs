@@ -1,18 +1,17 @@
 //! Prepared trees: large input trees on disk that several actions have at once, each below an overlay of its own.
 //!
-//! A tree is prepared when its root comes for the second time. It pins its blobs, so that it goes before they do.
+//! A tree is prepared when its root comes for the second time. It pins its blobs, so that it goes before they do: when
+//! pins of actions lack room, when a blob was lost, and when it was not used for a while.
 
-use std::{
-    collections::VecDeque,
-    os::fd::OwnedFd,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-};
+#[cfg(test)]
+mod tests;
 
-use gorego_storage::{Digest, Pins};
+use std::{collections::VecDeque, os::fd::OwnedFd, sync::Arc, time::Duration};
+
+use gorego_storage::{Digest, Links, Pins};
 use parking_lot::Mutex;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 use super::build_root::ActionDir;
 use crate::Inputs;
@@ -23,8 +22,13 @@ const MIN_ENTRIES: u64 = 1000;
 const MAX_ENTRIES: u64 = 500_000;
 /// The most prepared trees.
 const MAX_TREES: usize = 32;
-/// The most roots that are remembered because they came once.
+/// The most roots that are remembered because they came once, and because they could not be used.
 const MAX_SEEN: usize = 1000;
+
+/// The time for which an unused tree lasts, and for which no tree is prepared of a root that could not be used.
+const UNUSED: Duration = Duration::from_mins(15);
+/// The time between two looks at the trees. Pins that wait for the room of some wait for as long.
+const PERIOD: Duration = Duration::from_secs(1);
 
 /// A prepared tree. It is removed when this is dropped.
 #[derive(Debug)]
@@ -33,7 +37,7 @@ pub(super) struct Tree {
     dir: ActionDir,
     _pins: Arc<Pins>,
     digest: Digest,
-    /// The losses of the store before it was prepared ([`gorego_storage::Links::losses`]).
+    /// The losses of the store before it was prepared ([`Links::losses`]).
     losses: u64,
     entries: u64,
     bytes: u64,
@@ -63,15 +67,32 @@ pub(super) struct Trees {
     known: Mutex<Known>,
     /// The most bytes of all of them. Their pins must leave room for those of any action.
     max_bytes: u64,
-    is_off: AtomicBool,
+    /// Set if actions are isolated, which an overlay needs.
+    is_on: bool,
 }
 
 #[derive(Debug, Default)]
 struct Known {
-    /// The trees, the least recently used first.
-    trees: VecDeque<Arc<Tree>>,
+    /// The trees and the time when each was in use last, the least recently used first.
+    trees: VecDeque<(Arc<Tree>, Instant)>,
     /// The roots that came once, the oldest first.
     seen: VecDeque<Digest>,
+    /// The roots whose tree could not be used, and since when, the oldest first.
+    refused: VecDeque<(Digest, Instant)>,
+}
+
+impl Known {
+    /// Removes and returns the tree of a root.
+    fn remove(&mut self, root: Digest) -> Option<Arc<Tree>> {
+        let found = self.trees.iter().position(|(tree, _)| tree.digest == root);
+        self.trees.remove(found?).map(|(tree, _)| tree)
+    }
+
+    /// Removes and returns the tree that no action has and that has not been used for longest.
+    fn remove_oldest(&mut self) -> Option<Arc<Tree>> {
+        let idle = self.trees.iter().position(|(tree, _)| is_idle(tree));
+        self.trees.remove(idle?).map(|(tree, _)| tree)
+    }
 }
 
 impl Trees {
@@ -81,33 +102,32 @@ impl Trees {
         Self {
             known: Mutex::default(),
             max_bytes: max_input_bytes / 4,
-            is_off: AtomicBool::new(!has_root),
+            is_on: has_root,
         }
     }
 
     /// Returns the tree of these inputs, if it is prepared and none of its blobs may have been lost since.
     pub(super) fn get(&self, inputs: &Inputs, losses: u64) -> Option<Arc<Tree>> {
         let mut known = self.known.lock();
-        let found = known
-            .trees
-            .iter()
-            .position(|tree| tree.digest == inputs.root);
-        let tree = known.trees.remove(found?)?;
-        if tree.losses != losses || self.is_off.load(Relaxed) {
+        let tree = known.remove(inputs.root)?;
+        if tree.losses != losses {
             drop(known);
             return None;
         }
-        known.trees.push_back(Arc::clone(&tree));
+        known.trees.push_back((Arc::clone(&tree), Instant::now()));
         Some(tree)
     }
 
     /// Returns whether the tree of these inputs is to be prepared. Remembers them.
     pub(super) fn wants(&self, inputs: &Inputs) -> bool {
         let is_large = (MIN_ENTRIES..=MAX_ENTRIES).contains(&inputs.entries);
-        if self.is_off.load(Relaxed) || !is_large || inputs.bytes > self.max_bytes {
+        if !self.is_on || !is_large || inputs.bytes > self.max_bytes {
             return false;
         }
         let mut known = self.known.lock();
+        if known.refused.iter().any(|(root, _)| *root == inputs.root) {
+            return false;
+        }
         if let Some(found) = known.seen.iter().position(|root| *root == inputs.root) {
             known.seen.remove(found);
             drop(known);
@@ -127,44 +147,82 @@ impl Trees {
     pub(super) fn add(&self, tree: &Arc<Tree>) {
         let mut removed = Vec::new();
         let mut known = self.known.lock();
-        if known.trees.iter().any(|known| known.digest == tree.digest) {
+        let mut trees = known.trees.iter();
+        if trees.any(|(known, _)| known.digest == tree.digest) {
             // Another action prepared it meanwhile.
             return;
         }
         while !self.has_room(&known.trees, tree) {
-            let idle = known.trees.iter().position(is_idle);
-            let Some(idle) = idle.and_then(|idle| known.trees.remove(idle)) else {
+            let Some(oldest) = known.remove_oldest() else {
                 return;
             };
-            removed.push(idle);
+            removed.push(oldest);
         }
-        known.trees.push_back(Arc::clone(tree));
+        known.trees.push_back((Arc::clone(tree), Instant::now()));
     }
 
-    fn has_room(&self, trees: &VecDeque<Arc<Tree>>, more: &Tree) -> bool {
-        let sum = |of: fn(&Tree) -> u64| trees.iter().map(|tree| of(tree)).sum::<u64>() + of(more);
+    fn has_room(&self, trees: &VecDeque<(Arc<Tree>, Instant)>, more: &Tree) -> bool {
+        let sum = |of: fn(&Tree) -> u64| {
+            let trees = trees.iter().map(|(tree, _)| of(tree));
+            trees.sum::<u64>() + of(more)
+        };
         trees.len() < MAX_TREES
             && sum(|tree| tree.entries) <= MAX_ENTRIES
             && sum(|tree| tree.bytes) <= self.max_bytes
     }
 
-    /// Removes the trees that no action has. Blocks for a moment.
-    pub(super) fn clear(&self) {
-        let mut idle = Vec::new();
+    /// Removes a tree that an action could not use, and prepares none of this root for a while.
+    pub(super) fn refuse(&self, tree: &Tree) {
         let mut known = self.known.lock();
-        for tree in std::mem::take(&mut known.trees) {
-            if is_idle(&tree) {
-                idle.push(tree);
-            } else {
-                known.trees.push_back(tree);
-            }
+        let removed = known.remove(tree.digest);
+        known.refused.push_back((tree.digest, Instant::now()));
+        if known.refused.len() > MAX_SEEN {
+            known.refused.pop_front();
         }
+        drop((known, removed));
     }
 
-    /// Prepares none from now on.
-    pub(super) fn turn_off(&self) {
-        self.is_off.store(true, Relaxed);
-        self.clear();
+    /// Removes all trees that no action has, as the disk is full. Blocks for a moment.
+    pub(super) fn clear(&self) {
+        self.shed(u64::MAX);
+    }
+
+    /// Removes the trees that no action has and that have not been used for longest, until they had this many bytes.
+    fn shed(&self, bytes: u64) {
+        let (mut removed, mut released) = (Vec::new(), 0_u64);
+        let mut known = self.known.lock();
+        while released < bytes
+            && let Some(tree) = known.remove_oldest()
+        {
+            released = released.saturating_add(tree.bytes);
+            removed.push(tree);
+        }
+        drop((known, removed));
+    }
+
+    /// Removes trees of which a blob may have been lost, and those that were not used for a while.
+    fn age(&self, losses: u64) {
+        let (now, mut removed) = (Instant::now(), Vec::new());
+        let mut known = self.known.lock();
+        for (tree, used) in std::mem::take(&mut known.trees) {
+            let used = if is_idle(&tree) { used } else { now };
+            if tree.losses == losses && now - used < UNUSED {
+                known.trees.push_back((tree, used));
+            } else {
+                removed.push(tree);
+            }
+        }
+        known.refused.retain(|(_, since)| now - *since < UNUSED);
+        drop((known, removed));
+    }
+
+    /// Removes trees as pins that wait, lost blobs and time demand it, until `stop`. To be run for as long as there may
+    /// be trees.
+    pub(super) async fn tend(self: Arc<Self>, links: Arc<dyn Links>, stop: CancellationToken) {
+        while self.is_on && stop.run_until_cancelled(sleep(PERIOD)).await.is_some() {
+            self.shed(links.lacking());
+            self.age(links.losses());
+        }
     }
 }
 

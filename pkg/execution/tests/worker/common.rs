@@ -74,6 +74,13 @@ impl Fixture {
         self.node_with(|_| {}).await
     }
 
+    /// A node with a store on disk and this runner.
+    pub(crate) async fn node_of(&self, runner: Arc<dyn Runner>) -> Node<LocalStore> {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(LocalStore::open(local_options(dir.path())).await.unwrap());
+        Node::new(dir, store, runner, self.change(|_| {}))
+    }
+
     pub(crate) async fn node_with(&self, change: impl FnOnce(&mut Options)) -> Node<LocalStore> {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(LocalStore::open(local_options(dir.path())).await.unwrap());

@@ -16,7 +16,7 @@ use gorego_limits::Budget;
 use gorego_sandbox::{Ended, Exit, Launch, LaunchError, Leftovers, Usage};
 use gorego_storage::{
     ActionCache, Adopt, Blob, BlobStore, CachedResult, Digest, DigestFunction, Error, LinkedAs,
-    Links, MemoryStore, PinError, Pins, Put, Result,
+    Links, MemoryStore, Put, Result,
 };
 use reapi::v2::ActionResult;
 use rustix::fs::{Mode, OFlags};
@@ -185,8 +185,8 @@ impl ActionCache for FakeStore {
 
 #[async_trait]
 impl Links for FakeStore {
-    async fn pin(&self, digests: &[Digest]) -> Result<Pins, PinError> {
-        self.inner.pin(digests).await
+    fn inner(&self) -> Option<&dyn Links> {
+        Some(&self.inner)
     }
 
     fn link(
@@ -213,10 +213,6 @@ impl Links for FakeStore {
     ) -> Result<()> {
         self.copies.fetch_add(1, Relaxed);
         self.inner.copy(digest, dir, name, executable)
-    }
-
-    fn losses(&self) -> u64 {
-        self.inner.losses()
     }
 
     fn altered(&self, digests: &[Digest]) -> Vec<Digest> {

@@ -1,8 +1,19 @@
 //! Prepared trees: large inputs that isolated actions share.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
 
+use async_trait::async_trait;
+use gorego_execution::Runner;
+use gorego_sandbox::{Ended, Launch, LaunchError, Launcher};
 use gorego_storage_local::LocalStore;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     Test,
@@ -18,6 +29,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_prepared_tree_refuses_outputs_outside_of_it", outside),
     ("a_prepared_tree_goes_when_a_blob_was_corrupt", corrupt),
     ("a_prepared_tree_gives_way_to_other_inputs", pressure),
+    (
+        "an_action_that_cannot_use_its_prepared_tree_runs_on_links",
+        odd_error,
+    ),
     (
         "small_inputs_and_those_with_properties_are_no_prepared_tree",
         others,
@@ -230,6 +245,55 @@ fn pressure(fixture: &Fixture) {
         assert_eq!(node.stdout(&other).await, format!("{}\n", 44 * MIB));
         trees(&node, 0).await;
         node.is_clean().await;
+    });
+}
+
+/// A runner that fails once to isolate a command, when it is told to.
+#[derive(Debug)]
+struct OddRunner {
+    launcher: Arc<Launcher>,
+    fails: AtomicBool,
+}
+
+#[async_trait]
+impl Runner for OddRunner {
+    async fn run(&self, launch: Launch, stop: CancellationToken) -> Result<Ended, LaunchError> {
+        if self.fails.swap(false, Relaxed) {
+            return Err(LaunchError::Isolation("an odd error".to_owned()));
+        }
+        self.launcher.run(launch, stop).await
+    }
+}
+
+fn odd_error(fixture: &Fixture) {
+    fixture.run(async {
+        let runner = Arc::new(OddRunner {
+            launcher: Arc::clone(&fixture.launcher),
+            fails: AtomicBool::new(false),
+        });
+        let node = fixture.node_of(Arc::clone(&runner) as _).await;
+        let other = |script| large(script).file("d0/other", "other");
+        for script in ["true 1", "true 2"] {
+            node.stdout(&large(script)).await;
+            node.stdout(&other(script)).await;
+        }
+        trees(&node, if fixture.is_isolated { 2 } else { 0 }).await;
+        if !fixture.is_isolated {
+            return;
+        }
+        runner.fails.store(true, Relaxed);
+        let stdout = node.stdout(&large("cat d0/f0; true 3")).await;
+        assert_eq!(stdout, "content of 0\n");
+        assert!(!runner.fails.load(Relaxed));
+        // The other one serves its actions as before, and new ones are prepared.
+        let left = trees(&node, 1).await;
+        assert!(left[0].join("root/d0/other").exists());
+        node.stdout(&other("true 3")).await;
+        let third = |script| large(script).file("d0/third", "third");
+        for script in ["true 1", "true 2"] {
+            node.stdout(&third(script)).await;
+        }
+        trees(&node, 2).await;
     });
 }
 

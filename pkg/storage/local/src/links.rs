@@ -33,6 +33,10 @@ impl Links for LocalStore {
         }
     }
 
+    fn lacking(&self) -> u64 {
+        self.lacking_for_pins()
+    }
+
     fn link(
         &self,
         digest: &Digest,
@@ -87,24 +91,38 @@ impl Disk {
     /// Links a blob's file, or its twin. `false`, and no file, if that is not possible, or if the file may have been
     /// altered. Blocks.
     fn link(&self, digest: &Digest, form: Form, dir: BorrowedFd<'_>, name: &OsStr) -> Result<bool> {
-        let key = Key::cas(digest);
-        if !self.is_verified(&key, digest)? {
+        if !self.is_verified(&Key::cas(digest), digest)? {
             return Err(Error::NotFound(*digest));
         }
+        match form {
+            Form::Blob => Ok(self.link_file(digest, form, dir, name)? == Some(true)),
+            Form::Twin => self.link_twin(digest, dir, name),
+        }
+    }
+
+    /// Links a blob's file, or its twin; `None` if there is none. `false`, and no file, if the system refuses it, or if
+    /// the file may have been altered. Blocks.
+    pub(super) fn link_file(
+        &self,
+        digest: &Digest,
+        form: Form,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+    ) -> Result<Option<bool>> {
+        let key = Key::cas(digest);
         let path = match form {
             Form::Blob => layout::blob_path(digest),
             Form::Twin => layout::twin_path(&key),
         };
-        let link = || self.files.link_out(&path, dir, name);
-        let linked = match link()? {
-            LinkedOut::Missing if form == Form::Twin && self.make_twin(digest)? => link()?,
-            linked => linked,
-        };
-        match linked {
-            LinkedOut::Linked(meta) if self.is_unaltered(&key, form, digest, &meta) => Ok(true),
-            LinkedOut::Linked(_) => remove(dir, name).map(|()| false),
-            LinkedOut::Missing | LinkedOut::Refused => Ok(false),
-        }
+        Ok(match self.files.link_out(&path, dir, name)? {
+            LinkedOut::Linked(meta) if self.is_unaltered(&key, form, digest, &meta) => Some(true),
+            LinkedOut::Linked(_) => {
+                remove(dir, name)?;
+                Some(false)
+            }
+            LinkedOut::Refused => Some(false),
+            LinkedOut::Missing => None,
+        })
     }
 
     /// Verifies a blob if that is due; `false` if it is corrupt or missing. Blocks.

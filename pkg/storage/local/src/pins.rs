@@ -4,10 +4,14 @@ use std::{
     collections::HashSet,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::AcqRel},
+        atomic::{
+            AtomicU64,
+            Ordering::{AcqRel, Relaxed},
+        },
     },
 };
 
+use scopeguard::defer;
 use tokio::sync::{Mutex, Notify};
 
 use super::{LocalStore, disk::Disk};
@@ -25,6 +29,8 @@ pub(super) struct PinLedger {
     turn: Mutex<()>,
     /// Wakes the pin whose turn it is.
     released: Notify,
+    /// The bytes that this pin lacks.
+    lacking: AtomicU64,
 }
 
 /// The pins of one action, ended when dropped.
@@ -40,11 +46,17 @@ impl PinLedger {
             reserved: AtomicU64::new(0),
             turn: Mutex::default(),
             released: Notify::new(),
+            lacking: AtomicU64::new(0),
         }
     }
 }
 
 impl LocalStore {
+    /// Implements [`gorego_storage::Links::lacking`].
+    pub(super) fn lacking_for_pins(&self) -> u64 {
+        self.disk.pins.lacking.load(Relaxed)
+    }
+
     /// Reserves room for blobs that may be missing, and protects them from eviction as soon as they are stored.
     /// Otherwise like [`gorego_storage::Links::pin`].
     pub async fn reserve_pins(&self, digests: &[Digest]) -> Result<Pins, PinError> {
@@ -67,9 +79,11 @@ impl LocalStore {
             return Err(PinError::Full { bytes, why });
         }
         let _turn = ledger.turn.lock().await;
+        defer! { ledger.lacking.store(0, Relaxed) }
         loop {
-            if let Some(pins) = self.disk.try_pin(&blobs) {
-                return Ok(Pins::new(pins));
+            match self.disk.try_pin(&blobs) {
+                Ok(pins) => return Ok(Pins::new(pins)),
+                Err(lacking) => ledger.lacking.store(lacking, Relaxed),
             }
             ledger.released.notified().await;
         }
@@ -77,18 +91,19 @@ impl LocalStore {
 }
 
 impl Disk {
-    /// Pins all blobs, or none if that exceeds the limit. The caller has the turn.
-    fn try_pin(self: &Arc<Self>, blobs: &[(Key, u64)]) -> Option<ActionPins> {
+    /// Pins all blobs, or none if that exceeds the limit: returns by how many bytes. The caller has the turn.
+    fn try_pin(self: &Arc<Self>, blobs: &[(Key, u64)]) -> Result<ActionPins, u64> {
         let pinned = blobs
             .iter()
             .map(|(key, room)| self.index.pin_for_action(key, *room));
         let more = pinned.fold(0, u64::saturating_add);
         let before = self.pins.reserved.fetch_add(more, AcqRel);
-        if before.saturating_add(more) > self.pins.most {
+        let lacking = before.saturating_add(more).saturating_sub(self.pins.most);
+        if lacking > 0 {
             self.unpin_all(blobs.iter().map(|(key, _)| key));
-            return None;
+            return Err(lacking);
         }
-        Some(ActionPins {
+        Ok(ActionPins {
             disk: Arc::clone(self),
             keys: blobs.iter().map(|(key, _)| *key).collect(),
         })

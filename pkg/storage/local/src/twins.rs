@@ -5,6 +5,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     ffi::OsStr,
+    os::fd::BorrowedFd,
     sync::atomic::Ordering::Relaxed,
 };
 
@@ -59,17 +60,44 @@ impl Known {
 }
 
 impl Disk {
-    /// Makes the twin of a blob. `false` if there is no room for it, or it was made or lost its blob meanwhile. Blocks.
-    pub(super) fn make_twin(&self, digest: &Digest) -> Result<bool> {
-        let (key, size) = (Key::cas(digest), digest.size());
-        if !self.make_room_for_twin(size) {
+    /// Links the twin of a blob, which is made if there is none and `dir` may have links to it. `false`, and no file, if
+    /// that is not possible, or if the twin may have been altered. Blocks.
+    pub(super) fn link_twin(
+        &self,
+        digest: &Digest,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+    ) -> Result<bool> {
+        let key = Key::cas(digest);
+        // While it is recorded that the twin was linked, it is not replaced.
+        let link = || -> Result<Option<bool>> {
+            let _changing = self.lock(&key);
+            if !self.twins.0.lock().twins.contains_key(&key) {
+                return Ok(None);
+            }
+            self.link_file(digest, Form::Twin, dir, name)
+        };
+        if let Some(linked) = link()? {
+            return Ok(linked);
+        }
+        if !self.files.may_have_links(dir) {
             return Ok(false);
         }
-        let made = self.write_twin(digest, &key);
+        self.make_twin(digest, &key)?;
+        Ok(link()? == Some(true))
+    }
+
+    /// Makes the twin of a blob, unless there is no room for it, or it was made or lost its blob meanwhile. Blocks.
+    fn make_twin(&self, digest: &Digest, key: &Key) -> Result<()> {
+        let size = digest.size();
+        if !self.make_room_for_twin(size) {
+            return Ok(());
+        }
+        let made = self.write_twin(digest, key);
         if !matches!(made, Ok(true)) {
             self.room.remove_twin(size);
         }
-        made
+        made.map(drop)
     }
 
     fn write_twin(&self, digest: &Digest, key: &Key) -> Result<bool> {
@@ -88,7 +116,9 @@ impl Disk {
             Ok(true)
         };
         let named = name();
-        self.files.unlink(&tmp)?;
+        if let Err(error) = self.files.unlink(&tmp) {
+            tracing::warn!(%error, "failed to remove a second name of a copy; the next start does");
+        }
         named
     }
 
@@ -99,21 +129,23 @@ impl Disk {
             let Some(oldest) = oldest else {
                 return false;
             };
+            let _changing = self.lock(&oldest);
             // Running actions have links to others, which are still to be checked.
             if self.index.linked(&oldest).twin.is_none() {
-                let _changing = self.lock(&oldest);
                 self.drop_twin(&oldest);
             }
         }
         true
     }
 
-    /// Removes the twin of a blob, if it has one. The caller holds the key's lock. Blocks.
+    /// Removes the twin of a blob, if it has one. A file that cannot be removed keeps its room, and is not linked again.
+    /// The caller holds the key's lock. Blocks.
     pub(super) fn drop_twin(&self, key: &Key) {
         let known = self.twins.0.lock().remove(key);
         let Some(size) = known else { return };
         if let Err(error) = self.files.unlink(&layout::twin_path(key)) {
             tracing::warn!(%error, "failed to remove a copy of a blob; the next start does");
+            return;
         }
         self.room.remove_twin(size);
     }
@@ -145,7 +177,6 @@ impl Disk {
             // Trees that are prepared with it are not right any more.
             self.counters.corrupt.fetch_add(1, Relaxed);
         }
-        self.files.unlink(&path)?;
         self.drop_twin(&key);
         Ok(false)
     }

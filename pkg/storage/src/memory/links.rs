@@ -10,7 +10,7 @@ use async_trait::async_trait;
 
 use super::MemoryStore;
 use crate::{
-    Adopt, BlobStore as _, Digest, DigestFunction, Error, LinkedAs, Links, PinError, Pins, Result,
+    Adopt, BlobStore as _, Digest, DigestFunction, Error, Links, PinError, Pins, Result,
     create_input,
 };
 
@@ -26,17 +26,6 @@ impl Links for MemoryStore {
         }
     }
 
-    fn link(
-        &self,
-        digest: &Digest,
-        dir: BorrowedFd<'_>,
-        name: &OsStr,
-        executable: bool,
-    ) -> Result<LinkedAs> {
-        self.copy(digest, dir, name, executable)?;
-        Ok(LinkedAs::Copy)
-    }
-
     fn copy(
         &self,
         digest: &Digest,
@@ -48,14 +37,6 @@ impl Links for MemoryStore {
         let mut file = create_input(dir, name, executable)?;
         let written = file.write_all(&content);
         written.map_err(|error| Error::io("writing", name, error))
-    }
-
-    fn altered(&self, _: &[Digest]) -> Vec<Digest> {
-        Vec::new()
-    }
-
-    fn losses(&self) -> u64 {
-        0
     }
 
     async fn adopt(&self, function: DigestFunction, files: Vec<Adopt>) -> Vec<Result<Digest>> {

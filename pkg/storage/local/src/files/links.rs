@@ -4,11 +4,11 @@ use std::{
     ffi::OsStr,
     fs, io,
     io::{Read as _, Seek as _},
-    os::fd::BorrowedFd,
+    os::fd::{AsFd as _, BorrowedFd},
 };
 
 use rustix::{
-    fs::{AtFlags, Timestamps},
+    fs::{AtFlags, StatxFlags, Timestamps, statx},
     io::Errno,
     process::Uid,
 };
@@ -59,6 +59,23 @@ impl Files {
             let _ = rustix::fs::unlinkat(dir, name, AtFlags::empty());
         });
         Ok(LinkedOut::Linked(Meta::of(&stat.map_err(error)?)))
+    }
+
+    /// Returns whether files of the data directory can have links in `dir`, as far as the system reports it.
+    pub(crate) fn may_have_links(&self, dir: BorrowedFd<'_>) -> bool {
+        // The mount, since a file system that is mounted twice refuses links between the two, too.
+        let place = |dir: BorrowedFd<'_>| {
+            let status = statx(dir, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).ok()?;
+            let is_known =
+                StatxFlags::from_bits_retain(status.stx_mask).contains(StatxFlags::MNT_ID);
+            let mount = is_known.then_some(status.stx_mnt_id);
+            Some((status.stx_dev_major, status.stx_dev_minor, mount))
+        };
+        let own = self.dir();
+        match (place(own.as_fd()), place(dir)) {
+            (Some(own), Some(other)) => own == other,
+            _ => true,
+        }
     }
 
     /// Lets `write` fill a new file, which gets the mode of a twin; returns its path in [`super::TMP`].

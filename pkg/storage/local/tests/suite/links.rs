@@ -81,6 +81,15 @@ async fn an_input_on_another_file_system_is_a_copy() {
         let linked = tree.link(&*store, &digest, "input", true).unwrap();
         assert_eq!(linked == LinkedAs::Copy, is_other, "{place:?}");
         tree.expect_file("input", &content, 0o555);
+        let linked = tree.link(&*store, &digest, "readable", false).unwrap();
+        assert_eq!(linked == LinkedAs::Copy, is_other, "{place:?}");
+        tree.expect_file("readable", &content, 0o444);
+        // No twin was made in vain, which would be another copy.
+        let twins = fs::read_dir(dir.path().join("twins")).unwrap().count();
+        assert_eq!(twins == 0, is_other, "{place:?}");
+        if !is_other {
+            break;
+        }
     }
 }
 

@@ -93,8 +93,10 @@ async fn pins_that_exceed_the_cache_together_wait_for_each_other_in_order() {
     tokio::pin!(second, third);
     assert!(is_waiting(second.as_mut()), "9 of 8 MiB");
     assert!(is_waiting(third.as_mut()), "it came later");
+    assert_eq!(store.lacking(), MIB);
     drop(first);
     let second = second.await.unwrap();
+    assert_eq!(store.lacking(), 0);
     let third = third.await.unwrap();
     // Those of 5 MiB that others pin need no more room.
     drop(reserve(&store, &[shared, b, c]).await);
@@ -114,7 +116,9 @@ async fn a_cancelled_pin_holds_nothing() {
             Box::pin(store.reserve_pins(&third)),
         );
         assert!(is_waiting(second.as_mut()) && is_waiting(third.as_mut()));
+        assert_eq!(store.lacking(), MIB);
         drop(second);
+        assert_eq!(store.lacking(), 0);
         drop(third.await.unwrap());
     }
     drop(first);

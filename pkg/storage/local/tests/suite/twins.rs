@@ -5,6 +5,7 @@ use std::{
     io::Write as _,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -206,4 +207,46 @@ async fn twins_take_a_tenth_of_the_cache_and_the_newest_stay() {
     let large = put(&store, &content(9, 11 * 4096)).await;
     let _pins = store.pin(&[large]).await.unwrap();
     assert_eq!(link(&*store, &tree, &large, "large"), LinkedAs::Copy);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_twin_that_an_action_links_is_not_replaced_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    // Two twins have room.
+    let store = open_with(LocalOptions {
+        max_bytes: 100 * 4096,
+        wake_bytes: 100 * 4096,
+        ..options(dir.path())
+    });
+    let store = store.await;
+    common::scanned(&store).await;
+    let mut digests = Vec::new();
+    for seed in 0..4 {
+        digests.push(put(&store, &content(seed, 4 * 4096)).await);
+    }
+    let before = store.usage().used;
+    let link_some = |first: usize| {
+        let (store, digests) = (Arc::clone(&store), digests.clone());
+        async move {
+            let tree = Tree::new();
+            for number in 0..500 {
+                let digest = digests[(first + number) % digests.len()];
+                let pins = store.pin(&[digest]).await.unwrap();
+                let name = number.to_string();
+                tree.link(&*store, &digest, &name, false).unwrap();
+                assert_eq!(store.altered(&[digest]), []);
+                fs::remove_file(tree.path(&name)).unwrap();
+                drop(pins);
+            }
+        }
+    };
+    let mut actions = tokio::task::JoinSet::new();
+    for first in 0..4 {
+        actions.spawn(link_some(first));
+    }
+    actions.join_all().await;
+    // Each twin is accounted, and nothing else.
+    let twins = twins(dir.path()) as u64;
+    assert!(twins <= 2);
+    assert_eq!(store.usage().used, before + twins * 4 * 4096);
 }
