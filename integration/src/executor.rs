@@ -1,6 +1,7 @@
 //! A REAPI client that executes actions: shell scripts with inputs, and the messages about them.
 
 mod gate;
+mod level;
 mod tree;
 
 use std::net::SocketAddr;
@@ -21,8 +22,11 @@ use reapi::{
 };
 use tonic::{Code, IntoRequest, Status, Streaming, transport::Channel};
 
-pub use self::gate::{Gate, names_in, processes_with, wait_until};
 use self::tree::Tree;
+pub use self::{
+    gate::{Gate, descendants, kill_descendant, names_in, processes_with, wait_until},
+    level::Level,
+};
 use crate::{client::Client, content::digest_of, server::Server};
 
 /// The most blobs of one upload.

@@ -2,7 +2,7 @@
 #![cfg(test)]
 
 use gorego_integration::executor::{
-    Details, Executor, Gate, TestAction, outcome, request, start, succeeded,
+    Details, Executor, Gate, Level, TestAction, outcome, request, start, succeeded,
 };
 use reapi::v2::{ExecuteRequest, execution_stage::Value};
 use tokio::task::JoinSet;
@@ -47,16 +47,18 @@ async fn uncached_actions_never_share_an_execution() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_action_without_a_client_is_killed_after_abandon_after() {
-    let (server, client) = start(&["execution.abandon_after=1s"]).await;
-    let gate = Gate::new();
-    let messages = client.start(&gated(&gate)).await;
-    gate.wait_for_starts(1);
-    gate.wait_for_background();
-    drop((messages, client));
-    gate.wait_for_end_of_processes();
-    let other = Executor::connect(server.address()).await;
-    succeeded(other.execute(&TestAction::script("true")).await);
-    assert_eq!(gate.starts(), 1);
+    for level in Level::all() {
+        let (server, client) = level.start(&["execution.abandon_after=1s"]).await;
+        let gate = Gate::new();
+        let messages = client.start(&gated(&gate)).await;
+        gate.wait_for_starts(1);
+        gate.wait_for_background();
+        drop((messages, client));
+        gate.wait_for_end_of_processes();
+        let other = Executor::connect(server.address()).await;
+        succeeded(other.execute(&TestAction::script("true")).await);
+        assert_eq!(gate.starts(), 1);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -85,22 +87,24 @@ async fn wait_execution_by_another_connection_continues_an_action() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cancel_operation_kills_a_running_action_and_drops_a_queued_one() {
-    let (_server, executor) = start(&["execution.concurrency=1"]).await;
-    let gate = Gate::new();
-    let mut running = executor.start(&gated(&gate)).await;
-    running.reach(Value::Executing).await;
-    gate.wait_for_starts(1);
-    let mut queued = executor.start(&gated(&gate).variable("A", "2")).await;
-    queued.reach(Value::Queued).await;
-    for messages in [&mut queued, &mut running] {
-        executor.cancel(&messages.name).await.unwrap();
-        let response = messages.response().await;
-        let (code, message) = outcome(&response);
-        assert_eq!(code, Code::Cancelled, "{message}");
+    for level in Level::all() {
+        let (_server, executor) = level.start(&["execution.concurrency=1"]).await;
+        let gate = Gate::new();
+        let mut running = executor.start(&gated(&gate)).await;
+        running.reach(Value::Executing).await;
+        gate.wait_for_starts(1);
+        let mut queued = executor.start(&gated(&gate).variable("A", "2")).await;
+        queued.reach(Value::Queued).await;
+        for messages in [&mut queued, &mut running] {
+            executor.cancel(&messages.name).await.unwrap();
+            let response = messages.response().await;
+            let (code, message) = outcome(&response);
+            assert_eq!(code, Code::Cancelled, "{message}");
+        }
+        gate.wait_for_end_of_processes();
+        succeeded(executor.execute(&TestAction::script("true")).await);
+        assert_eq!(gate.starts(), 1);
     }
-    gate.wait_for_end_of_processes();
-    succeeded(executor.execute(&TestAction::script("true")).await);
-    assert_eq!(gate.starts(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,46 +1,17 @@
 //! Tests of the death of the server, of its helpers and of commands while actions run.
 #![cfg(test)]
 
-use std::{error::Error as _, fs};
+use std::error::Error as _;
 
 use gorego_integration::{
     executor::{
-        Details, Executor, Gate, TestAction, names_in, outcome, processes_with, request, start,
-        succeeded, wait_until,
+        Details, Executor, Gate, Level, TestAction, kill_descendant, names_in, outcome,
+        processes_with, request, succeeded, wait_until,
     },
     process::describe,
-    server::Server,
 };
 use reapi::v2::{Digest, execution_stage::Value};
-use rustix::process::{Pid, Signal, kill_process};
 use tonic::Code;
-
-/// Returns the ids of the descendants of a process with this name.
-fn descendants(of: u32, name: &str) -> Vec<u32> {
-    let mut found = Vec::new();
-    let mut parents = vec![of];
-    while let Some(parent) = parents.pop() {
-        let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
-        for child in children.unwrap_or_default().split_whitespace() {
-            let child = child.parse().unwrap();
-            let comm = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
-            if comm.trim() == name {
-                found.push(child);
-            }
-            parents.push(child);
-        }
-    }
-    found
-}
-
-/// Kills the only descendant of the server with this name.
-fn kill_helper(server: &Server, name: &str) {
-    let [helper] = descendants(server.id(), name)[..] else {
-        panic!("not one {name}");
-    };
-    let helper = Pid::from_raw(helper.cast_signed()).unwrap();
-    kill_process(helper, Signal::KILL).unwrap();
-}
 
 /// An action with a process in another session and one that never ends.
 fn endless(gate: &Gate) -> TestAction {
@@ -74,191 +45,208 @@ async fn assert_complete(executor: &Executor, action: &Digest) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_process_of_every_action_dies_with_a_killed_server() {
-    let (mut server, executor) = start(&["execution.concurrency=3"]).await;
-    let gate = Gate::new();
-    let mut messages = Vec::new();
-    for action in 0..3 {
-        let action = endless(&gate).variable("ACTION", &action.to_string());
-        messages.push(executor.start(&action).await);
-    }
-    gate.wait_for_starts(3);
-    gate.wait_for_background();
-    server.kill();
-    gate.wait_for_end_of_processes();
-    for mut messages in messages {
-        messages.ended().await.expect_err("the server is dead");
-    }
+    for level in Level::all() {
+        let (mut server, executor) = level.start(&["execution.concurrency=3"]).await;
+        let gate = Gate::new();
+        let mut messages = Vec::new();
+        for action in 0..3 {
+            let action = endless(&gate).variable("ACTION", &action.to_string());
+            messages.push(executor.start(&action).await);
+        }
+        gate.wait_for_starts(3);
+        gate.wait_for_background();
+        server.kill();
+        gate.wait_for_end_of_processes();
+        for mut messages in messages {
+            messages.ended().await.expect_err("the server is dead");
+        }
 
-    let server = server.restart();
-    let build_root = server.data().join("exec");
-    let is_empty = || {
-        let left = names_in(&build_root);
-        left.iter()
-            .all(|name| name.starts_with('.') || name == "trash")
-    };
-    wait_until("an empty build root", is_empty);
-    wait_until("an empty trash", || {
-        names_in(&build_root.join("trash")).is_empty()
-    });
-    let executor = Executor::connect(server.address()).await;
-    succeeded(executor.execute(&TestAction::script("true")).await);
+        let server = server.restart();
+        let build_root = server.data().join("exec");
+        let is_empty = || {
+            let left = names_in(&build_root);
+            left.iter()
+                .all(|name| name.starts_with('.') || name == "trash")
+        };
+        wait_until("an empty build root", is_empty);
+        wait_until("an empty trash", || {
+            names_in(&build_root.join("trash")).is_empty()
+        });
+        let executor = Executor::connect(server.address()).await;
+        succeeded(executor.execute(&TestAction::script("true")).await);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_result_names_an_absent_blob_after_kills_at_random_times() {
-    let (mut server, mut executor) = start(&["execution.concurrency=2"]).await;
-    let mut actions = Vec::new();
-    for round in 0..4 {
-        let mut running = Vec::new();
-        for action in 0..6 {
-            let script = "for i in 1 2 3 4; do head -c 100000 /dev/urandom >out$i; done";
-            let mut action =
-                TestAction::script(script).variable("ACTION", &format!("{round}-{action}"));
-            for output in 1..=4 {
-                action = action.output(&format!("out{output}"));
+    for level in Level::all() {
+        let (mut server, mut executor) = level.start(&["execution.concurrency=2"]).await;
+        let mut actions = Vec::new();
+        for round in 0..4 {
+            let mut running = Vec::new();
+            for action in 0..6 {
+                let script = "for i in 1 2 3 4; do head -c 100000 /dev/urandom >out$i; done";
+                let mut action =
+                    TestAction::script(script).variable("ACTION", &format!("{round}-{action}"));
+                for output in 1..=4 {
+                    action = action.output(&format!("out{output}"));
+                }
+                let digest = executor.upload(&action).await;
+                running.push(executor.begin(request(&digest)).await.unwrap());
+                actions.push(digest);
             }
-            let digest = executor.upload(&action).await;
-            running.push(executor.begin(request(&digest)).await.unwrap());
-            actions.push(digest);
-        }
-        // The others are running, collected or published.
-        succeeded(running.swap_remove(round).response().await);
-        server.kill();
-        server = server.restart();
-        executor = Executor::connect(server.address()).await;
-        for action in &actions {
-            assert_complete(&executor, action).await;
+            // The others are running, collected or published.
+            succeeded(running.swap_remove(round).response().await);
+            server.kill();
+            server = server.restart();
+            executor = Executor::connect(server.address()).await;
+            for action in &actions {
+                assert_complete(&executor, action).await;
+            }
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_action_is_retried_when_its_supervisor_is_killed() {
-    let (server, executor) = start(&["execution.max_retries=1"]).await;
-    let mut gate = Gate::new();
-    let script = format!(
-        "{} echo partial >>out; {}; cat out",
-        gate.background(),
-        gate.pass()
-    );
-    let mut messages = executor.start(&TestAction::script(&script)).await;
-    gate.wait_for_starts(1);
-    kill_helper(&server, "gorego-action");
-    gate.wait_for_starts(2);
-    gate.open();
-    let response = messages.response().await;
-    // A fresh tree: the first attempt left nothing.
-    assert_eq!(executor.stdout(&succeeded(response)).await, "partial\n");
-    gate.wait_for_end_of_processes();
+    for level in Level::all() {
+        let (server, executor) = level.start(&["execution.max_retries=1"]).await;
+        let mut gate = Gate::new();
+        let script = format!(
+            "{} echo partial >>out; {}; cat out",
+            gate.background(),
+            gate.pass()
+        );
+        let mut messages = executor.start(&TestAction::script(&script)).await;
+        gate.wait_for_starts(1);
+        kill_descendant(server.id(), "gorego-action");
+        gate.wait_for_starts(2);
+        gate.open();
+        let response = messages.response().await;
+        // A fresh tree: the first attempt left nothing.
+        assert_eq!(executor.stdout(&succeeded(response)).await, "partial\n");
+        gate.wait_for_end_of_processes();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_action_whose_supervisors_are_killed_fails_with_internal_and_no_delay() {
-    let (server, executor) = start(&["execution.max_retries=1"]).await;
-    let gate = Gate::new();
-    let mut messages = executor.start(&endless(&gate)).await;
-    for attempt in 1..=2 {
-        gate.wait_for_starts(attempt);
-        kill_helper(&server, "gorego-action");
+    for level in Level::all() {
+        let (server, executor) = level.start(&["execution.max_retries=1"]).await;
+        let gate = Gate::new();
+        let mut messages = executor.start(&endless(&gate)).await;
+        for attempt in 1..=2 {
+            gate.wait_for_starts(attempt);
+            kill_descendant(server.id(), "gorego-action");
+        }
+        let response = messages.response().await;
+        let (code, message) = outcome(&response);
+        assert_eq!(code, Code::Internal, "{message}");
+        let details = Details::of_response(&response.status.unwrap());
+        assert_eq!(details, Details::default());
+        gate.wait_for_end_of_processes();
+        succeeded(executor.execute(&TestAction::script("true")).await);
     }
-    let response = messages.response().await;
-    let (code, message) = outcome(&response);
-    assert_eq!(code, Code::Internal, "{message}");
-    let details = Details::of_response(&response.status.unwrap());
-    assert_eq!(details, Details::default());
-    gate.wait_for_end_of_processes();
-    succeeded(executor.execute(&TestAction::script("true")).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_cache_survives_a_killed_launcher_and_its_actions_do_not() {
-    let (server, executor) = start(&[]).await;
-    let gate = Gate::new();
-    let mut messages = executor.start(&endless(&gate)).await;
-    gate.wait_for_starts(1);
-    gate.wait_for_background();
-    kill_helper(&server, "gorego-launcher");
-    let response = messages.response().await;
-    let (code, message) = outcome(&response);
-    assert_eq!(code, Code::Internal, "{message}");
-    let details = Details::of_response(&response.status.unwrap());
-    assert_eq!(details, Details::default());
-    gate.wait_for_end_of_processes();
-    assert_caches(&executor, b"still a cache").await;
-    let response = executor.execute(&TestAction::script("true")).await;
-    let (code, message) = outcome(&response);
-    assert_eq!(code, Code::Internal, "{message}");
-    assert!(message.contains("has to be restarted"), "{message}");
-    let server = server.restart();
-    let executor = Executor::connect(server.address()).await;
-    succeeded(executor.execute(&TestAction::script("true")).await);
+    for level in Level::all() {
+        let (server, executor) = level.start(&[]).await;
+        let gate = Gate::new();
+        let mut messages = executor.start(&endless(&gate)).await;
+        gate.wait_for_starts(1);
+        gate.wait_for_background();
+        kill_descendant(server.id(), "gorego-launcher");
+        let response = messages.response().await;
+        let (code, message) = outcome(&response);
+        assert_eq!(code, Code::Internal, "{message}");
+        let details = Details::of_response(&response.status.unwrap());
+        assert_eq!(details, Details::default());
+        gate.wait_for_end_of_processes();
+        assert_caches(&executor, b"still a cache").await;
+        let response = executor.execute(&TestAction::script("true")).await;
+        let (code, message) = outcome(&response);
+        assert_eq!(code, Code::Internal, "{message}");
+        assert!(message.contains("has to be restarted"), "{message}");
+        let server = server.restart();
+        let executor = Executor::connect(server.address()).await;
+        succeeded(executor.execute(&TestAction::script("true")).await);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn processes_that_outlive_their_command_are_killed_and_named() {
-    let (_server, executor) = start(&[]).await;
-    let gate = Gate::new();
-    let script = format!(
-        "{} until grep -qs cat /proc/$!/comm; do :; done; echo done",
-        gate.background()
-    );
-    let response = executor.execute(&TestAction::script(&script)).await;
-    assert!(processes_with(&gate.path("never")).is_empty());
-    assert!(
-        response.message.contains("outlived"),
-        "{}",
-        response.message
-    );
-    assert_eq!(executor.stdout(&succeeded(response)).await, "done\n");
+    for level in Level::all() {
+        let (_server, executor) = level.start(&[]).await;
+        let gate = Gate::new();
+        let script = format!(
+            "{} until grep -qs cat /proc/$!/comm; do :; done; echo done",
+            gate.background()
+        );
+        let response = executor.execute(&TestAction::script(&script)).await;
+        assert!(processes_with(&gate.path("never")).is_empty());
+        assert!(
+            response.message.contains("outlived"),
+            "{}",
+            response.message
+        );
+        assert_eq!(executor.stdout(&succeeded(response)).await, "done\n");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_lets_a_running_action_end_and_refuses_queued_and_new_ones() {
-    let (mut server, executor) =
-        start(&["limits.drain_timeout=1m", "execution.concurrency=1"]).await;
-    let mut gate = Gate::new();
-    let script = format!("{}; echo result", gate.pass());
-    let mut messages = executor.start(&TestAction::script(&script)).await;
-    gate.wait_for_starts(1);
-    let other = executor
-        .upload(&TestAction::script("true").uncached())
-        .await;
-    let mut queued = executor.begin(request(&other)).await.unwrap();
-    queued.reach(Value::Queued).await;
-    server.ask_to_stop();
-    let ended = queued.ended().await.expect_err("the action never starts");
-    assert_eq!(ended.code(), Code::Unavailable, "{ended}");
-    // Until the signal has arrived, actions are accepted.
-    let refused = loop {
-        match executor.begin(request(&other)).await {
-            Ok(messages) => drop(messages),
-            Err(refused) => break refused,
-        }
-    };
-    // The server answers, or has closed the connection to new calls.
-    let is_closed = refused.source().is_some();
-    assert!(
-        is_closed || refused.code() == Code::Unavailable,
-        "{refused}"
-    );
-    gate.open();
-    let result = succeeded(messages.response().await);
-    drop((messages, executor));
-    assert_eq!(result.exit_code, 0);
-    let status = server.wait();
-    assert_eq!(status.code(), Some(0), "{}", describe(status));
+    for level in Level::all() {
+        let (mut server, executor) = level
+            .start(&["limits.drain_timeout=1m", "execution.concurrency=1"])
+            .await;
+        let mut gate = Gate::new();
+        let script = format!("{}; echo result", gate.pass());
+        let mut messages = executor.start(&TestAction::script(&script)).await;
+        gate.wait_for_starts(1);
+        let other = executor
+            .upload(&TestAction::script("true").uncached())
+            .await;
+        let mut queued = executor.begin(request(&other)).await.unwrap();
+        queued.reach(Value::Queued).await;
+        server.ask_to_stop();
+        let ended = queued.ended().await.expect_err("the action never starts");
+        assert_eq!(ended.code(), Code::Unavailable, "{ended}");
+        // Until the signal has arrived, actions are accepted.
+        let refused = loop {
+            match executor.begin(request(&other)).await {
+                Ok(messages) => drop(messages),
+                Err(refused) => break refused,
+            }
+        };
+        // The server answers, or has closed the connection to new calls.
+        let is_closed = refused.source().is_some();
+        assert!(
+            is_closed || refused.code() == Code::Unavailable,
+            "{refused}"
+        );
+        gate.open();
+        let result = succeeded(messages.response().await);
+        drop((messages, executor));
+        assert_eq!(result.exit_code, 0);
+        let status = server.wait();
+        assert_eq!(status.code(), Some(0), "{}", describe(status));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_action_that_does_not_end_within_the_drain_time_is_killed_with_unavailable() {
-    let (mut server, executor) = start(&["limits.drain_timeout=1s"]).await;
-    let gate = Gate::new();
-    let mut messages = executor.start(&endless(&gate)).await;
-    messages.reach(Value::Executing).await;
-    gate.wait_for_starts(1);
-    server.ask_to_stop();
-    let ended = messages.ended().await.expect_err("the action was killed");
-    assert_eq!(ended.code(), Code::Unavailable, "{ended}");
-    server.wait();
-    gate.wait_for_end_of_processes();
+    for level in Level::all() {
+        let (mut server, executor) = level.start(&["limits.drain_timeout=1s"]).await;
+        let gate = Gate::new();
+        let mut messages = executor.start(&endless(&gate)).await;
+        messages.reach(Value::Executing).await;
+        gate.wait_for_starts(1);
+        server.ask_to_stop();
+        let ended = messages.ended().await.expect_err("the action was killed");
+        assert_eq!(ended.code(), Code::Unavailable, "{ended}");
+        server.wait();
+        gate.wait_for_end_of_processes();
+    }
 }

@@ -8,7 +8,9 @@ use std::{
 
 use gorego_integration::{
     content::digest_of,
-    executor::{Details, Executor, Gate, ON, TestAction, outcome, request, start, succeeded},
+    executor::{
+        Details, Executor, Gate, Level, ON, TestAction, outcome, request, start, succeeded,
+    },
     peer::FaultyPeer,
     server::Server,
 };
@@ -144,32 +146,36 @@ fn peak_memory(server: &Server) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_of_200_mib_is_cut_in_the_middle_and_not_held_in_memory() {
-    let (server, executor) = start(&["execution.max_log_bytes=1MiB"]).await;
-    succeeded(executor.execute(&TestAction::script("true")).await);
-    let before = peak_memory(&server);
-    let script = "echo head; yes 0123456789abcde | head -c 209715200; echo tail";
-    let result = succeeded(executor.execute(&TestAction::script(script)).await);
-    let grown = peak_memory(&server) - before;
-    assert!(grown < 64 * MIB, "{grown} bytes");
-    let stdout = executor.stdout(&result).await;
-    assert!(stdout.starts_with("head\n0123456789abcde\n"));
-    assert!(stdout.ends_with("0123456789abcde\ntail\n"));
-    let marks = stdout
-        .lines()
-        .filter(|line| line.contains("execution.max_log_bytes"));
-    assert_eq!(marks.count(), 1);
-    assert!((MIB..MIB + 1000).contains(&(stdout.len() as u64)));
+    for level in Level::all() {
+        let (server, executor) = level.start(&["execution.max_log_bytes=1MiB"]).await;
+        succeeded(executor.execute(&TestAction::script("true")).await);
+        let before = peak_memory(&server);
+        let script = "echo head; yes 0123456789abcde | head -c 209715200; echo tail";
+        let result = succeeded(executor.execute(&TestAction::script(script)).await);
+        let grown = peak_memory(&server) - before;
+        assert!(grown < 64 * MIB, "{grown} bytes");
+        let stdout = executor.stdout(&result).await;
+        assert!(stdout.starts_with("head\n0123456789abcde\n"));
+        assert!(stdout.ends_with("0123456789abcde\ntail\n"));
+        let marks = stdout
+            .lines()
+            .filter(|line| line.contains("execution.max_log_bytes"));
+        assert_eq!(marks.count(), 1);
+        assert!((MIB..MIB + 1000).contains(&(stdout.len() as u64)));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_output_of_many_files_and_a_pipe_leaves_the_server_working() {
-    let (_server, executor) = start(&[]).await;
-    let script = "mkdir out; mkfifo out/pipe; i=0; while [ $i -lt 500 ]; do echo $i >out/$i; i=$((i+1)); done";
-    let response = executor
-        .execute(&TestAction::script(script).output("out"))
-        .await;
-    assert!(response.message.contains("pipe"), "{}", response.message);
-    let result = succeeded(response);
-    assert_eq!(result.output_directories.len(), 1);
-    succeeded(executor.execute(&TestAction::script("true")).await);
+    for level in Level::all() {
+        let (_server, executor) = level.start(&[]).await;
+        let script = "mkdir out; mkfifo out/pipe; i=0; while [ $i -lt 500 ]; do echo $i >out/$i; i=$((i+1)); done";
+        let response = executor
+            .execute(&TestAction::script(script).output("out"))
+            .await;
+        assert!(response.message.contains("pipe"), "{}", response.message);
+        let result = succeeded(response);
+        assert_eq!(result.output_directories.len(), 1);
+        succeeded(executor.execute(&TestAction::script("true")).await);
+    }
 }

@@ -2,7 +2,7 @@
 #![cfg(test)]
 
 use gorego_integration::{
-    executor::{Executor, Gate, TestAction, request, start, succeeded},
+    executor::{Executor, Gate, Level, TestAction, request, start, succeeded},
     metrics::Metrics,
     server::Server,
 };
@@ -32,25 +32,27 @@ async fn begin(executor: &Executor, action: &TestAction) -> reapi::v2::ExecuteRe
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_action_with_other_outputs_in_its_second_run_is_reported_and_keeps_its_result() {
-    let (server, executor) = start(&ALL).await;
-    let same = TestAction::script("echo same >same; mkdir dir; echo 1 >dir/file; ln -s x link")
-        .output("same")
-        .output("dir")
-        .output("link");
-    succeeded(begin(&executor, &same).await);
-    assert_eq!(verified(&server, 1).await, Some(0));
+    for level in Level::all() {
+        let (server, executor) = level.start(&ALL).await;
+        let same = TestAction::script("echo same >same; mkdir dir; echo 1 >dir/file; ln -s x link")
+            .output("same")
+            .output("dir")
+            .output("link");
+        succeeded(begin(&executor, &same).await);
+        assert_eq!(verified(&server, 1).await, Some(0));
 
-    let script = "cat /proc/sys/kernel/random/uuid >random; echo same >same";
-    let random = TestAction::script(script).output("random").output("same");
-    let result = succeeded(begin(&executor, &random).await);
-    assert_eq!(verified(&server, 2).await, Some(1));
-    let (digest, _) = random.blobs();
-    let log = server.wait_for_log("not reproducible");
-    let line = log.lines().find(|line| line.contains("not reproducible"));
-    let line = line.unwrap();
-    assert!(line.contains(&digest.hash), "{line}");
-    assert!(line.contains("\"outputs\":\"random\""), "{line}");
-    assert_eq!(executor.client.get_action(&digest).await.unwrap(), result);
+        let script = "cat /proc/sys/kernel/random/uuid >random; echo same >same";
+        let random = TestAction::script(script).output("random").output("same");
+        let result = succeeded(begin(&executor, &random).await);
+        assert_eq!(verified(&server, 2).await, Some(1));
+        let (digest, _) = random.blobs();
+        let log = server.wait_for_log("not reproducible");
+        let line = log.lines().find(|line| line.contains("not reproducible"));
+        let line = line.unwrap();
+        assert!(line.contains(&digest.hash), "{line}");
+        assert!(line.contains("\"outputs\":\"random\""), "{line}");
+        assert_eq!(executor.client.get_action(&digest).await.unwrap(), result);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

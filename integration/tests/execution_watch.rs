@@ -9,7 +9,9 @@ use std::{
 use gorego_integration::{
     binary,
     client::add_request_metadata,
-    executor::{Executor, Gate, Messages, TestAction, request, start, succeeded, wait_until},
+    executor::{
+        Executor, Gate, Level, Messages, TestAction, request, start, succeeded, wait_until,
+    },
     process::{self, Process},
     server::Server,
     web::get,
@@ -102,30 +104,32 @@ fn text(bytes: &[u8]) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_is_followed_while_the_action_runs_and_ends_with_it() {
-    let (_server, executor) = start(&[]).await;
-    let mut gate = Gate::new();
-    let script = format!("echo one; echo three >&2; {}; echo two", gate.pass());
-    let mut messages = executor.start(&TestAction::script(&script)).await;
-    let [stdout, stderr] = logs(&mut messages).await;
-    let mut out = read(&executor, &stdout, 0).await.unwrap();
-    assert_eq!(next(&mut out).await.as_deref(), Some("one\n"));
-    let mut from_two = read(&executor, &stdout, 2).await.unwrap();
-    assert_eq!(next(&mut from_two).await.as_deref(), Some("e\n"));
-    gate.wait_for_starts(1);
-    let mut err = read(&executor, &stderr, 0).await.unwrap();
-    assert_eq!(next(&mut err).await.as_deref(), Some("three\n"));
-    gate.open();
-    for log in [&mut out, &mut from_two] {
-        assert_eq!(next(log).await.as_deref(), Some("two\n"));
-        assert_eq!(next(log).await, None);
-    }
-    let result = succeeded(messages.response().await);
-    assert_eq!(executor.stdout(&result).await, "one\ntwo\n");
+    for level in Level::all() {
+        let (_server, executor) = level.start(&[]).await;
+        let mut gate = Gate::new();
+        let script = format!("echo one; echo three >&2; {}; echo two", gate.pass());
+        let mut messages = executor.start(&TestAction::script(&script)).await;
+        let [stdout, stderr] = logs(&mut messages).await;
+        let mut out = read(&executor, &stdout, 0).await.unwrap();
+        assert_eq!(next(&mut out).await.as_deref(), Some("one\n"));
+        let mut from_two = read(&executor, &stdout, 2).await.unwrap();
+        assert_eq!(next(&mut from_two).await.as_deref(), Some("e\n"));
+        gate.wait_for_starts(1);
+        let mut err = read(&executor, &stderr, 0).await.unwrap();
+        assert_eq!(next(&mut err).await.as_deref(), Some("three\n"));
+        gate.open();
+        for log in [&mut out, &mut from_two] {
+            assert_eq!(next(log).await.as_deref(), Some("two\n"));
+            assert_eq!(next(log).await, None);
+        }
+        let result = succeeded(messages.response().await);
+        assert_eq!(executor.stdout(&result).await, "one\ntwo\n");
 
-    let ended = read(&executor, &stdout, 0).await.unwrap_err();
-    assert_eq!(ended.code(), Code::NotFound);
-    assert!(ended.message().contains("has ended"), "{ended}");
-    assert!(ended.message().contains(&stdout), "{ended}");
+        let ended = read(&executor, &stdout, 0).await.unwrap_err();
+        assert_eq!(ended.code(), Code::NotFound);
+        assert!(ended.message().contains("has ended"), "{ended}");
+        assert!(ended.message().contains(&stdout), "{ended}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -250,42 +254,44 @@ async fn ps_lists_queued_and_running_actions_with_target_and_mnemonic() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tail_follows_both_outputs_and_ends_with_the_action() {
-    let (server, executor) = start(&[]).await;
-    let mut gate = Gate::new();
-    let script = format!(
-        "echo one; {}; echo two; echo three >&2; exit 3",
-        gate.pass()
-    );
-    let mut messages = executor.start(&TestAction::script(&script)).await;
-    messages.reach(Value::Executing).await;
-    let [name] = listed(&executor).await.try_into().unwrap();
-    let (_, id) = name.rsplit_once('-').unwrap();
-    let mut command = process::command(binary::gorego());
-    command.args(["tail", &id[..12], "--server", &server.grpc_url()]);
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut tail = Process::spawn(&mut command);
-    let child = tail.child_mut();
-    let mut stdout = BufReader::new(child.stdout.take().unwrap());
-    let mut stderr = child.stderr.take().unwrap();
-    let mut line = String::new();
-    stdout.read_line(&mut line).unwrap();
-    assert_eq!(line, "one\n");
-    gate.open();
-    let (mut rest, mut errors) = (String::new(), String::new());
-    stdout.read_to_string(&mut rest).unwrap();
-    stderr.read_to_string(&mut errors).unwrap();
-    assert_eq!(rest, "two\n");
-    let lines: Vec<_> = errors.lines().collect();
-    assert_eq!(lines[..2], ["three", "gorego: exit code 3"], "{errors}");
-    assert!(tail.wait().success());
-    messages.response().await;
+    for level in Level::all() {
+        let (server, executor) = level.start(&[]).await;
+        let mut gate = Gate::new();
+        let script = format!(
+            "echo one; {}; echo two; echo three >&2; exit 3",
+            gate.pass()
+        );
+        let mut messages = executor.start(&TestAction::script(&script)).await;
+        messages.reach(Value::Executing).await;
+        let [name] = listed(&executor).await.try_into().unwrap();
+        let (_, id) = name.rsplit_once('-').unwrap();
+        let mut command = process::command(binary::gorego());
+        command.args(["tail", &id[..12], "--server", &server.grpc_url()]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut tail = Process::spawn(&mut command);
+        let child = tail.child_mut();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut stderr = child.stderr.take().unwrap();
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        assert_eq!(line, "one\n");
+        gate.open();
+        let (mut rest, mut errors) = (String::new(), String::new());
+        stdout.read_to_string(&mut rest).unwrap();
+        stderr.read_to_string(&mut errors).unwrap();
+        assert_eq!(rest, "two\n");
+        let lines: Vec<_> = errors.lines().collect();
+        assert_eq!(lines[..2], ["three", "gorego: exit code 3"], "{errors}");
+        assert!(tail.wait().success());
+        messages.response().await;
 
-    // The log of an action that has ended is that of its result.
-    let ended = gorego(&server, &["tail", &name, "--stderr"]);
-    assert_eq!(text(&ended.stdout), "");
-    assert!(text(&ended.stderr).starts_with("three\ngorego: exit code 3\n"));
-    let ended = gorego(&server, &["tail", &name, "--stdout"]);
-    assert_eq!(text(&ended.stdout), "one\ntwo\n");
+        // The log of an action that has ended is that of its result.
+        let ended = gorego(&server, &["tail", &name, "--stderr"]);
+        assert_eq!(text(&ended.stdout), "");
+        assert!(text(&ended.stderr).starts_with("three\ngorego: exit code 3\n"));
+        let ended = gorego(&server, &["tail", &name, "--stdout"]);
+        assert_eq!(text(&ended.stdout), "one\ntwo\n");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,14 +1,21 @@
 //! Control over running scripts from outside, and a view of their processes.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::Write as _,
+    collections::HashMap,
+    fs::{self, File, OpenOptions, Permissions},
+    io::{ErrorKind, Read as _, Write as _},
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::Path,
     process::Command,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
 };
 
+use rustix::{
+    fs::OFlags,
+    process::{Pid, Signal, kill_process},
+};
 use tempfile::TempDir;
 
 /// The longest wait for a condition; far more than it needs, so that only one that never comes true fails.
@@ -37,27 +44,76 @@ pub fn processes_with(part: &str) -> Vec<u32> {
     .collect()
 }
 
+/// Returns the ids of the descendants of a process with this name.
+pub fn descendants(of: u32, name: &str) -> Vec<u32> {
+    let mut children = HashMap::<u32, Vec<(u32, String)>>::new();
+    for id in processes_with("") {
+        // The process may have ended meanwhile.
+        let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+        let value = |field: &str| status.lines().find_map(|line| line.strip_prefix(field));
+        let parent = value("PPid:").and_then(|parent| parent.trim().parse().ok());
+        if let (Some(parent), Some(name)) = (parent, value("Name:")) {
+            let child = (id, name.trim().to_owned());
+            children.entry(parent).or_default().push(child);
+        }
+    }
+    let mut found = Vec::new();
+    let mut parents = vec![of];
+    while let Some(parent) = parents.pop() {
+        for (id, its_name) in children.remove(&parent).unwrap_or_default() {
+            parents.push(id);
+            found.extend((its_name == name).then_some(id));
+        }
+    }
+    found
+}
+
+/// Kills the only descendant of a process with this name.
+pub fn kill_descendant(of: u32, name: &str) {
+    let [helper] = descendants(of, name)[..] else {
+        panic!("not one {name}");
+    };
+    let helper = Pid::from_raw(helper.cast_signed()).expect("no process has the id 0");
+    kill_process(helper, Signal::KILL).expect("a process that just ran");
+}
+
 /// A directory outside of actions, through which scripts report their starts and wait to continue.
+///
+/// Isolated scripts see it, too. They cannot write files there, but into its pipes.
 #[derive(Debug)]
 pub struct Gate {
     dir: TempDir,
     tokens: File,
+    started: File,
+    /// The number of reports that were read.
+    starts: AtomicUsize,
 }
 
 impl Gate {
     /// Creates a closed gate.
     pub fn new() -> Self {
-        let dir = TempDir::new().expect("a temporary directory");
-        for name in ["tokens", "never"] {
-            let made = Command::new("mkfifo").arg(dir.path().join(name)).status();
-            assert!(made.expect("mkfifo starts").success());
+        // Isolated actions have a `/tmp` of their own.
+        let dir = TempDir::new_in("/var/tmp").expect("a temporary directory");
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("an own directory");
+        for name in ["tokens", "never", "started"] {
+            let mut command = Command::new("mkfifo");
+            let made = command.arg("--mode=666").arg(dir.path().join(name));
+            assert!(made.status().expect("mkfifo starts").success());
         }
-        // Opened to read too, so that the pipe exists without readers.
-        let path = dir.path().join("tokens");
-        let tokens = OpenOptions::new().read(true).write(true).open(path);
+        let open = |name| {
+            // To read and to write, so that the pipe exists without its other end.
+            let mut options = OpenOptions::new();
+            options.read(true).write(true);
+            options.custom_flags(OFlags::NONBLOCK.bits().cast_signed());
+            options
+                .open(dir.path().join(name))
+                .expect("a pipe that was just created")
+        };
         Self {
+            tokens: open("tokens"),
+            started: open("started"),
             dir,
-            tokens: tokens.expect("a pipe that was just created"),
+            starts: AtomicUsize::new(0),
         }
     }
 
@@ -69,7 +125,7 @@ impl Gate {
 
     /// Returns a script that reports its start.
     pub fn report(&self) -> String {
-        format!("echo started >>{}", self.path("started"))
+        format!("echo started >{}", self.path("started"))
     }
 
     /// Returns a script that reports its start and waits for `open`.
@@ -85,13 +141,28 @@ impl Gate {
 
     /// Lets one script continue.
     pub fn open(&mut self) {
-        self.tokens.write_all(b"\n").expect("a pipe with room");
+        self.open_with("");
+    }
+
+    /// Lets one script continue, with a word that the script has in its variable `line`.
+    pub fn open_with(&mut self, word: &str) {
+        let token = format!("{word}\n");
+        let written = self.tokens.write_all(token.as_bytes());
+        written.expect("a pipe with room");
     }
 
     /// Returns the number of reported starts.
     pub fn starts(&self) -> usize {
-        let started = fs::read_to_string(self.path("started"));
-        started.unwrap_or_default().lines().count()
+        let mut reports = [0; 4096];
+        let more = match (&self.started).read(&mut reports) {
+            Ok(size) => reports[..size]
+                .iter()
+                .filter(|&&byte| byte == b'\n')
+                .count(),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+            Err(error) => panic!("reading reports: {error}"),
+        };
+        self.starts.fetch_add(more, Relaxed) + more
     }
 
     /// Waits until this many scripts have started.

@@ -149,7 +149,7 @@ fn serve(
 
 /// Starts a command, in a control group of its own if there are `groups`.
 fn start(
-    order: Order,
+    mut order: Order,
     descriptors: Vec<OwnedFd>,
     groups: Option<&Groups>,
     group: &mut Option<Group>,
@@ -161,6 +161,8 @@ fn start(
         let created = groups.create(&name, limits.memory, limits.processes);
         let created = group.insert(created.map_err(&failed)?);
         entry = Some(created.entry().map_err(failed)?);
+        // The group counts the processes that it refuses, which a limit of the user would do before it.
+        order.limits.processes = None;
     }
     let isolation = order.isolation.clone();
     let command = Command::new(order, descriptors, entry)?;

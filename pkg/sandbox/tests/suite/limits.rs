@@ -160,6 +160,10 @@ fn limits_hold_without_control_groups(_: &Fixture) {
 }
 
 fn limited_processes_are_those_of_the_user(fixture: &Fixture) {
+    if has_groups(fixture) {
+        // They limit the processes, and the test runs once more without them.
+        return;
+    }
     let action = Action::new();
     let mut launch = action.script("ulimit -u 2>/dev/null || ulimit -p");
     launch.limits.processes = Some(4321);
