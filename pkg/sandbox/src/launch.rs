@@ -167,6 +167,8 @@ pub struct Ended {
     pub usage: Usage,
     /// The processes that still ran when the command itself had ended.
     pub leftovers: Leftovers,
+    /// The attempts to leave a network of its own, if it failed by itself.
+    pub attempts: NetworkAttempts,
     /// The start of the command.
     pub started: SystemTime,
     /// The end of the command itself.
@@ -226,6 +228,15 @@ pub struct Leftovers {
     pub count: u64,
     /// The names of the first few, cut to 15 bytes by the kernel.
     pub names: Vec<String>,
+}
+
+/// The attempts of a command to reach the network from one that has only a loopback interface.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct NetworkAttempts {
+    /// The number of connections and datagrams to addresses without a route.
+    pub unroutable: u64,
+    /// The number of datagrams to ports of the loopback interface that nothing listened at, as of lookups of names.
+    pub unanswered: u64,
 }
 
 /// A failure to run a command to its end.

@@ -40,7 +40,7 @@ mod wire;
 
 pub use launch::{
     ControlGroups, Ended, Excess, Exit, Isolation, Launch, LaunchError, Leftovers, Limits, Means,
-    Overlay, Scratch, ScratchLimit, Usage,
+    NetworkAttempts, Overlay, Scratch, ScratchLimit, Usage,
 };
 pub use launcher::{Launcher, Level};
 pub use live::{LiveCommand, LiveUsage};

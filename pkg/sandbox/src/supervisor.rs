@@ -34,7 +34,7 @@ use self::{
     monitor::{Monitor, Scratch, out_of_memory},
 };
 use crate::{
-    Ended, Excess, Usage,
+    Ended, Excess, NetworkAttempts, Usage,
     cgroup::{Consumption, Group, Groups},
     fork,
     process::{Signals, Wake, establish},
@@ -124,11 +124,13 @@ fn serve(
         return Ok(None);
     };
     let mut root = None;
+    let mut attempts = NetworkAttempts::default();
     if let Some(report) = report {
         let (merged, report) = init::receive(report)?;
         root = merged.map(Arc::new);
         if let Some(report) = report {
             (exit, ended, leftovers) = (report.exit, report.ended, report.leftovers);
+            attempts = report.attempts;
         }
     }
     let used = group.map(Group::consumption).unwrap_or_default();
@@ -141,6 +143,7 @@ fn serve(
         refused_processes: used.refused_processes,
         usage: usage(&used, supervisor.monitor.peak)?,
         leftovers,
+        attempts,
         started,
         ended,
         root,

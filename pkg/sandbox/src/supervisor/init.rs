@@ -31,10 +31,10 @@ use super::{
     command::Command,
     family::Family,
     mounts::{Plan, ROOT, Taken},
-    network::raise_loopback,
+    network::{attempts, raise_loopback},
 };
 use crate::{
-    Exit, Leftovers,
+    Exit, Leftovers, NetworkAttempts,
     process::{Signals, Wake},
     wire::{self, Refusal},
 };
@@ -45,6 +45,7 @@ pub(super) struct Report {
     pub(super) exit: Exit,
     pub(super) ended: SystemTime,
     pub(super) leftovers: Leftovers,
+    pub(super) attempts: NetworkAttempts,
 }
 
 /// The first process of a command's namespaces.
@@ -86,7 +87,10 @@ impl Init {
         } else {
             Family::of_namespace(pid, signals)
         };
-        let report = watch(family).map_err(Refusal::at("watching the command"))?;
+        let mut report = watch(family).map_err(Refusal::at("watching the command"))?;
+        if self.has_own_network && report.exit != Exit::Code(0) {
+            report.attempts = attempts();
+        }
         let sent = serde_json::to_vec(&report).map_err(io::Error::from);
         let sent = sent.and_then(|bytes| self.socket.write_all(&bytes));
         sent.map_err(Refusal::at("report"))
@@ -161,6 +165,7 @@ fn watch(mut family: Family) -> io::Result<Report> {
                 exit,
                 ended,
                 leftovers,
+                attempts: NetworkAttempts::default(),
             });
         }
         if let Wake::Signal { terminate: true } = family.signals.wait(None, None)? {

@@ -30,6 +30,10 @@ pub(crate) const TESTS: &[Test] = &[
         namespaces_end_with_the_timeout,
     ),
     (
+        "namespaces_count_attempts_to_leave_the_network",
+        namespaces_count_attempts_to_leave_the_network,
+    ),
+    (
         "namespaces_that_are_stopped_end",
         namespaces_that_are_stopped_end,
     ),
@@ -144,6 +148,27 @@ fn namespaces_end_with_the_timeout(fixture: &Fixture) {
     assert_eq!(action.root.output(), "cleaned\n");
     let stubborn = "trap '' TERM; setsid sleep 1000 & while :; do sleep 0.01; done";
     assert_eq!(run(stubborn, Duration::from_millis(1)), Exit::Signal(9));
+}
+
+fn namespaces_count_attempts_to_leave_the_network(fixture: &Fixture) {
+    let dial = "for kind in tcp udp; do bash -c \"exec 3<>/dev/$kind/192.0.2.1/53\"; done";
+    let cases = [
+        (dial, "exit 1", 2),
+        (dial, "exit 0", 0),
+        ("true", "exit 1", 0),
+    ];
+    for (first, last, expected) in cases {
+        for means in [Means::Root, Means::Processes] {
+            let action = Action::new();
+            let mut launch = script(&action, &format!("{first}; {last}"));
+            launch.isolation.iter_mut().for_each(|it| it.by = means);
+            match fixture.run(launch) {
+                Ok(ended) => assert_eq!(ended.attempts.unroutable, expected, "{first}; {last}"),
+                Err(LaunchError::Isolation(_)) if means == Means::Root => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
 }
 
 fn namespaces_that_are_stopped_end(fixture: &Fixture) {
