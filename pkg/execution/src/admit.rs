@@ -89,7 +89,39 @@ pub(crate) struct Admission<'a> {
     pub(crate) digest: Digest,
     pub(crate) action: CheckedAction,
     pub(crate) queued: SystemTime,
-    pub(crate) metadata: Option<&'a RequestMetadata>,
+    pub(crate) kind: Kind,
+}
+
+/// Returns the kind of an action.
+pub(crate) fn kind_of(action: &CheckedAction, metadata: Option<&RequestMetadata>) -> Kind {
+    let text = |field: fn(&RequestMetadata) -> &String| metadata.map_or("", |m| field(m));
+    let target = text(|metadata| &metadata.target_id);
+    let mnemonic = text(|metadata| &metadata.action_mnemonic);
+    Kind::new(target, mnemonic, &action.command.hex())
+}
+
+/// Reads an action that no client asks for, and checks it as if one did. Its `kind` is that of its command if it is not
+/// known.
+pub(crate) async fn admit_again(
+    options: &Options,
+    blobs: &dyn BlobStore,
+    resident: &Resident,
+    digest: &Digest,
+    kind: Option<Kind>,
+) -> Result<Arc<Job>, Failure> {
+    let (digest, action) = read_action(blobs, digest).await?;
+    let action = CheckedAction::new(action, digest.function(), options)?;
+    let admission = Admission {
+        options,
+        blobs,
+        resident,
+        instance: InstanceName::default(),
+        digest,
+        kind: kind.unwrap_or_else(|| kind_of(&action, None)),
+        action,
+        queued: SystemTime::now(),
+    };
+    admission.job(&ExecuteRequest::default()).await
 }
 
 impl Admission<'_> {
@@ -129,11 +161,10 @@ impl Admission<'_> {
             + PER_TEXT * texts as u64
             + self.action.command.size()
             + inline.iter().map(|path| path.len() as u64).sum::<u64>();
-        let kind = self.kind();
         let job = Arc::new(Job {
             instance: self.instance,
             action: self.digest,
-            kind,
+            kind: self.kind,
             command,
             inputs: Arc::new(inputs),
             timeout: self.action.timeout,
@@ -149,13 +180,6 @@ impl Admission<'_> {
         drop(loading);
         self.resident.add_job(&job, memory)?;
         Ok(job)
-    }
-
-    fn kind(&self) -> Kind {
-        let text = |field: fn(&RequestMetadata) -> &String| self.metadata.map_or("", |m| field(m));
-        let command = self.action.command.hex();
-        let target = text(|metadata| &metadata.target_id);
-        Kind::new(target, text(|metadata| &metadata.action_mnemonic), &command)
     }
 
     #[expect(

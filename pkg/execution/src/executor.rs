@@ -32,7 +32,7 @@ use tracing::debug;
 use crate::{
     Admissions, Checks, Failure, Job, MemoryHistory, NodeWorker, Options,
     action::CheckedAction,
-    admit::{Admission, read_action},
+    admit::{Admission, kind_of, read_action},
     command::check_inline,
     inputs::Resident,
     leases::renew,
@@ -55,7 +55,7 @@ pub struct Executor {
     actions: Arc<dyn ActionCache>,
     generation: Generation,
     runner: Runner<Job, ExecuteResponse>,
-    resident: Resident,
+    resident: Arc<Resident>,
     memory: Arc<MemoryHistory>,
     random: SystemRandom,
     tokens: Tokens,
@@ -112,7 +112,7 @@ impl Executor {
             actions,
             generation,
             runner,
-            resident: Resident::within(RESIDENT),
+            resident: Arc::new(Resident::within(RESIDENT)),
             memory,
             random: SystemRandom::new(),
             tokens: Tokens::new(),
@@ -171,9 +171,9 @@ impl Executor {
             resident: &self.resident,
             instance,
             digest,
+            kind: kind_of(&action, metadata),
             action,
             queued,
-            metadata,
         };
         let job = match admission.job(request).await {
             Err(failure @ Failure::Missing(_)) if failure.is_long() => {
@@ -210,7 +210,8 @@ impl Executor {
         checks: Checks,
     ) -> impl Future<Output = ()> + Send + use<> {
         let id = WorkerId::new(&self.options.node);
-        verify(self.runner.clone(), id, worker, checks)
+        let resident = Arc::clone(&self.resident);
+        verify(self.runner.clone(), id, worker, resident, checks)
     }
 
     /// The requests that ended without an attempt.

@@ -3,17 +3,13 @@
 mod dir;
 mod inputs;
 
-use std::{collections::HashMap, io, sync::Arc, time::SystemTime};
+use std::{collections::HashMap, io, sync::Arc};
 
-use gorego_storage::{BlobStore, Digest, Error, InstanceName, to_hex};
-use reapi::v2::{self, ActionResult, Command, ExecuteRequest, ExecuteResponse};
+use gorego_storage::{BlobStore, Digest, Error, to_hex};
+use reapi::v2::{self, ActionResult, Command, ExecuteResponse};
 
 use crate::{
-    BuildRootError, Failure, Job, Options,
-    abort::Abort,
-    action::CheckedAction,
-    admit::{Admission, read_action},
-    command::outputs,
+    BuildRootError, Failure, Job, Options, abort::Abort, admit::admit_again, command::outputs,
     inputs::Resident,
 };
 pub use dir::LocalDir;
@@ -64,19 +60,7 @@ pub async fn read_job(
     blobs: &dyn BlobStore,
     digest: &Digest,
 ) -> Result<Arc<Job>, Failure> {
-    let (digest, action) = read_action(blobs, digest).await?;
-    let action = CheckedAction::new(action, digest.function(), options)?;
-    let admission = Admission {
-        options,
-        blobs,
-        resident: &Resident::within(RESIDENT),
-        instance: InstanceName::default(),
-        digest,
-        action,
-        metadata: None,
-        queued: SystemTime::now(),
-    };
-    admission.job(&ExecuteRequest::default()).await
+    admit_again(options, blobs, &Resident::within(RESIDENT), digest, None).await
 }
 
 /// The result of a command that ran.

@@ -13,26 +13,29 @@ use std::{
 };
 
 use async_trait::async_trait;
-use gorego_scheduler::{Attempt, Report, Runner, Worker, WorkerId};
+use gorego_scheduler::{Attempt, Kind, Report, Runner, Worker, WorkerId};
 use gorego_storage::shorten;
 use reapi::v2::{ActionResult, Digest, ExecuteResponse};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
-use crate::{Job, NodeWorker};
+use crate::{Job, NodeWorker, inputs::Resident};
 pub(crate) use hashing::{HashOnly, digests};
 
 /// The most actions that wait for their second run. Others are not verified.
 const MAX_WAITING: usize = 32;
+/// The largest response whose action is verified, in bytes.
+const MAX_RESULT: u64 = 256 << 10;
 /// The most second runs of an action that give way to others.
 const MAX_TRIES: usize = 3;
 /// The outputs that a log line names.
 const NAMED: usize = 5;
 
-/// An action that is to run a second time.
+/// An action that is to run a second time. It is read anew then, so that those that wait take no memory for inputs.
 #[derive(Debug)]
 struct Check {
-    job: Arc<Job>,
+    action: gorego_storage::Digest,
+    kind: Kind,
     target: Arc<str>,
     memory: u64,
     outputs: Outputs,
@@ -104,6 +107,7 @@ impl Worker<Job, ExecuteResponse> for VerifiedWorker {
         );
         let report = self.worker.run(attempt).await;
         if let Report::Done(outcome) = &report
+            && outcome.bytes <= MAX_RESULT
             && outcome.value.status.is_none()
             && let Some(result) = &outcome.value.result
             && result.exit_code == 0
@@ -112,7 +116,8 @@ impl Worker<Job, ExecuteResponse> for VerifiedWorker {
         {
             let check = Check {
                 outputs: Outputs::of(result),
-                job,
+                action: job.action,
+                kind: job.kind.clone(),
                 target,
                 memory,
             };
@@ -129,6 +134,7 @@ pub(crate) async fn verify(
     runner: Runner<Job, ExecuteResponse>,
     id: WorkerId,
     worker: Arc<NodeWorker>,
+    resident: Arc<Resident>,
     mut checks: Checks,
 ) {
     while let Some(check) = checks.0.recv().await {
@@ -136,7 +142,9 @@ pub(crate) async fn verify(
             let Some(slot) = runner.idle_slot(&id, check.memory).await else {
                 return;
             };
-            match worker.run_again(&check.job, &slot.stop).await {
+            let (action, kind) = (check.action, &check.kind);
+            let again = worker.run_again(&action, kind, &resident, &slot.stop);
+            match again.await {
                 Ok(Some(result)) => {
                     check.compare(&Outputs::of(&result), &worker);
                     break;
@@ -144,7 +152,6 @@ pub(crate) async fn verify(
                 Err(_) if slot.stop.is_cancelled() => {}
                 Ok(None) => break,
                 Err(error) => {
-                    let action = check.job.action;
                     debug!(%action, %error, "an action was not verified");
                     break;
                 }
@@ -168,7 +175,7 @@ impl Check {
             .take(NAMED)
             .map(|path| shorten(path))
             .collect();
-        let (action, target) = (self.job.action, &*self.target);
+        let (action, target) = (self.action, &*self.target);
         warn!(
             %action,
             target,
@@ -219,9 +226,17 @@ impl Outputs {
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::HashMap, time::SystemTime};
+
+    use gorego_scheduler::{
+        ActionKey, Capacity, Outcome, Request, Runner, ScriptedWorker, WorkerId,
+    };
+    use gorego_storage::{DigestFunction, InstanceName};
     use reapi::v2::{OutputFile, OutputSymlink};
+    use tokio::time::{Duration, sleep, timeout};
 
     use super::*;
+    use crate::{Inputs, Live, Network, Origin, testing::options};
 
     fn file(path: &str, hash: &str) -> OutputFile {
         OutputFile {
@@ -232,6 +247,78 @@ mod tests {
             }),
             ..OutputFile::default()
         }
+    }
+
+    fn job() -> Job {
+        let digest = DigestFunction::Sha256.digest(b"action");
+        Job {
+            instance: InstanceName::default(),
+            action: digest,
+            command: reapi::v2::Command::default(),
+            kind: Kind::new("", "", ""),
+            inputs: Arc::new(Inputs {
+                root: digest,
+                directories: HashMap::new(),
+                blobs: Vec::new(),
+                entries: 0,
+                bytes: 0,
+            }),
+            timeout: Duration::ZERO,
+            network: Network::Usual,
+            do_not_cache: false,
+            inline_stdout: false,
+            inline_stderr: false,
+            inline_output_files: Vec::new(),
+            queued: SystemTime::now(),
+            origin: Origin::current(),
+            live: Live::default(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_action_that_waits_for_its_second_run_takes_no_memory_for_inputs() {
+        let (scripted, mut attempts) = ScriptedWorker::new();
+        let (worker, mut checks) = VerifiedWorker::new(scripted, 1.0);
+        let runner = Runner::new(options().scheduler);
+        let capacity = Capacity {
+            slots: 1,
+            memory: 1,
+        };
+        runner.add_worker(WorkerId::new("node"), capacity, worker);
+        let job = Arc::new(job());
+        let inputs = Arc::downgrade(&job.inputs);
+        let request = Request {
+            key: ActionKey {
+                instance: job.instance.clone(),
+                action: job.action,
+            },
+            do_not_cache: false,
+            build: String::new(),
+            priority: 0,
+            platform: "".into(),
+            memory: 1,
+            target: String::new(),
+            mnemonic: String::new(),
+            job,
+        };
+        let _watch = runner.submit(gorego_scheduler::OperationId(1), &request);
+        drop(request);
+        let response = ExecuteResponse {
+            result: Some(ActionResult::default()),
+            ..ExecuteResponse::default()
+        };
+        let done = Report::Done(Outcome {
+            value: response,
+            bytes: 1,
+        });
+        attempts.recv().await.unwrap().end(done);
+        let released = async {
+            while inputs.strong_count() > 0 {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(Duration::from_mins(1), released).await.unwrap();
+        assert!(checks.0.try_recv().is_ok());
     }
 
     #[test]

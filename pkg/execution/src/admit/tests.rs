@@ -93,15 +93,16 @@ impl Fixture {
 
     async fn admit_digest(&self, action: &Digest) -> Result<Arc<Job>, Failure> {
         let (digest, action) = read_action(&self.store, action).await?;
+        let action = CheckedAction::new(action, digest.function(), &self.options)?;
         let admission = Admission {
             options: &self.options,
             blobs: &self.store,
             resident: &Resident::within(1 << 20),
             instance: InstanceName::default(),
             digest,
-            action: CheckedAction::new(action, digest.function(), &self.options)?,
+            kind: kind_of(&action, None),
+            action,
             queued: SystemTime::now(),
-            metadata: None,
         };
         admission.job(&self.request).await
     }

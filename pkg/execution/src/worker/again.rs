@@ -2,11 +2,16 @@
 
 use std::{sync::Arc, time::SystemTime};
 
+use gorego_scheduler::Kind;
+use gorego_storage::Digest;
 use reapi::v2::ActionResult;
 use tokio_util::sync::CancellationToken;
 
 use super::{NodeWorker, run::Run};
-use crate::{Job, abort::Abort, counts::VerificationCounts, verify::HashOnly};
+use crate::{
+    abort::Abort, admit::admit_again, counts::VerificationCounts, inputs::Resident,
+    verify::HashOnly,
+};
 
 impl NodeWorker {
     /// The verifications of this worker's actions.
@@ -14,13 +19,21 @@ impl NodeWorker {
         &self.verifications
     }
 
-    /// Runs an action once more, on a fresh tree. Returns its result, none of whose blobs is stored. Returns `None` if
-    /// the action altered its inputs, or was killed because it exceeded its time, memory or disk space.
+    /// Reads an action and runs it once more, on a fresh tree. Returns its result, none of whose blobs is stored. Returns
+    /// `None` if the action altered its inputs, or was killed because it exceeded its time, memory or disk space.
     pub(crate) async fn run_again(
         &self,
-        job: &Arc<Job>,
+        action: &Digest,
+        kind: &Kind,
+        resident: &Resident,
         stop: &CancellationToken,
     ) -> Result<Option<ActionResult>, Abort> {
+        let blobs = &*self.stores.blobs;
+        let read = admit_again(&self.options, blobs, resident, action, Some(kind.clone()));
+        let job = &stop
+            .run_until_cancelled(read)
+            .await
+            .ok_or(Abort::Stopped)??;
         let run = Run {
             worker: self,
             job,
