@@ -2,6 +2,7 @@
 
 mod gate;
 mod level;
+mod step;
 mod tree;
 
 use std::net::SocketAddr;
@@ -26,6 +27,7 @@ use self::tree::Tree;
 pub use self::{
     gate::{Gate, descendants, kill_descendant, names_in, processes_with, wait_until},
     level::Level,
+    step::Step,
 };
 use crate::{client::Client, content::digest_of, server::Server};
 

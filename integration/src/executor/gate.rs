@@ -19,7 +19,7 @@ use rustix::{
 use tempfile::TempDir;
 
 /// The longest wait for a condition; far more than it needs, so that only one that never comes true fails.
-const PATIENCE: Duration = Duration::from_mins(1);
+pub(super) const PATIENCE: Duration = Duration::from_mins(1);
 /// The interval between two checks of a condition.
 const POLL: Duration = Duration::from_millis(5);
 
