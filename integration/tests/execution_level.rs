@@ -10,13 +10,17 @@ use std::{
 use gorego_integration::{
     binary,
     executor::{Executor, TestAction, succeeded},
+    metrics::Metrics,
     project,
     server::{Server, User, refusal_as},
 };
 use rustix::process::geteuid;
 use tempfile::TempDir;
+use tonic::Code;
 
 const ON: &str = "execution.enabled=true";
+const METRICS: &str = "telemetry.metrics_addr=127.0.0.1:0";
+const NETWORK: &str = "execution.sandbox.network_isolation=true";
 
 /// Returns the line of the banner about the execution of actions.
 fn banner(server: &Server) -> String {
@@ -44,6 +48,94 @@ async fn a_system_without_namespaces_gets_a_warning_and_level_plain_by_default()
     let executor = Executor::connect(server.address()).await;
     let result = succeeded(executor.execute(&TestAction::script("echo a")).await);
     assert_eq!(executor.stdout(&result).await, "a\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_system_without_mounts_isolates_processes_and_the_network() {
+    if !User::can_confine() {
+        return;
+    }
+    let server = Server::start_as(User::Mountless, None, &[ON, METRICS, NETWORK]);
+    let banner = banner(&server);
+    assert!(
+        banner.contains("isolated except for files: no mount namespaces"),
+        "{banner}"
+    );
+    let log = server.log();
+    assert!(
+        log.contains("\"WARN\",\"message\":\"actions are isolated except for files"),
+        "{log}"
+    );
+    let metrics = Metrics::of(server.metrics()).await;
+    let name = "gorego_execution_sandbox_level{level=\"processes\"}";
+    assert_eq!(metrics.get(name), Some(1));
+    let executor = Executor::connect(server.address()).await;
+    let port = server.address().port();
+    let script = format!(
+        "echo $$; tail -n +3 /proc/net/dev | tr -d ' ' | cut -d: -f1; cat input >out
+        bash -c 'exec 3<>/dev/tcp/127.0.0.1/{port}' 2>/dev/null && echo reached
+        test -d $TMPDIR && test $TMPDIR != /tmp && test $HOME = $TMPDIR && sleep 1000 &
+        exec true"
+    );
+    let action = TestAction::script(&script).input("input", "content\n");
+    let result = executor.execute(&action.output("out")).await;
+    assert!(
+        result.message.contains("outlived the command, killed: "),
+        "{}",
+        result.message
+    );
+    let result = succeeded(result);
+    assert_eq!(executor.stdout(&result).await, "2\nlo\n");
+    assert_eq!(executor.file(&result, "out").await, "content\n");
+    let refused = executor
+        .refusal(&TestAction::script("true").property("network", "on"))
+        .await;
+    assert!(
+        refused
+            .message()
+            .contains("execution.sandbox.allow_network"),
+        "{refused}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_input_that_an_action_without_mounts_alters_is_found() {
+    if !User::can_confine() {
+        return;
+    }
+    let server = Server::start_as(User::Mountless, None, &[ON]);
+    let executor = Executor::connect(server.address()).await;
+    let script = "chmod u+w input; echo more >>input; cat input";
+    let action = TestAction::script(script).input("input", "content\n");
+    // The blob is in quarantine, so that it has to be uploaded again.
+    let response = executor.execute(&action).await;
+    let status = response.status.expect("a failure");
+    assert_eq!(status.code, Code::FailedPrecondition as i32, "{status:?}");
+    server.wait_for_log("inputs were altered");
+    let reader = TestAction::script("cat input").input("input", "content\n");
+    let result = succeeded(executor.execute(&reader).await);
+    assert_eq!(executor.stdout(&result).await, "content\n");
+}
+
+#[test]
+fn files_that_are_to_be_isolated_and_cannot_be_prevent_the_start() {
+    if !User::can_confine() {
+        return;
+    }
+    for setting in [
+        "execution.sandbox.enabled=true",
+        "execution.sandbox.hide=/opt",
+    ] {
+        let (key, _) = setting.split_once('=').unwrap();
+        let (status, log) = refusal_as(User::Mountless, &[ON, setting]);
+        assert_eq!(status.code(), Some(2), "{log}");
+        let expected = format!("{key}: actions cannot be isolated: no mount namespaces");
+        assert!(log.contains(&expected), "{log}");
+    }
+    let server = Server::start_as(User::Mountless, None, &[]);
+    let banner = banner(&server);
+    let expected = "executing no actions: actions would not be isolated: no mount namespaces";
+    assert!(banner.starts_with(expected), "{banner}");
 }
 
 #[test]

@@ -383,3 +383,23 @@ async fn the_level_is_a_metric() {
         assert_eq!(metrics.get(&name), Some(1), "{level}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attempts_of_a_failed_action_to_reach_the_network_are_in_its_message() {
+    let dial = "bash -c 'exec 3<>/dev/tcp/192.0.2.1/80' 2>/dev/null";
+    let line = "the command tried to reach the network 1 time, which";
+    for (_server, executor) in isolating(&[]).await {
+        for (script, is_named) in [
+            (format!("{dial}; exit 3"), true),
+            ("exit 3".to_owned(), false),
+            (format!("{dial}; true"), false),
+        ] {
+            let response = executor.execute(&TestAction::script(&script)).await;
+            assert_eq!(
+                response.message.contains(line),
+                is_named,
+                "{script}: {response:?}"
+            );
+        }
+    }
+}

@@ -161,8 +161,8 @@ impl LocalExecutor {
             stores,
             Arc::new(launcher),
         )?);
-        // The directory of an isolated action is reached by gorego.
-        if options.first_user.is_some() && options.isolation.is_none() {
+        // The directory of an action with a root of its own is reached by gorego.
+        if options.first_user.is_some() && !options.has_root() {
             check_access(&options.build_root)?;
         }
         let attempts = metered.then(Arc::<AttemptCounts>::default);
@@ -198,10 +198,7 @@ impl LocalExecutor {
             Some(first) => format!("as users from {first} on"),
             None => "as this user".to_owned(),
         };
-        let level = match &self.level {
-            Level::Full => "isolated".to_owned(),
-            Level::Plain(why) => format!("not isolated: {why}"),
-        };
+        let (_, level) = isolation::describe(&self.level);
         let (concurrency, dir) = (concurrency(config), build_root(config));
         let dir = dir.display();
         let how =
@@ -218,10 +215,7 @@ impl LocalExecutor {
         let (executor, worker) = (Arc::clone(&self.executor), Arc::clone(&self.worker));
         Some(telemetry::Execution {
             attempts: self.attempts.clone()?,
-            level: match self.level {
-                Level::Full => "full",
-                Level::Plain(_) => "plain",
-            },
+            level: isolation::describe(&self.level).0,
             read: Box::new(move || report(&executor, &worker)),
         })
     }

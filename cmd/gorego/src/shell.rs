@@ -18,7 +18,7 @@ use std::{
 
 use gorego_config::LoadedConfig;
 use gorego_execution::{Job, LocalDir, LocalError, Options, read_job};
-use gorego_sandbox::{Launcher, Level, has_users};
+use gorego_sandbox::{Launcher, has_users};
 use gorego_storage::Error;
 use gorego_storage_remote::RemoteStore;
 use rustix::{stdio::stdin, termios::isatty};
@@ -151,9 +151,7 @@ impl Session<'_> {
         done.map_err(|why| error(&why))?;
         let level = dir.probe(&staged.options, &self.launcher).await;
         let level = level.map_err(|why| why.to_string())?;
-        if let Level::Plain(_) = level {
-            staged.options.isolation = None;
-        }
+        staged.options.set_level(&level);
         let started = Started {
             launcher: &self.launcher,
             staged,

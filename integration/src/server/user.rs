@@ -24,10 +24,13 @@ pub enum User {
     Ordinary,
     /// An ordinary user who can create no namespaces.
     Confined,
+    /// An ordinary user who can create namespaces, but not for mounts.
+    Mountless,
 }
 
-/// Runs a program as an ordinary user, in a namespace that permits no other.
-const CONFINE: &str = "echo 1 >/proc/sys/user/max_user_namespaces \
+/// Runs a program as an ordinary user, in a namespace after the number in the file of the first argument was set to that
+/// of the second.
+const CONFINE: &str = "echo $2 >/proc/sys/user/$1 && shift 2 \
     && exec unshare --user --map-user=1000 --map-group=1000 -- \"$@\"";
 
 impl User {
@@ -52,15 +55,20 @@ impl User {
 
     /// Returns whether this test can have a confined user.
     pub fn can_confine() -> bool {
-        let mut confine = Self::confine();
+        let mut confine = Self::Confined.confine();
         confine.arg("true");
         confine.status().expect("unshare starts").success()
     }
 
     /// Returns a command that confines the program in its next arguments.
-    fn confine() -> Command {
+    fn confine(self) -> Command {
         let mut command = process::command("unshare");
         command.args(["--user", "--map-root-user", "--", "sh", "-c", CONFINE, "sh"]);
+        command.args(match self {
+            Self::Mountless => ["max_mnt_namespaces", "0"],
+            // The one that it runs in.
+            _ => ["max_user_namespaces", "1"],
+        });
         command
     }
 
@@ -77,8 +85,8 @@ impl User {
 
     /// Returns the command of a server with a directory `dir`, which holds its data directory `data`.
     pub(super) fn program(self, dir: &Path, data: &Path) -> Command {
-        if self == Self::Confined {
-            let mut command = Self::confine();
+        if [Self::Confined, Self::Mountless].contains(&self) {
+            let mut command = self.confine();
             command.arg(binary::gorego());
             return command;
         }

@@ -72,19 +72,19 @@ section! {
 
 section! {
     /// The sandbox around an action, at the level `full`: namespaces of its own, with the files of this machine
-    /// read-only. At the level `plain` there is none.
+    /// read-only. At the level `processes`, files are not isolated. At the level `plain` there is no sandbox.
     Sandbox {
-        /// Isolates actions. `auto` does so if the system allows it, else it logs a warning. `true` prevents the start
-        /// if the system does not allow it.
+        /// Isolates actions. `auto` does so as far as the system allows it, and logs a warning below the level `full`.
+        /// `true` prevents the start below that level.
         enabled: Switch = Switch::Auto,
         /// Paths that are empty for actions, in addition to the data directory, `execution.build_root`, the
         /// configuration file, the files with keys, certificates and headers, `/root`, `/home` and `/run`. If it is
-        /// set, gorego starts only if it can isolate actions.
+        /// set, gorego starts only at the level `full`.
         hide: Vec<PathBuf> = Vec::new(),
         /// Paths of this machine that actions may write to. Other paths are read-only.
         writable_paths: Vec<PathBuf> = Vec::new(),
         /// Keeps actions off the network, except for a loopback interface of their own. If it is set to `true`, gorego
-        /// starts only if it can isolate actions.
+        /// starts only at the level `full` or `processes`.
         network_isolation: bool = true,
         /// Gives the network to actions with the platform property `network=on`.
         allow_network: bool = false,

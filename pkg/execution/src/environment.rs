@@ -10,7 +10,7 @@ use crate::Options;
 const TEMPORARY: [&str; 2] = ["HOME", "TMPDIR"];
 
 /// Returns the variables of a command, and the defaults of those that it does not set. `tmp` is the folder for temporary
-/// files, which is `/tmp` for isolated actions.
+/// files, which is `/tmp` for actions with a root of their own.
 pub(crate) fn environment(
     command: &Command,
     options: &Options,
@@ -18,9 +18,12 @@ pub(crate) fn environment(
 ) -> Vec<(String, String)> {
     let mut environment = options.environment.clone();
     for name in TEMPORARY {
-        let tmp = || match &options.isolation {
-            Some(_) => "/tmp".to_owned(),
-            None => tmp.to_string_lossy().into_owned(),
+        let tmp = || {
+            if options.has_root() {
+                "/tmp".to_owned()
+            } else {
+                tmp.to_string_lossy().into_owned()
+            }
         };
         environment.entry(name.to_owned()).or_insert_with(tmp);
     }

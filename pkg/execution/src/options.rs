@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
+use gorego_sandbox::{Level, Means};
+
 /// Settings of the executor.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -51,9 +53,32 @@ pub struct Options {
     pub scheduler: gorego_scheduler::Options,
 }
 
-/// Settings of the isolation of actions, whose input root is `/gorego/root` then. All files of the host are read-only.
+impl Options {
+    /// Isolates actions as far as the system allows it.
+    pub fn set_level(&mut self, level: &Level) {
+        let by = match level {
+            Level::Full => Means::Root,
+            Level::Processes(_) => Means::Processes,
+            Level::Plain(_) => {
+                self.isolation = None;
+                return;
+            }
+        };
+        self.isolation.iter_mut().for_each(|it| it.by = by);
+    }
+
+    /// Returns whether actions have a root of their own, where all other files of the host are read-only.
+    pub fn has_root(&self) -> bool {
+        let isolation = self.isolation.as_ref();
+        isolation.is_some_and(|isolation| isolation.by == Means::Root)
+    }
+}
+
+/// Settings of the isolation of actions.
 #[derive(Clone, Debug)]
 pub struct IsolationOptions {
+    /// The means of the isolation, as far as [`crate::probe`] finds that the system allows it.
+    pub by: Means,
     /// The paths that are empty in actions.
     pub hide: Vec<PathBuf>,
     /// The paths that stay writable.

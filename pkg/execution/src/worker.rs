@@ -118,7 +118,7 @@ impl NodeWorker {
         Ok(Self {
             users,
             shortage: Shortage::new(options.min_free),
-            prepared: Trees::new(options.isolation.is_some(), options.max_input_bytes),
+            prepared: Trees::new(options.has_root(), options.max_input_bytes),
             options,
             stores,
             runner,

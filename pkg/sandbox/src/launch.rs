@@ -48,12 +48,23 @@ pub struct Launch {
     pub live: LiveCommand,
 }
 
-/// The isolation of a command from the host, by namespaces of its own.
-///
-/// Inside, the input root is `/gorego/root`. The files of the host are read-only and devices are the few that programs
-/// expect. Processes, `/proc`, `/tmp`, `/dev/shm` and `SysV` IPC are the action's own.
+/// The means by which a command is isolated from the host.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Means {
+    /// Namespaces of its own with a root of its own. The input root is `/gorego/root`. The files of the host are
+    /// read-only and devices are the few that programs expect. Processes, `/proc`, `/tmp`, `/dev/shm` and `SysV` IPC are
+    /// the action's own.
+    Root,
+    /// Namespaces for processes, `SysV` IPC, the host name and the network. It sees the files of the server, among them
+    /// its `/proc`. Of the other settings, only `network` counts.
+    Processes,
+}
+
+/// The isolation of a command from the host.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Isolation {
+    /// The means.
+    pub by: Means,
     /// The directory that becomes `/tmp`. The command's user has to own it.
     pub tmp: PathBuf,
     /// The paths that are empty and read-only inside. Those that do not exist are ignored.
@@ -156,11 +167,13 @@ pub struct Ended {
     pub usage: Usage,
     /// The processes that still ran when the command itself had ended.
     pub leftovers: Leftovers,
+    /// The attempts to leave a network of its own, if it failed by itself.
+    pub attempts: NetworkAttempts,
     /// The start of the command.
     pub started: SystemTime,
     /// The end of the command itself.
     pub ended: SystemTime,
-    /// The input root as an isolated command left it: with an overlay, what was written is seen only here.
+    /// The input root as a command with a root of its own left it: with an overlay, what was written is seen only here.
     #[serde(skip)]
     pub root: Option<Arc<OwnedFd>>,
 }
@@ -215,6 +228,15 @@ pub struct Leftovers {
     pub count: u64,
     /// The names of the first few, cut to 15 bytes by the kernel.
     pub names: Vec<String>,
+}
+
+/// The attempts of a command to reach the network from one that has only a loopback interface.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct NetworkAttempts {
+    /// The number of connections and datagrams to addresses without a route.
+    pub unroutable: u64,
+    /// The number of datagrams to ports of the loopback interface that nothing listened at, as of lookups of names.
+    pub unanswered: u64,
 }
 
 /// A failure to run a command to its end.

@@ -39,8 +39,8 @@ mod users;
 mod wire;
 
 pub use launch::{
-    ControlGroups, Ended, Excess, Exit, Isolation, Launch, LaunchError, Leftovers, Limits, Overlay,
-    Scratch, ScratchLimit, Usage,
+    ControlGroups, Ended, Excess, Exit, Isolation, Launch, LaunchError, Leftovers, Limits, Means,
+    NetworkAttempts, Overlay, Scratch, ScratchLimit, Usage,
 };
 pub use launcher::{Launcher, Level};
 pub use live::{LiveCommand, LiveUsage};

@@ -6,6 +6,7 @@ mod init;
 mod isolation;
 mod monitor;
 mod mounts;
+mod namespace;
 mod network;
 mod scratch;
 
@@ -32,11 +33,10 @@ use self::{
     monitor::{Monitor, Scratch, out_of_memory},
 };
 use crate::{
-    Ended, Excess, Usage,
+    Ended, Excess, NetworkAttempts, Usage,
     cgroup::{Consumption, Group, Groups},
     fork,
     process::{Signals, Wake, establish},
-    tree,
     wire::{self, Answer, Order, Refusal},
 };
 
@@ -126,11 +126,13 @@ fn serve(
         return Ok(None);
     };
     let mut root = None;
+    let mut attempts = NetworkAttempts::default();
     if let Some(report) = report {
         let (merged, report) = init::receive(report)?;
         root = merged.map(Arc::new);
         if let Some(report) = report {
             (exit, ended, leftovers) = (report.exit, report.ended, report.leftovers);
+            attempts = report.attempts;
         }
     }
     let used = group.map(Group::end).unwrap_or_default();
@@ -143,6 +145,7 @@ fn serve(
         refused_processes: used.refused_processes,
         usage: usage(&used, supervisor.monitor.peak)?,
         leftovers,
+        attempts,
         started,
         ended,
         root,
@@ -271,7 +274,7 @@ impl Supervisor<'_> {
             // Fails if the process has ended. It is a child, so that its pid is not reused.
             let _ = kill_process(self.family.command, Sent::TERM);
         } else {
-            tree::signal_session(self.family.command, Sent::TERM);
+            self.family.terminate();
         }
     }
 }

@@ -110,15 +110,23 @@ pub(crate) fn descendants() -> Vec<Process> {
 
 /// Returns the descendants of this process, except for `spared` and their descendants. Without `/proc`, none.
 fn descendants_except(spared: &HashSet<Pid>) -> Vec<Process> {
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return Vec::new();
-    };
+    select(all(), getpid(), spared)
+}
+
+/// Returns all processes that `/proc` shows.
+fn all() -> Vec<Process> {
+    let entries = fs::read_dir("/proc").into_iter().flatten();
     let processes = entries.filter_map(|entry| {
         let entry = entry.ok()?;
         entry.file_name().to_str()?.parse::<u32>().ok()?;
         Process::read(&entry.path())
     });
-    select(processes.collect(), getpid(), spared)
+    processes.collect()
+}
+
+/// Returns the descendants of a process. Without `/proc`, none.
+pub(crate) fn descendants_of(root: Pid) -> Vec<Process> {
+    select(all(), root, &HashSet::new())
 }
 
 /// Returns the pids of `processes` and of this process.

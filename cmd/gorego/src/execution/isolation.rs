@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use gorego_config::{LoadedConfig, Origin, Switch};
 use gorego_execution::{IsolationOptions, Options, probe};
-use gorego_sandbox::{ControlGroups, Launcher, Level};
+use gorego_sandbox::{ControlGroups, Launcher, Level, Means};
 
 use super::{Error, build_root, first_user};
 
@@ -25,15 +25,16 @@ pub(super) async fn isolate(
         // The memory of processes that is measured instead lacks that of these files.
         isolation.shm_bytes /= u64::from(options.concurrency.max(1));
     }
-    if let Level::Plain(why) = &level {
-        options.isolation = None;
-        if let Some(key) = demand(loaded) {
-            return Err(Error::NotIsolated(key, why.clone()));
+    options.set_level(&level);
+    if let Some(why) = level.why() {
+        if let Some(key) = demand(loaded, &level) {
+            return Err(Error::NotIsolated(key, why.to_owned()));
         }
         if config.execution.enabled == Switch::Auto {
-            return Err(Error::Exposed(why.clone()));
+            return Err(Error::Exposed(why.to_owned()));
         }
-        tracing::warn!("actions are not isolated from this machine: {why}");
+        let (_, meaning) = describe(&level);
+        tracing::warn!("actions are {meaning}");
     }
     let has_network = options
         .isolation
@@ -48,6 +49,15 @@ pub(super) async fn isolate(
     let accepted = options.platform.entry(NETWORK.to_owned()).or_default();
     accepted.extend(values.map(|(value, _)| value.to_owned()));
     Ok(level)
+}
+
+/// Returns the name of a level, and what it means for actions.
+pub(super) fn describe(level: &Level) -> (&'static str, String) {
+    match level {
+        Level::Full => ("full", "isolated".to_owned()),
+        Level::Processes(why) => ("processes", format!("isolated except for files: {why}")),
+        Level::Plain(why) => ("plain", format!("not isolated: {why}")),
+    }
 }
 
 /// Tries the isolation that the configuration asks for.
@@ -80,19 +90,30 @@ async fn level(
     Ok(probe(options, launcher).await?)
 }
 
-/// Returns the key of a setting that demands isolation, since it was set.
-fn demand(loaded: &LoadedConfig) -> Option<&'static str> {
+/// Returns the key of a setting that demands more isolation than `level`, since it was set.
+fn demand(loaded: &LoadedConfig, level: &Level) -> Option<&'static str> {
     let sandbox = &loaded.config.execution.sandbox;
     if sandbox.enabled == Switch::Off {
         return None;
     }
+    let (hides_files, has_own_network) = match level {
+        Level::Full => (true, true),
+        Level::Processes(_) => (false, true),
+        Level::Plain(_) => (false, false),
+    };
     let demands = [
-        (sandbox.enabled == Switch::On, "execution.sandbox.enabled"),
         (
-            sandbox.network_isolation,
+            sandbox.enabled == Switch::On && !hides_files,
+            "execution.sandbox.enabled",
+        ),
+        (
+            sandbox.network_isolation && !has_own_network,
             "execution.sandbox.network_isolation",
         ),
-        (!sandbox.hide.is_empty(), "execution.sandbox.hide"),
+        (
+            !sandbox.hide.is_empty() && !hides_files,
+            "execution.sandbox.hide",
+        ),
     ];
     let is_given = |key| {
         let origin = loaded.origin(key);
@@ -126,6 +147,7 @@ pub(crate) fn isolation_settings(loaded: &LoadedConfig, memory: u64) -> Isolatio
         .chain(given)
         .chain(loaded.file_path.clone());
     IsolationOptions {
+        by: Means::Root,
         hide: hide.chain(sandbox.hide.iter().cloned()).collect(),
         writable: sandbox.writable_paths.clone(),
         // What Linux gives a tmpfs by default.

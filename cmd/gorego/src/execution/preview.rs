@@ -7,7 +7,12 @@ use gorego_execution::remove_directory;
 use gorego_sandbox::{Launcher, Level};
 use tokio::runtime::Runtime;
 
-use super::{Error, Start, build_root, isolation::isolate, options, start, switch::unless_set};
+use super::{
+    Error, Start, build_root,
+    isolation::{describe, isolate},
+    options, start,
+    switch::unless_set,
+};
 
 /// Returns whether a server would execute actions, and how it would isolate them, in one line. To be called before
 /// other threads start. It tries that in a folder of its own, as near to `execution.build_root` as it can create one.
@@ -18,8 +23,10 @@ pub(crate) fn preview(loaded: &LoadedConfig) -> String {
         Err(error) => Err(error),
     };
     match tried {
-        Ok(Level::Full) => "executes actions at level full: isolated".to_owned(),
-        Ok(Level::Plain(why)) => format!("executes actions at level plain: not isolated: {why}"),
+        Ok(level) => {
+            let (name, meaning) = describe(&level);
+            format!("executes actions at level {name}: {meaning}")
+        }
         Err(error) => match unless_set(&loaded.config, error) {
             Ok(why) => format!("executes no actions: {why}"),
             Err(error) => format!("does not start: {error}"),

@@ -32,6 +32,9 @@ pub(super) fn level(level: &Level, staged: &Staged) {
         Level::Full => print(&format_args!(
             "isolated from this machine, {network}, as {user}"
         )),
+        Level::Processes(why) => print(&format_args!(
+            "isolated from this machine except for its files, {network}, as {user}: {why}"
+        )),
         Level::Plain(why) => print(&format_args!(
             "not isolated from this machine, as {user}: {why}"
         )),

@@ -23,7 +23,7 @@ use crate::print;
 const SHELL: &str = "/bin/sh";
 /// The name of the script that runs the action's command, in the folder for temporary files.
 const SCRIPT: &str = "gorego-run";
-/// The input root and the folder for temporary files of an isolated action, as it sees them.
+/// The input root and the folder for temporary files of an action with a root of its own, as it sees them.
 const ISOLATED: [&str; 2] = ["/gorego/root", "/tmp"];
 
 /// The parts from which a program is started.
@@ -126,9 +126,10 @@ impl Started<'_> {
         } = self.staged;
         let (root, tmp) = (dir.root(), dir.tmp());
         let path = tmp.join(SCRIPT);
-        let [root, tmp] = match options.isolation {
-            Some(_) => ISOLATED.map(str::to_owned),
-            None => [root, tmp].map(|path| path.to_string_lossy().into_owned()),
+        let [root, tmp] = if options.has_root() {
+            ISOLATED.map(str::to_owned)
+        } else {
+            [root, tmp].map(|path| path.to_string_lossy().into_owned())
         };
         let directory = format!("{root}/{}", job.command.working_directory);
         let environment = dir.environment(job, options);

@@ -1,6 +1,6 @@
 //! Lines for the client about the end of a command.
 
-use gorego_sandbox::{Ended, Excess, Exit};
+use gorego_sandbox::{Ended, Excess, Exit, NetworkAttempts};
 
 use super::metadata::signal_name;
 
@@ -34,7 +34,31 @@ pub(super) fn lines(ended: &Ended, alone: bool) -> Vec<String> {
             "{count} {processes} outlived the command, killed: {names}"
         ));
     }
+    lines.extend(describe_attempts(&ended.attempts));
     lines
+}
+
+/// Returns a line about the attempts of a command to reach the network, if there are any.
+fn describe_attempts(attempts: &NetworkAttempts) -> Option<String> {
+    let NetworkAttempts {
+        unroutable,
+        unanswered,
+    } = *attempts;
+    let total = unroutable.saturating_add(unanswered);
+    if total == 0 {
+        return None;
+    }
+    let times = if total == 1 { "time" } else { "times" };
+    let lookups = if unanswered == 0 {
+        String::new()
+    } else {
+        format!(" ({unanswered} by datagrams to closed local ports, such as lookups of names)")
+    };
+    Some(format!(
+        "the command tried to reach the network {total} {times}{lookups}, which \
+         execution.sandbox.network_isolation forbids; platform property network=on permits it where \
+         execution.sandbox.allow_network is true"
+    ))
 }
 
 /// Returns a line about the limit for which a command was killed.
@@ -66,6 +90,21 @@ fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn attempts_to_reach_the_network_are_named_with_the_settings() {
+        let of = |unroutable, unanswered| {
+            describe_attempts(&NetworkAttempts {
+                unroutable,
+                unanswered,
+            })
+        };
+        assert_eq!(of(0, 0), None);
+        let once = of(1, 0).unwrap();
+        assert!(once.contains("the network 1 time, which execution.sandbox.network_isolation"));
+        assert!(once.contains("network=on"));
+        assert!(of(2, 3).unwrap().contains("5 times (3 by datagrams"));
+    }
 
     #[test]
     fn limits_are_named_with_their_keys() {

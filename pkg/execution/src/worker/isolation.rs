@@ -51,8 +51,10 @@ pub async fn probe(options: &Options, launcher: &Launcher) -> Result<Level, Prob
 /// Returns whether no program outside an isolated action that asks for `network` can have got a descriptor of its files.
 pub(super) fn is_closed(options: &Options, network: Network) -> bool {
     let isolation = options.isolation.as_ref();
-    isolation
-        .is_some_and(|isolation| !has_network(isolation, network) && isolation.writable.is_empty())
+    let is_closed = |isolation: &IsolationOptions| {
+        !has_network(isolation, network) && isolation.writable.is_empty()
+    };
+    options.has_root() && isolation.is_some_and(is_closed)
 }
 
 fn has_network(isolation: &IsolationOptions, network: Network) -> bool {
@@ -85,6 +87,7 @@ pub(crate) fn isolation_with(
         writable.push(resolver.to_owned());
     }
     Some(Isolation {
+        by: isolation.by,
         tmp,
         overlay,
         hide: isolation.hide.clone(),
@@ -97,5 +100,5 @@ pub(crate) fn isolation_with(
 /// Returns whether an action has an overlay, even without a prepared tree. One with a user of its own may not write into
 /// blobs anyway, and its outputs can be moved into the store if they are not in an overlay.
 pub(super) fn has_overlay(options: &Options, user: Option<u32>) -> bool {
-    options.isolation.is_some() && user.is_none()
+    options.has_root() && user.is_none()
 }

@@ -75,12 +75,13 @@ struct Known {
 }
 
 impl Trees {
-    /// Creates the trees of a worker, without any; there are never any unless it `has_isolation`.
-    pub(super) fn new(has_isolation: bool, max_input_bytes: u64) -> Self {
+    /// Creates the trees of a worker, without any; there are never any unless its actions
+    /// have a root of their own.
+    pub(super) fn new(has_root: bool, max_input_bytes: u64) -> Self {
         Self {
             known: Mutex::default(),
             max_bytes: max_input_bytes / 4,
-            is_off: AtomicBool::new(!has_isolation),
+            is_off: AtomicBool::new(!has_root),
         }
     }
 

@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use gorego_execution::{IsolationOptions, Job, NodeWorker, Options, Runner, Stores};
-use gorego_sandbox::{Launcher, Level};
+use gorego_sandbox::{Launcher, Level, Means};
 use gorego_scheduler::{
     self as scheduler, ActionKey, Capacity, End, OperationId, Request, Stage, Watch, WorkerId,
 };
@@ -55,7 +55,7 @@ impl Fixture {
         let level = self.run(gorego_execution::probe(&options, &self.launcher));
         match level.unwrap() {
             Level::Full => self.is_isolated = true,
-            Level::Plain(why) => return Err(why),
+            Level::Processes(why) | Level::Plain(why) => return Err(why),
         }
         Ok(())
     }
@@ -160,6 +160,7 @@ fn options(build_root: PathBuf) -> Options {
 fn isolate(options: &mut Options) {
     options.first_user = has_users().then_some(USER);
     options.isolation = Some(IsolationOptions {
+        by: Means::Root,
         hide: vec!["/root".into(), "/home".into(), "/run".into()],
         writable: Vec::new(),
         shm_bytes: 1 << 20,

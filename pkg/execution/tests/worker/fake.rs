@@ -13,7 +13,7 @@ use std::{
 use async_trait::async_trait;
 use gorego_execution::Runner;
 use gorego_limits::Budget;
-use gorego_sandbox::{Ended, Exit, Launch, LaunchError, Leftovers, Usage};
+use gorego_sandbox::{Ended, Exit, Launch, LaunchError, Leftovers, NetworkAttempts, Usage};
 use gorego_storage::{
     ActionCache, Adopt, Blob, BlobStore, CachedResult, Digest, DigestFunction, Error, LinkedAs,
     Links, MemoryStore, PinError, Pins, Put, Result,
@@ -86,6 +86,7 @@ impl Runner for FakeRunner {
             refused_processes: 0,
             usage: Usage::default(),
             leftovers: Leftovers::default(),
+            attempts: NetworkAttempts::default(),
             root: None,
             started: now,
             ended: now + Duration::from_secs(1),

@@ -2,12 +2,14 @@
 
 use std::{collections::HashSet, io, time::SystemTime};
 
-use rustix::process::{Pid, WaitOptions, WaitStatus};
+use nix::sys::signal::Signal;
+use rustix::process::{Pid, Signal as Sent, WaitOptions, WaitStatus};
 
+use super::namespace;
 use crate::{
     Exit, Leftovers,
     process::{Children, Signals, reap},
-    tree::{self, FIRST_PASS, next_pass},
+    tree::{self, FIRST_PASS, Process, next_pass},
 };
 
 /// The number of leftovers that are reported by name.
@@ -19,6 +21,8 @@ pub(super) struct Family {
     pub(super) command: Pid,
     /// The exit of the command and its time, once it has ended.
     pub(super) exit: Option<(Exit, SystemTime)>,
+    /// Set if they are all other processes of the pid namespace, of which this process is the first.
+    is_namespace: bool,
 }
 
 impl Family {
@@ -27,6 +31,33 @@ impl Family {
             signals,
             command,
             exit: None,
+            is_namespace: false,
+        }
+    }
+
+    /// Creates the family of the first process of a pid namespace that has no `/proc` of its own.
+    pub(super) fn of_namespace(command: Pid, signals: Signals) -> Self {
+        Self {
+            is_namespace: true,
+            ..Self::new(command, signals)
+        }
+    }
+
+    /// Asks the command to end: the processes of its session, or all of a namespace.
+    pub(super) fn terminate(&self) {
+        if self.is_namespace {
+            namespace::signal(Signal::SIGTERM);
+        } else {
+            tree::signal_session(self.command, Sent::TERM);
+        }
+    }
+
+    /// Kills all descendants once, and returns them.
+    fn kill(&self) -> Vec<Process> {
+        if self.is_namespace {
+            namespace::kill()
+        } else {
+            tree::kill_descendants(&HashSet::new())
         }
     }
 
@@ -51,7 +82,7 @@ impl Family {
         let mut leftovers = Leftovers::default();
         let mut pass = FIRST_PASS;
         while self.reap() {
-            for process in tree::kill_descendants(&HashSet::new()) {
+            for process in self.kill() {
                 if outlived && !process.zombie && counted.insert(process.pid) {
                     leftovers.count += 1;
                     if leftovers.names.len() < NAMES {

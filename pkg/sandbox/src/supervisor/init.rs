@@ -1,4 +1,5 @@
-//! The first process of an isolated command's namespaces: it builds the root, starts the command and waits for its end.
+//! The first process of an isolated command's namespaces: it builds the root, if the command gets one, starts the command
+//! and waits for its end.
 //! The kernel kills every other process in them when it exits.
 
 use std::{
@@ -19,8 +20,7 @@ use rustix::{
     fs::{Mode, OFlags, open},
     io::Errno,
     process::{
-        DumpableBehavior, Pid, Signal as Sent, set_dumpable_behavior,
-        set_parent_process_death_signal,
+        DumpableBehavior, Signal as Sent, set_dumpable_behavior, set_parent_process_death_signal,
     },
     system::sethostname,
     thread::{CapabilitySet, remove_capability_from_bounding_set, set_name, set_no_new_privs},
@@ -30,13 +30,12 @@ use serde::{Deserialize, Serialize};
 use super::{
     command::Command,
     family::Family,
-    mounts::{Plan, ROOT},
-    network::raise_loopback,
+    mounts::{Plan, ROOT, Taken},
+    network::{attempts, raise_loopback},
 };
 use crate::{
-    Exit, Leftovers,
+    Exit, Leftovers, NetworkAttempts,
     process::{Signals, Wake},
-    tree,
     wire::{self, Refusal},
 };
 
@@ -46,13 +45,15 @@ pub(super) struct Report {
     pub(super) exit: Exit,
     pub(super) ended: SystemTime,
     pub(super) leftovers: Leftovers,
+    pub(super) attempts: NetworkAttempts,
 }
 
 /// The first process of a command's namespaces.
 pub(super) struct Init {
     /// The parent. This process has to die with it.
     pub(super) supervisor: OwnedFd,
-    /// The socket that brings a byte when the user namespace is ready, and takes the root and a [`Report`].
+    /// The socket that brings a byte when the user namespace is ready, and takes the root, if there is a new one, and a
+    /// [`Report`].
     pub(super) socket: UnixStream,
     /// The user to become.
     pub(super) user: Option<u32>,
@@ -65,7 +66,7 @@ impl Init {
     pub(super) fn run(
         mut self,
         mut command: Command,
-        plan: Plan,
+        plan: Option<Plan>,
         refusal: &mut PipeWriter,
     ) -> Result<(), Refusal> {
         self.die_with_supervisor()?;
@@ -74,17 +75,22 @@ impl Init {
         set_name(c"gorego-init").map_err(Refusal::at("name"))?;
         let signals = Signals::new(&[Signal::SIGCHLD, Signal::SIGTERM]);
         let signals = signals.map_err(Refusal::at("signals"))?;
+        let has_root = plan.is_some();
         self.isolate(plan)?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = open(ROOT, flags, Mode::empty());
-        command.root = root.map_err(Refusal::at("input root"))?;
-        let sent = wire::send(&self.socket, &[0], &[command.root.as_fd()]);
-        sent.map_err(Refusal::at("input root"))?;
+        self.send_root(&mut command, has_root)?;
         drop_privileges().map_err(Refusal::isolation("giving up privileges"))?;
         // The change of the user has undone it.
         self.die_with_supervisor()?;
         let pid = command.fork(refusal)?;
-        let report = watch(pid, signals).map_err(Refusal::at("watching the command"))?;
+        let family = if has_root {
+            Family::new(pid, signals)
+        } else {
+            Family::of_namespace(pid, signals)
+        };
+        let mut report = watch(family).map_err(Refusal::at("watching the command"))?;
+        if self.has_own_network && report.exit != Exit::Code(0) {
+            report.attempts = attempts();
+        }
         let sent = serde_json::to_vec(&report).map_err(io::Error::from);
         let sent = sent.and_then(|bytes| self.socket.write_all(&bytes));
         sent.map_err(Refusal::at("report"))
@@ -101,15 +107,29 @@ impl Init {
         }
     }
 
+    /// Gives the command and the supervisor the input root inside, if there is a new root.
+    fn send_root(&self, command: &mut Command, has_root: bool) -> Result<(), Refusal> {
+        let failed = Refusal::at::<io::Error>("input root");
+        let mut sent = None;
+        if has_root {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let root = open(ROOT, flags, Mode::empty());
+            command.root = root.map_err(|error| failed(error.into()))?;
+            sent = Some(command.root.as_fd());
+        }
+        let sent = wire::send(&self.socket, &[0], sent.as_slice());
+        sent.map(drop).map_err(failed)
+    }
+
     /// Makes the namespaces what the command sees.
-    fn isolate(&self, plan: Plan) -> Result<(), Refusal> {
-        let taken = plan.take()?;
+    fn isolate(&self, plan: Option<Plan>) -> Result<(), Refusal> {
+        let taken = plan.map(Plan::take).transpose()?;
         if let Some(user) = self.user {
             // Capabilities stay, since root is not in the namespace.
             let changed = setgid(Gid::from_raw(user)).and_then(|()| setuid(Uid::from_raw(user)));
             changed.map_err(Refusal::isolation("changing the user"))?;
         }
-        taken.enter()?;
+        taken.map_or(Ok(()), Taken::enter)?;
         sethostname(b"localhost").map_err(Refusal::isolation("setting the host name"))?;
         if self.has_own_network {
             raise_loopback().map_err(Refusal::isolation("starting the loopback interface"))?;
@@ -133,10 +153,9 @@ fn drop_privileges() -> io::Result<()> {
     Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
-/// Waits for the end of the command. A `SIGTERM` of the supervisor is passed on to the command's session; one of the
-/// command itself is ignored, as it is by a supervisor.
-fn watch(command: Pid, signals: Signals) -> io::Result<Report> {
-    let mut family = Family::new(command, signals);
+/// Waits for the end of the command. A `SIGTERM` of the supervisor is passed on to the command; one of the command itself
+/// is ignored, as it is by a supervisor.
+fn watch(mut family: Family) -> io::Result<Report> {
     let mut terminated = false;
     loop {
         family.reap();
@@ -146,16 +165,18 @@ fn watch(command: Pid, signals: Signals) -> io::Result<Report> {
                 exit,
                 ended,
                 leftovers,
+                attempts: NetworkAttempts::default(),
             });
         }
         if let Wake::Signal { terminate: true } = family.signals.wait(None, None)? {
             terminated = true;
-            tree::signal_session(command, Sent::TERM);
+            family.terminate();
         }
     }
 }
 
-/// Receives the root and the report of a first process that has ended. Each is missing if it was killed before.
+/// Receives the root and the report of a first process that has ended. Each is missing if it was killed before, and the
+/// root if there is no new one.
 pub(super) fn receive(mut socket: UnixStream) -> io::Result<(Option<OwnedFd>, Option<Report>)> {
     let (_, mut root) = wire::receive(&socket, &mut [0])?;
     let mut report = Vec::new();

@@ -19,13 +19,14 @@ use super::{
     init::Init,
     mounts::Plan,
 };
-use crate::{Isolation, fork, wire::Refusal};
+use crate::{Isolation, Means, fork, wire::Refusal};
 
-const NAMESPACES: c_int = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS;
+const NAMESPACES: c_int = CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS;
 
 /// The sysctls that forbid namespaces, and their forbidding values.
-const FORBIDDING: [(&str, &str); 3] = [
+const FORBIDDING: [(&str, &str); 4] = [
     ("user/max_user_namespaces", "0"),
+    ("user/max_mnt_namespaces", "0"),
     ("kernel/unprivileged_userns_clone", "0"),
     ("kernel/apparmor_restrict_unprivileged_userns", "1"),
 ];
@@ -42,18 +43,15 @@ pub(super) fn start(mut command: Command, isolation: &Isolation) -> Result<Start
         // It cannot be done later, in the namespace.
         setgroups(&[]).map_err(Refusal::isolation("giving up the groups of root"))?;
     }
-    let root = fs::read_link(format!("/proc/self/fd/{}", command.root.as_raw_fd()));
-    let plan = root.and_then(|root| Plan::new(root, isolation));
-    let mut plan = plan.map_err(Refusal::at("paths of the isolation"))?;
-    if let Some(user) = user
-        && isolation.overlay.is_some()
-    {
-        fork::unshare_mounts().map_err(Refusal::isolation("a mount namespace for the overlay"))?;
-        plan.mount_as_root(user)?;
-    }
+    let plan = match isolation.by {
+        Means::Root => Some(plan(&command, user, isolation)?),
+        Means::Processes => None,
+    };
     let (ours, theirs) = UnixStream::pair().map_err(Refusal::at("socketpair"))?;
     let (refusal, mut writer) = io::pipe().map_err(Refusal::at("pipe"))?;
     let network = if isolation.network { 0 } else { CLONE_NEWNET };
+    let mounts = if plan.is_some() { CLONE_NEWNS } else { 0 };
+    let namespaces = NAMESPACES | mounts | network;
     let supervisor = pidfd_open(getpid(), PidfdFlags::empty()).map_err(Refusal::at("pidfd"))?;
     let init = Init {
         supervisor,
@@ -71,17 +69,31 @@ pub(super) fn start(mut command: Command, isolation: &Isolation) -> Result<Start
         Ok(()) => Ok(()),
         Err(refusal) => writer.write_all(&serde_json::to_vec(&refusal)?),
     };
-    let init = fork::fork_into(NAMESPACES | network, inside).map_err(|error| explain(&error))?;
+    let init = fork::fork_into(namespaces, inside).map_err(|error| explain(&error, namespaces))?;
     let started = map(init, user).and_then(|()| (&ours).write_all(&[0]));
     if let Err(error) = started {
         let _ = kill_process(init, Signal::KILL);
-        return Err(explain(&error));
+        return Err(explain(&error, namespaces));
     }
     Ok(Started {
         pid: init,
         refusal,
         report: Some(ours),
     })
+}
+
+/// Plans the root of a command that runs as `user`.
+fn plan(command: &Command, user: Option<u32>, isolation: &Isolation) -> Result<Plan, Refusal> {
+    let root = fs::read_link(format!("/proc/self/fd/{}", command.root.as_raw_fd()));
+    let plan = root.and_then(|root| Plan::new(root, isolation));
+    let mut plan = plan.map_err(Refusal::at("paths of the isolation"))?;
+    if let Some(user) = user
+        && isolation.overlay.is_some()
+    {
+        fork::unshare_mounts().map_err(Refusal::isolation("a mount namespace for the overlay"))?;
+        plan.mount_as_root(user)?;
+    }
+    Ok(plan)
 }
 
 /// Gives the user namespace of a new process its only user and group.
@@ -95,8 +107,14 @@ fn map(init: Pid, user: Option<u32>) -> io::Result<()> {
     write("gid_map", format!("{gid} {gid} 1"))
 }
 
-/// Returns the refusal of a system that does not allow the namespaces, with the likely cause.
-fn explain(error: &io::Error) -> Refusal {
+/// Returns the refusal of a system that does not allow these namespaces, with the likely cause.
+fn explain(error: &io::Error, namespaces: c_int) -> Refusal {
+    let others = namespaces & !CLONE_NEWNS;
+    let kind = if others != namespaces && fork::fork_into(others, || Ok(())).is_ok() {
+        "mount"
+    } else {
+        "user"
+    };
     let is_set = |(name, value): &&(&str, &str)| {
         let text = fs::read_to_string(format!("/proc/sys/{name}"));
         text.is_ok_and(|text| text.trim() == *value)
@@ -105,5 +123,5 @@ fn explain(error: &io::Error) -> Refusal {
         Some((name, value)) => format!("sysctl {} is {value}", name.replace('/', ".")),
         None => "a container's system call filter or a security module may forbid them".to_owned(),
     };
-    Refusal::Isolation(format!("no user namespaces: {error}; {cause}"))
+    Refusal::Isolation(format!("no {kind} namespaces: {error}; {cause}"))
 }

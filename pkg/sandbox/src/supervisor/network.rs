@@ -1,6 +1,6 @@
-//! The loopback interface of a new network namespace.
+//! The loopback interface of a new network namespace, and the attempts to leave that.
 
-use std::io;
+use std::{fs, io};
 
 use rustix::{
     io::read,
@@ -9,6 +9,8 @@ use rustix::{
         socket_with,
     },
 };
+
+use crate::NetworkAttempts;
 
 /// A request of type `RTM_NEWLINK` with an acknowledgement: a header and an `ifinfomsg`.
 const LENGTH: u32 = 32;
@@ -38,5 +40,51 @@ pub(super) fn raise_loopback() -> io::Result<()> {
             i32::from_ne_bytes([a, b, c, d]).wrapping_neg(),
         )),
         _ => Err(io::Error::other("the answer is too short")),
+    }
+}
+
+/// Returns the attempts to leave the network namespace of this process, as far as `/proc` shows them.
+pub(super) fn attempts() -> NetworkAttempts {
+    let read = |name| fs::read_to_string(format!("/proc/self/net/{name}")).unwrap_or_default();
+    count(&read("snmp"), &read("snmp6"))
+}
+
+/// Counts the attempts in the statistics of IPv4, a line of names and a line of numbers for each protocol, and of IPv6, a
+/// name and a number in each line.
+fn count(v4: &str, v6: &str) -> NetworkAttempts {
+    let of_v4 = |protocol: &str, name: &str| {
+        let mut lines = v4.lines().filter_map(|line| line.strip_prefix(protocol));
+        let place = lines.next()?.split_whitespace().position(|it| it == name)?;
+        let value = lines.next()?.split_whitespace().nth(place)?;
+        value.parse::<u64>().ok()
+    };
+    let of_v6 = |name: &str| {
+        let value = v6.lines().find_map(|line| line.strip_prefix(name))?;
+        value.trim().parse::<u64>().ok()
+    };
+    let sum = |values: [Option<u64>; 2]| values.into_iter().flatten().fold(0, u64::saturating_add);
+    NetworkAttempts {
+        unroutable: sum([of_v4("Ip: ", "OutNoRoutes"), of_v6("Ip6OutNoRoutes")]),
+        unanswered: sum([of_v4("Udp: ", "NoPorts"), of_v6("Udp6NoPorts")]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_of_both_protocols_are_counted() {
+        let v4 = "Ip: Forwarding OutNoRoutes ReasmOKs\nIp: 2 6 9\nIcmp: NoPorts\nIcmp: 9\n\
+                  Udp: InDatagrams NoPorts\nUdp: 9 3\nUdpLite: NoPorts\nUdpLite: 9\n";
+        let v6 = "Ip6InNoRoutes    9\nIp6OutNoRoutes   \t1\nUdp6NoPorts\t2\n";
+        let expected = NetworkAttempts {
+            unroutable: 7,
+            unanswered: 5,
+        };
+        assert_eq!(count(v4, v6), expected);
+        for odd in ["", "Ip: ", "Ip: OutNoRoutes\nIp: x", "Ip: OutNoRoutes"] {
+            assert_eq!(count(odd, odd), NetworkAttempts::default(), "{odd}");
+        }
     }
 }

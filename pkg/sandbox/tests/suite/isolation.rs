@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use gorego_sandbox::{Ended, Exit, Isolation, Launch, LaunchError, Leftovers, Level};
+use gorego_sandbox::{Ended, Exit, Isolation, Launch, LaunchError, Leftovers, Level, Means};
 use rustix::process::getuid;
 use tempfile::TempDir;
 
@@ -104,6 +104,7 @@ impl Action {
             let _ = chown(path, user(), user());
         }
         let isolation = Isolation {
+            by: Means::Root,
             tmp: tmp.path().to_owned(),
             hide: ["/root", "/home", "/run", "/nothing"]
                 .map(PathBuf::from)

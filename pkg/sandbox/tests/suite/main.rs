@@ -8,6 +8,7 @@ mod isolation;
 mod limits;
 mod load;
 mod measuring;
+mod namespaces;
 mod poison;
 mod processes;
 mod reach;
@@ -61,10 +62,13 @@ fn main() -> ExitCode {
     let isolated: &[_] = match isolation::level(&fixture) {
         Level::Full => &[
             isolation::TESTS,
+            namespaces::TESTS,
+            namespaces::ANEW,
             limits::ISOLATED,
             poison::TESTS,
             reach::TESTS,
         ],
+        Level::Processes(_) => &[namespaces::TESTS],
         Level::Plain(_) => &[isolation::FORBIDDEN],
     };
     let on_host = [
