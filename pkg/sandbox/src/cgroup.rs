@@ -1,12 +1,13 @@
 //! Control groups: one for each command, below the group that this process is in.
 //!
 //! ```text
-//! own group ── gorego-<pid>-<time> ──┬─ <pid of a supervisor>: the processes of a command
+//! own group ── gorego-<pid>-<time> ──┬─ <number>: the processes of a command
 //!                                    └─ ...
 //! ```
 //!
-//! The launcher holds a lock on the middle one for as long as it lives. The groups of launchers that died are found by
-//! that, and removed by the next one.
+//! A group that a command left as a new one is used again ([`Group::end`]): to create and remove one takes longer than a
+//! small command. The launcher holds a lock on the middle one for as long as it lives. The groups of launchers that died
+//! are found by that, and removed by the next one.
 
 mod place;
 mod remove;
@@ -16,6 +17,7 @@ mod v1;
 mod v2;
 
 use std::{
+    cell::Cell,
     fmt::Debug,
     fs::{self, File},
     io::{self, Write as _},
@@ -34,13 +36,16 @@ use self::{
     place::Places,
     remove::{remove, remove_leftovers, retire},
 };
-use crate::fork;
+use crate::{Limits, fork};
 
 /// The beginning of the names of the groups that hold those of commands.
 const PREFIX: &str = "gorego-";
 
 /// The end of the name of a group for gorego itself. Its processes are never killed.
 const SERVER: &str = ".server";
+
+/// The most memory that may be left in a group that is kept, in bytes.
+const MAX_LEFT: u64 = 16 << 20;
 
 /// The most tries to create and lock a group, which another launcher may take for a leftover in between.
 const TRIES: u32 = 3;
@@ -69,6 +74,10 @@ trait Version: Debug {
 
     /// Returns what the processes of a group used. Files that cannot be read are ignored.
     fn consumption(&self, dirs: &[PathBuf]) -> Consumption;
+
+    /// Prepares a group for another command. Returns whether it can be: it has no process, and of what it measured
+    /// ([`Consumption`]) nothing is left but what [`Consumption::is_ordinary`] permits.
+    fn reset(&self, dirs: &[PathBuf]) -> bool;
 }
 
 /// The resources that the processes of a group used.
@@ -86,6 +95,13 @@ pub(crate) struct Consumption {
     pub(crate) processor: Option<(Duration, Duration)>,
     /// The bytes read from disks and written to them.
     pub(crate) transferred: Option<(u64, u64)>,
+}
+
+impl Consumption {
+    /// Returns whether a group that can be prepared for another command then measures that one as a new group would.
+    fn is_ordinary(&self) -> bool {
+        self.left <= MAX_LEFT && self.oom_kills == 0 && self.refused_processes == 0
+    }
 }
 
 /// The groups of the commands of one launcher. They are removed when this is dropped.
@@ -139,7 +155,11 @@ impl Groups {
 
     /// Moves a process into a group and ends it.
     fn try_out(&self) -> io::Result<()> {
-        let group = self.create("trial", None, Some(1))?;
+        let limits = Limits {
+            processes: Some(1),
+            ..Limits::default()
+        };
+        let group = self.create(0, &limits, false)?;
         let entry = group.entry()?;
         let child = fork::fork(|| entry.enter())?;
         let ended = waitpid(Some(child), WaitOptions::empty())?;
@@ -154,38 +174,34 @@ impl Groups {
         self.version.name()
     }
 
-    /// Creates a group for a command, with limits as given.
-    pub(crate) fn create(
-        &self,
-        name: &str,
-        memory: Option<u64>,
-        processes: Option<u64>,
-    ) -> io::Result<Group> {
-        let mut group = Group {
-            version: self.version,
-            dirs: Vec::new(),
-        };
-        for dir in self.dirs.iter().map(|dir| dir.join(name)) {
-            if let Err(error) = fs::create_dir(&dir) {
-                if error.kind() != io::ErrorKind::AlreadyExists {
-                    return Err(error);
-                }
-                // Of a supervisor with the same pid, whose group could not be removed then.
-                remove(&dir)?;
-                fs::create_dir(&dir)?;
-            }
-            group.dirs.push(dir);
-        }
+    /// Creates a group for a command, with limits as given, or takes the one that was kept under this name. No living
+    /// supervisor has one of the same name. It is kept again only if `may_keep` is set.
+    pub(crate) fn create(&self, name: u32, limits: &Limits, may_keep: bool) -> io::Result<Group> {
         // The limit of all holds anyway.
-        let memory = memory.filter(|memory| *memory < self.memory);
-        self.version.limit(&group.dirs, memory, processes)?;
-        self.version.kill_together(&group.dirs);
+        let memory = limits.memory.filter(|memory| *memory < self.memory);
+        let name = name.to_string();
+        let group = Group {
+            version: self.version,
+            dirs: self.dirs.iter().map(|dir| dir.join(&name)).collect(),
+            // The next command would inherit limits, or lack them.
+            may_keep: may_keep && memory.is_none() && limits.processes.is_some(),
+            is_kept: Cell::new(false),
+        };
+        let is_kept = group.dirs.iter().all(|dir| dir.exists());
+        if !is_kept || !self.version.reset(&group.dirs) {
+            for dir in &group.dirs {
+                remove(dir)?;
+                fs::create_dir(dir)?;
+            }
+            self.version.kill_together(&group.dirs);
+        }
+        self.version.limit(&group.dirs, memory, limits.processes)?;
         Ok(group)
     }
 
     /// Kills the processes of a command's group that its supervisor did not remove, and removes it.
-    pub(crate) fn discard(&self, name: &str) {
-        for dir in self.dirs.iter().map(|dir| dir.join(name)) {
+    pub(crate) fn discard(&self, name: u32) {
+        for dir in self.dirs.iter().map(|dir| dir.join(name.to_string())) {
             if dir.exists() {
                 // What cannot be removed now is removed by the next launcher.
                 let _ = remove(&dir);
@@ -194,11 +210,13 @@ impl Groups {
     }
 }
 
-/// The group of a command. It is removed when this is dropped.
+/// The group of a command. It is removed when this is dropped, unless it is kept.
 #[derive(Debug)]
 pub(crate) struct Group {
     version: &'static dyn Version,
     dirs: Vec<PathBuf>,
+    may_keep: bool,
+    is_kept: Cell<bool>,
 }
 
 impl Group {
@@ -218,10 +236,21 @@ impl Group {
     pub(crate) fn consumption(&self) -> Consumption {
         self.version.consumption(&self.dirs)
     }
+
+    /// Returns what the processes used, after their end. From now on the group is kept if it may be, and if what is left
+    /// does not matter to another command.
+    pub(crate) fn end(&self) -> Consumption {
+        let used = self.consumption();
+        self.is_kept.set(self.may_keep && used.is_ordinary());
+        used
+    }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
+        if self.is_kept.get() && self.version.reset(&self.dirs) {
+            return;
+        }
         for dir in &self.dirs {
             // What cannot be removed now is removed by the launcher, or by the next one.
             let _ = remove(dir);

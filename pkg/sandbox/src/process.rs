@@ -1,4 +1,4 @@
-//! The parts of launchers and supervisors: a session of their own, signals as events, and children to wait for.
+//! The parts of launchers and supervisors: signals as events, and children to wait for.
 
 use std::{
     ffi::CStr,
@@ -14,17 +14,16 @@ use nix::sys::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
-    process::{Pid, WaitOptions, WaitStatus, getpid, set_child_subreaper, setsid, wait},
+    process::{Pid, WaitOptions, WaitStatus, getpid, set_child_subreaper, wait},
     thread::set_name,
 };
 
 /// `SIGTERM` as signalfd returns it.
 const SIGTERM: u32 = Signal::SIGTERM as u32;
 
-/// Gives a forked process a name and a session, and makes it the parent of its descendants' orphans.
+/// Gives a forked process a name, and makes it the parent of its descendants' orphans.
 pub(crate) fn establish(name: &CStr) -> io::Result<()> {
     set_name(name)?;
-    setsid()?;
     // Any pid turns the attribute on.
     set_child_subreaper(Some(getpid()))?;
     Ok(())

@@ -14,7 +14,6 @@ use std::{
     fs::File,
     io::{self, Read as _, Write as _},
     os::fd::{AsFd as _, OwnedFd},
-    process,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -44,10 +43,13 @@ use crate::{
 /// The unit of disk blocks.
 const BLOCK: u64 = 512;
 
+/// The groups, and the name of the command's.
+type Named<'a> = Option<(&'a Groups, u32)>;
+
 /// Runs the command that arrives on `control`, in one of `groups`, and reports its end. The caller is a new child of
 /// `launcher`. An error has been reported, but may leave processes behind.
-pub(crate) fn run(control: &File, launcher: Pid, groups: Option<&Groups>) -> io::Result<()> {
-    // It is removed after the report, for which the server waits.
+pub(crate) fn run(control: &File, launcher: Pid, groups: Named<'_>) -> io::Result<()> {
+    // It is removed or kept after the report, for which the server waits.
     let mut group = None;
     match serve(control, launcher, groups, &mut group) {
         Ok(Some(answer)) => send(control, &answer),
@@ -81,7 +83,7 @@ fn send(mut control: &File, answer: &Answer) {
 fn serve(
     control: &File,
     launcher: Pid,
-    groups: Option<&Groups>,
+    groups: Named<'_>,
     group: &mut Option<Group>,
 ) -> io::Result<Option<Answer>> {
     let signals = detach(control)?;
@@ -133,7 +135,7 @@ fn serve(
             attempts = report.attempts;
         }
     }
-    let used = group.map(Group::consumption).unwrap_or_default();
+    let used = group.map(Group::end).unwrap_or_default();
     let killed = || out_of_memory(&used, limits.memory.unwrap_or_default());
     Ok(Some(Ok(Ended {
         exit,
@@ -154,14 +156,16 @@ fn serve(
 fn start(
     mut order: Order,
     descriptors: Vec<OwnedFd>,
-    groups: Option<&Groups>,
+    groups: Named<'_>,
     group: &mut Option<Group>,
 ) -> Result<Started, Refusal> {
     let mut entry = None;
-    if let Some(groups) = groups {
+    if let Some((groups, name)) = groups {
         let failed = Refusal::at("control group");
-        let (name, limits) = (process::id().to_string(), &order.limits);
-        let created = groups.create(&name, limits.memory, limits.processes);
+        let limits = &order.limits;
+        // Otherwise the command can write to the files of its group.
+        let may_keep = order.isolation.is_some() || order.user.is_some_and(|user| user != 0);
+        let created = groups.create(name, limits, may_keep);
         let created = group.insert(created.map_err(&failed)?);
         entry = Some(created.entry().map_err(failed)?);
         // The group counts the processes that it refuses, which a limit of the user would do before it.

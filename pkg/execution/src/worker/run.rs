@@ -321,7 +321,8 @@ impl Run<'_> {
 
     /// Returns whether the action altered its inputs. Corrupt blobs are in quarantine then.
     pub(super) async fn altered(&self, staged: &Staged) -> Result<bool, Abort> {
-        if staged.linked.is_empty() {
+        // Another user can neither write to the blobs nor change their modes.
+        if staged.linked.is_empty() || staged.user.is_some() {
             return Ok(false);
         }
         let links = Arc::clone(&self.worker.stores.links);

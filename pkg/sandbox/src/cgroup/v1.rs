@@ -1,6 +1,6 @@
 //! Version 1: a hierarchy for each controller.
 
-use std::{io, path::PathBuf};
+use std::{fs, io, path::PathBuf};
 
 use super::{Consumption, Groups, Version, number, place::Places, write};
 
@@ -74,5 +74,14 @@ impl Version for V1 {
             processor: None,
             transferred: None,
         }
+    }
+
+    fn reset(&self, dirs: &[PathBuf]) -> bool {
+        let [of_memory, of_processes] = dirs else {
+            return false;
+        };
+        let processes = fs::read_to_string(of_processes.join("pids.current"));
+        let is_empty = processes.is_ok_and(|processes| processes.trim() == "0");
+        is_empty && write(of_memory, "memory.max_usage_in_bytes", &0).is_ok()
     }
 }

@@ -141,6 +141,11 @@ impl Version for V2 {
                 .map(|text| (sum(&text, "rbytes="), sum(&text, "wbytes="))),
         }
     }
+
+    /// Processor time and transfers are those of all processes that were ever in a group.
+    fn reset(&self, _dirs: &[PathBuf]) -> bool {
+        false
+    }
 }
 
 /// Returns the sum of the values with this key, of all devices.

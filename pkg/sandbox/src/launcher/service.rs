@@ -1,7 +1,8 @@
 //! The launcher process: forks a supervisor for each control socket that it receives.
 
 use std::{
-    collections::{HashMap, HashSet},
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, HashSet},
     fs::File,
     io::{self, Write as _},
     os::{fd::AsFd, unix::net::UnixStream},
@@ -13,7 +14,7 @@ use rustix::{
     fs::{Mode, OFlags, open},
     process::{
         Pid, Signal as Sent, WaitOptions, chdir, getpid, kill_process,
-        set_parent_process_death_signal, umask,
+        set_parent_process_death_signal, setsid, umask,
     },
     stdio::{dup2_stdin, dup2_stdout},
 };
@@ -48,6 +49,7 @@ pub(super) fn run(mut socket: &UnixStream, memory: Option<u64>) -> io::Result<()
     let mut launcher = Service {
         signals,
         groups: groups.ok(),
+        names: Names::default(),
         supervisors: HashMap::new(),
         lost: Vec::new(),
         orphans: None,
@@ -78,6 +80,8 @@ fn isolate(socket: &UnixStream) -> io::Result<Signals> {
     dup2_stdout(&null)?;
     chdir("/")?;
     umask(Mode::from_raw_mode(0o022));
+    // Supervisors are in this session, too.
+    setsid()?;
     establish(c"gorego-launcher")?;
     // The server continues a launcher that was stopped; its death has to do so, too.
     set_parent_process_death_signal(Some(Sent::CONT))?;
@@ -87,13 +91,53 @@ fn isolate(socket: &UnixStream) -> io::Result<Signals> {
 struct Service {
     signals: Signals,
     groups: Option<Groups>,
-    /// The supervisors, and a copy of the control socket of each.
-    supervisors: HashMap<Pid, File>,
-    /// The control sockets of dead supervisors that may have left processes. The server sees their end when those are
-    /// killed.
-    lost: Vec<(Pid, File)>,
+    /// The names of groups.
+    names: Names,
+    supervisors: HashMap<Pid, Supervisor>,
+    /// The dead supervisors that may have left processes. The server sees their end when those are killed.
+    lost: Vec<Supervisor>,
     /// The time until the next pass if processes of dead supervisors, now children of this process, may be left.
     orphans: Option<Duration>,
+}
+
+/// A supervisor, and what is left to do when it has died.
+struct Supervisor {
+    /// A copy of its control socket.
+    _control: File,
+    /// The name of its command's group.
+    group: u32,
+}
+
+impl Supervisor {
+    const fn new(control: File, group: u32) -> Self {
+        Self {
+            _control: control,
+            group,
+        }
+    }
+}
+
+/// The names of the groups of commands: numbers, the smallest first, so that groups that are kept are used again.
+#[derive(Default)]
+struct Names {
+    free: BinaryHeap<Reverse<u32>>,
+    next: u32,
+}
+
+impl Names {
+    fn take(&mut self) -> u32 {
+        self.free.pop().map_or_else(
+            || {
+                self.next += 1;
+                self.next
+            },
+            |Reverse(free)| free,
+        )
+    }
+
+    fn give_back(&mut self, name: u32) {
+        self.free.push(Reverse(name));
+    }
 }
 
 impl Service {
@@ -106,11 +150,14 @@ impl Service {
                 let _ = kill_process(pid, Sent::KILL);
                 continue;
             }
-            // A supervisor that exits with 0 has left no process.
-            if let Some(control) = self.supervisors.remove(&pid)
-                && status.exit_status() != Some(0)
-            {
-                self.lost.push((pid, control));
+            let Some(supervisor) = self.supervisors.remove(&pid) else {
+                continue;
+            };
+            if status.exit_status() == Some(0) {
+                // It has left no process.
+                self.names.give_back(supervisor.group);
+            } else {
+                self.lost.push(supervisor);
                 self.orphans = Some(FIRST_PASS);
             }
         }
@@ -122,9 +169,10 @@ impl Service {
             let killed = tree::kill_descendants(&spared);
             self.orphans = (!killed.is_empty()).then(|| next_pass(pass));
             if self.orphans.is_none() {
-                for (supervisor, _control) in self.lost.drain(..) {
+                for Supervisor { group, .. } in self.lost.drain(..) {
                     let groups = self.groups.iter();
-                    groups.for_each(|groups| groups.discard(&supervisor.as_raw_pid().to_string()));
+                    groups.for_each(|groups| groups.discard(group));
+                    self.names.give_back(group);
                 }
             }
         }
@@ -139,11 +187,17 @@ impl Service {
         // None if this process is at its limit: the server then sees the end of its socket.
         if let Some(control) = descriptors.pop() {
             let control = File::from(control);
-            let launcher = getpid();
-            let groups = self.groups.as_ref();
-            match fork::fork(|| supervisor::run(&control, launcher, groups)) {
-                Ok(pid) => _ = self.supervisors.insert(pid, control),
-                Err(error) => supervisor::refuse(&control, error),
+            let (launcher, group) = (getpid(), self.names.take());
+            let groups = self.groups.as_ref().map(|groups| (groups, group));
+            match fork::fork_into(0, || supervisor::run(&control, launcher, groups)) {
+                Ok(pid) => {
+                    self.supervisors
+                        .insert(pid, Supervisor::new(control, group));
+                }
+                Err(error) => {
+                    self.names.give_back(group);
+                    supervisor::refuse(&control, error);
+                }
             }
         }
         Ok(true)

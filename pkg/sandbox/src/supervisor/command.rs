@@ -95,10 +95,17 @@ impl Command {
     /// Starts the command as a child of this process, which reports to `writer` if it cannot be executed.
     pub(super) fn fork(&self, writer: &mut PipeWriter) -> Result<Pid, Refusal> {
         let parent = getpid();
-        let pid = fork::fork(|| {
+        let child = || {
             let refusal = self.execute(parent);
             writer.write_all(&serde_json::to_vec(&refusal)?)
-        });
+        };
+        // This process waits for the child, which nobody else may be able to stop.
+        let has_own_user = self.order.user.is_some() || self.order.isolation.is_some();
+        let pid = if has_own_user {
+            fork::fork_to_execute(child)
+        } else {
+            fork::fork_into(0, child)
+        };
         pid.map_err(Refusal::at("fork"))
     }
 

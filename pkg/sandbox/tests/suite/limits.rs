@@ -95,6 +95,10 @@ pub(crate) const ISOLATED: &[Test] = &[
         "a_control_group_holds_an_isolated_command",
         a_control_group_holds_an_isolated_command,
     ),
+    (
+        "a_control_group_that_is_used_again_measures_its_command_alone",
+        a_control_group_that_is_used_again_measures_its_command_alone,
+    ),
 ];
 
 /// A script that holds this memory for ever, and another process beside it.
@@ -261,6 +265,33 @@ fn a_control_group_ends_with_its_command(fixture: &Fixture) {
 fn a_control_group_holds_an_isolated_command(fixture: &Fixture) {
     let output = Action::new().output_of(fixture, "cat /proc/self/cgroup");
     assert_eq!(output.contains("/gorego-"), has_groups(fixture), "{output}");
+}
+
+fn a_control_group_that_is_used_again_measures_its_command_alone(fixture: &Fixture) {
+    if !has_groups(fixture) {
+        return;
+    }
+    let run = |script| {
+        let action = Action::new();
+        let mut launch = action.script(script);
+        launch.limits.processes = Some(4096);
+        let ended = fixture.run(launch).unwrap();
+        let dir = group(&action.root.output()).unwrap();
+        (ended.usage.peak_bytes, dir)
+    };
+    for _ in 0..4 {
+        let large =
+            "head -c 104857600 /dev/zero | tail -c 104857600 >/dev/null; cat /proc/self/cgroup";
+        let (peak, _) = run(large);
+        assert!(peak > 100 * MIB, "{peak}");
+        let (peak, dir) = run("cat /proc/self/cgroup");
+        assert!(peak < 64 * MIB, "{peak}");
+        if fixture.launcher.control_groups() == &ControlGroups::Version("v1".to_owned()) {
+            assert!(dir.exists(), "{} is gone", dir.display());
+        } else {
+            wait_until_removed(&dir);
+        }
+    }
 }
 
 fn control_groups_of_a_dead_launcher_are_removed_by_the_next(fixture: &Fixture) {

@@ -5,13 +5,14 @@ use std::{
     ffi::{CStr, CString},
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     sync::Arc,
+    time::Duration,
 };
 
 use rustix::{
-    fs::{AtFlags, Dir, FileType, Mode, OFlags},
+    fs::{AtFlags, Dir, FileType, Mode, OFlags, RawDir},
     io::Errno,
 };
-use tokio::task::spawn_blocking;
+use tokio::{task::spawn_blocking, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::BuildRoot;
@@ -19,13 +20,19 @@ use crate::beneath::DIRECTORY;
 
 /// The most files that are deleted before the deleter looks whether it has to end.
 const BATCH: usize = 4096;
+/// The most levels of directories that are deleted where they are, each with an open descriptor.
+const DEPTH: usize = 32;
+/// The bytes of a buffer for names in a directory.
+const BUFFER: usize = 4096;
+/// The time in which directories come together before they are deleted.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// The deleter of a build root's trash.
 #[derive(Debug)]
 pub(crate) struct Trash(pub Arc<BuildRoot>);
 
 impl Trash {
-    /// Deletes what is in the trash and what comes to it, one file after the other, until `stop` is cancelled.
+    /// Deletes what is in the trash and what comes to it, until `stop` is cancelled.
     pub(crate) async fn run(self, stop: CancellationToken) {
         loop {
             tokio::select! {
@@ -33,6 +40,7 @@ impl Trash {
                 () = stop.cancelled() => return,
                 () = self.0.dirty.notified() => {}
             }
+            let _ = stop.run_until_cancelled(sleep(PAUSE)).await;
             self.empty(&stop).await;
         }
     }
@@ -71,68 +79,90 @@ struct Pass<'a> {
 impl Pass<'_> {
     /// Deletes up to `left` files. Returns whether nothing is left that can be deleted.
     fn run(&mut self) -> bool {
-        let trash = &self.root.trash;
-        let Ok(names) = Dir::read_from(trash) else {
-            return true;
-        };
-        let mut is_empty = true;
-        for (name, kind) in entries(names) {
-            if self.skipped.contains(&name) {
-                continue;
-            }
+        // Folders of deleted directories come to the trash.
+        while self.trash() {
             if self.left == 0 {
                 return false;
             }
+        }
+        true
+    }
+
+    /// Deletes what is in the trash now. Returns whether there was something that can be deleted.
+    fn trash(&mut self) -> bool {
+        let trash = &self.root.trash;
+        let Ok(names) = Dir::read_from(trash) else {
+            return false;
+        };
+        let mut is_empty = true;
+        for entry in names.filter_map(Result::ok) {
+            let name = entry.file_name();
+            if is_itself(name) || self.skipped.contains(name) {
+                continue;
+            }
             is_empty = false;
-            let deleted = match kind {
-                FileType::Directory => self.directory(&name),
-                _ => self.file(trash, &name),
+            if self.left == 0 {
+                break;
+            }
+            let deleted = match entry.file_type() {
+                FileType::Directory => self.directory(trash, name, DEPTH),
+                _ => self.file(trash, name, DEPTH),
             };
             if let Err(error) = deleted {
                 let path = self.root.path.display();
                 tracing::warn!(%error, "failed to delete {name:?} in the trash of {path}");
-                self.skipped.insert(name);
+                self.skipped.insert(name.to_owned());
             }
         }
-        // Folders of deleted directories came to the trash meanwhile.
-        is_empty
+        !is_empty
     }
 
-    fn file(&mut self, at: &OwnedFd, name: &CStr) -> Result<(), Errno> {
+    fn file(&mut self, at: &OwnedFd, name: &CStr, depth: usize) -> Result<(), Errno> {
         self.left = self.left.saturating_sub(1);
         match rustix::fs::unlinkat(at, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             // The type was unknown to the listing.
-            Err(Errno::ISDIR) => self.up(at, name),
+            Err(Errno::ISDIR) => self.folder(at, name, depth),
             Err(errno) => Err(errno),
         }
     }
 
-    /// Deletes a directory in the trash, after its files were deleted and its folders were moved to the trash: so depth
-    /// takes neither descriptors nor stack.
-    fn directory(&mut self, name: &CStr) -> Result<(), Errno> {
-        let trash = &self.root.trash;
-        let directory = open_writable(trash, name)?;
-        for (name, kind) in entries(Dir::read_from(&directory)?) {
+    /// Deletes a directory. Its folders `depth` levels below, and those that another process fills, move to the trash
+    /// instead: so depth takes neither descriptors nor stack.
+    fn directory(&mut self, at: &OwnedFd, name: &CStr, depth: usize) -> Result<(), Errno> {
+        let directory = open_writable(at, name)?;
+        let mut buffer = Vec::with_capacity(BUFFER);
+        let mut entries = RawDir::new(&directory, buffer.spare_capacity_mut());
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let name = entry.file_name();
+            if is_itself(name) {
+                continue;
+            }
             if self.left == 0 {
                 return Ok(());
             }
-            match kind {
-                FileType::Directory => self.folder(&directory, &name)?,
-                _ => self.file(&directory, &name)?,
+            match entry.file_type() {
+                FileType::Directory => self.folder(&directory, name, depth)?,
+                _ => self.file(&directory, name, depth)?,
             }
         }
+        if self.left == 0 {
+            return Ok(());
+        }
         self.left = self.left.saturating_sub(1);
-        match rustix::fs::unlinkat(trash, name, AtFlags::REMOVEDIR) {
+        match rustix::fs::unlinkat(at, name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(Errno::NOTEMPTY) if depth < DEPTH => self.up(at, name),
             Err(errno) => Err(errno),
         }
     }
 
-    /// Deletes an empty folder, or moves it to the trash.
-    fn folder(&mut self, at: &OwnedFd, name: &CStr) -> Result<(), Errno> {
+    /// Deletes a folder of a directory, or moves it to the trash.
+    fn folder(&mut self, at: &OwnedFd, name: &CStr, depth: usize) -> Result<(), Errno> {
         match rustix::fs::unlinkat(at, name, AtFlags::REMOVEDIR) {
             Ok(()) => Ok(()),
+            Err(_) if depth > 0 => self.directory(at, name, depth - 1),
             Err(_) => self.up(at, name),
         }
     }
@@ -152,21 +182,23 @@ impl Pass<'_> {
     }
 }
 
-fn entries(names: Dir) -> impl Iterator<Item = (CString, FileType)> {
-    let entries = names.filter_map(Result::ok);
-    let entries = entries.map(|entry| (entry.file_name().to_owned(), entry.file_type()));
-    entries.filter(|(name, _)| !matches!(name.as_bytes(), b"." | b".."))
+fn is_itself(name: &CStr) -> bool {
+    matches!(name.to_bytes(), b"." | b"..")
 }
 
 /// Opens a directory, after its owner got all permissions.
 fn open_writable(at: &OwnedFd, name: &CStr) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let directory = rustix::fs::openat(at, name, flags, Mode::empty())?;
-    let stat = rustix::fs::fstat(&directory)?;
-    if !Mode::from_raw_mode(stat.st_mode).contains(Mode::RWXU) {
-        // A descriptor without access has no mode calls of its own.
-        let link = format!("/proc/self/fd/{}", directory.as_raw_fd());
-        rustix::fs::chmod(link, Mode::RWXU)?;
+    let open = |flags| rustix::fs::openat(at, name, flags | OFlags::NOFOLLOW, Mode::empty());
+    if let Ok(directory) = open(DIRECTORY) {
+        let stat = rustix::fs::fstat(&directory)?;
+        if !Mode::from_raw_mode(stat.st_mode).contains(Mode::RWXU) {
+            rustix::fs::fchmod(&directory, Mode::RWXU)?;
+        }
+        return Ok(directory);
     }
+    let directory = open(DIRECTORY | OFlags::PATH)?;
+    // A descriptor without access has no mode calls of its own.
+    let link = format!("/proc/self/fd/{}", directory.as_raw_fd());
+    rustix::fs::chmod(link, Mode::RWXU)?;
     rustix::fs::openat(directory.as_fd(), ".", DIRECTORY, Mode::empty())
 }
