@@ -84,6 +84,8 @@ impl Init {
         // The change of the user has undone it.
         self.die_with_supervisor()?;
         let pid = command.fork(refusal)?;
+        // The end of a pipe is seen by its reader.
+        drop(command);
         let report = watch(pid, signals).map_err(Refusal::at("watching the command"))?;
         let sent = serde_json::to_vec(&report).map_err(io::Error::from);
         let sent = sent.and_then(|bytes| self.socket.write_all(&bytes));
