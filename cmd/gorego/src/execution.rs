@@ -1,6 +1,7 @@
 //! The executor's settings, from the configuration and the machine.
 
 mod isolation;
+mod persistent;
 mod preview;
 mod switch;
 
@@ -28,6 +29,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::{
     isolation::isolation_settings,
+    persistent::users,
     preview::preview,
     switch::{Start, start},
 };
@@ -48,7 +50,7 @@ const DRAIN: f64 = 0.8;
 pub(crate) enum Error {
     #[error(
         "execution.uids = {0}: this container or user namespace has no users and groups up to {1}, one for each of \
-         execution.concurrency; accepted: users that exist here, or execution.run_as_root: true"
+         execution.concurrency and of the persistent workers; accepted: users that exist here, or execution.run_as_root: true"
     )]
     NoUsers(u32, u32),
     #[error(
@@ -321,6 +323,7 @@ pub(crate) fn options(config: &Config) -> Options {
         environment: execution.environment.0.iter().cloned().collect(),
         platform: platform(&execution.platform),
         ignore_unknown_platform: execution.unknown_platform == UnknownPlatform::Ignore,
+        persistent: persistent::persistent(config),
         scheduler: gorego_scheduler::Options {
             queue_size: usize::try_from(execution.queue_size).unwrap_or(usize::MAX),
             abandon_after: execution.abandon_after,

@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use self::{action::ActionName, run::Started};
 use crate::{
     cli::Shell,
-    execution::{concurrency, first_user, isolation_settings, options},
+    execution::{first_user, isolation_settings, options, users},
     print, remote,
     terminal::Load,
 };
@@ -183,8 +183,7 @@ impl Session<'_> {
 
     /// Returns the user that the action runs as, if it is not this one: for root, one that no executor's action has.
     fn user(&self) -> Option<u32> {
-        let user =
-            first_user(&self.loaded.config)?.saturating_add(concurrency(&self.loaded.config));
+        let user = first_user(&self.loaded.config)?.saturating_add(users(&self.loaded.config));
         has_users(&(user..user.saturating_add(1))).then_some(user)
     }
 

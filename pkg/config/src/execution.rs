@@ -67,7 +67,25 @@ section! {
         /// that.
         max_scratch_bytes: ByteSize = ByteSize::from_bytes(10 << 30),
     }
-    sections { sandbox: Sandbox, }
+    sections { persistent_workers: PersistentWorkers, sandbox: Sandbox, }
+}
+
+section! {
+    /// Persistent workers: processes that run several actions one after another, such as a Java compiler. Bazel asks for
+    /// them with `--experimental_remote_mark_tool_inputs`.
+    PersistentWorkers {
+        /// Runs actions in persistent workers if their client asks for it. A tool that is not written with care, or code
+        /// that an action loads into it, can carry something over from one action to the next; so all clients of an
+        /// instance have to trust each other.
+        enabled: bool = false,
+        /// The most workers, idle or not. Each idle one keeps its memory; all of them together at most a quarter of
+        /// `execution.memory`, which running actions do not get. 0 for `execution.concurrency`.
+        max: u32 = 0,
+        /// The time after which an idle worker ends.
+        idle_timeout: Duration = Duration::from_mins(5),
+        /// The most actions of one worker.
+        max_uses: u32 = 1000,
+    }
 }
 
 section! {

@@ -13,7 +13,7 @@ use reapi::{
 };
 
 use crate::{
-    Failure, Inputs, Job, Live, Network, Options, Origin,
+    Failure, Inputs, Job, Live, Network, Options, Origin, PersistentWish,
     action::CheckedAction,
     command::{check_command, normalize},
     inputs::{Loaded, Resident, load},
@@ -136,12 +136,12 @@ impl Admission<'_> {
             }
             command => Some(command?),
         };
-        let network = match &mut command {
+        let (network, persistent) = match &mut command {
             Some(command) => {
                 normalize(command);
                 self.check(command)?
             }
-            None => Network::Usual,
+            None => (Network::Usual, None),
         };
         let Loaded {
             inputs,
@@ -169,6 +169,7 @@ impl Admission<'_> {
             inputs: Arc::new(inputs),
             timeout: self.action.timeout,
             network,
+            persistent,
             do_not_cache: self.action.do_not_cache,
             inline_stdout: request.inline_stdout,
             inline_stderr: request.inline_stderr,
@@ -186,16 +187,16 @@ impl Admission<'_> {
         deprecated,
         reason = "clients of REAPI 2.1 put the platform into the command"
     )]
-    /// Checks the command and the platform. Returns the network that it asks for.
-    fn check(&self, command: &Command) -> Result<Network, Failure> {
+    /// Checks the command and the platform. Returns the network and the persistent worker that it asks for.
+    fn check(&self, command: &Command) -> Result<(Network, Option<PersistentWish>), Failure> {
         check_command(command)?;
         let (field, platform) = match &self.action.platform {
             Some(platform) => ("action.platform", Some(platform)),
             None => ("command.platform", command.platform.as_ref()),
         };
-        platform.map_or(Ok(Network::Usual), |platform| {
+        platform.map_or(Ok((Network::Usual, None)), |platform| {
             check_platform(field, platform, self.options)?;
-            Ok(network_of(platform))
+            Ok((network_of(platform), PersistentWish::of(platform)))
         })
     }
 

@@ -95,7 +95,7 @@ impl Executor {
         let runner = Runner::new(options.scheduler.clone());
         let capacity = Capacity {
             slots: usize::try_from(options.concurrency).unwrap_or(usize::MAX),
-            memory: options.memory,
+            memory: options.memory.saturating_sub(options.idle_memory()),
         };
         runner.add_worker(WorkerId::new(&options.node), capacity, worker);
         let stop = CancellationToken::new();

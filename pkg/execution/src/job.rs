@@ -6,7 +6,7 @@ use gorego_scheduler::Kind;
 use gorego_storage::{Digest, DigestFunction, InstanceName};
 use reapi::v2::Command;
 
-use crate::{Inputs, Live, Origin};
+use crate::{Inputs, Live, Origin, PersistentWish};
 
 /// A checked action: what a worker needs to run it.
 #[derive(Debug)]
@@ -25,6 +25,8 @@ pub struct Job {
     pub timeout: Duration,
     /// The network that the action asks for.
     pub network: Network,
+    /// The wish of the client that a persistent worker runs it.
+    pub persistent: Option<PersistentWish>,
     /// Set if the result is not stored in the action cache (REAPI `Action.do_not_cache`).
     pub do_not_cache: bool,
     /// Set if stdout is returned inline where it fits (REAPI `ExecuteRequest.inline_stdout`).

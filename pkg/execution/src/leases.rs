@@ -108,6 +108,7 @@ mod tests {
             queued: std::time::SystemTime::now(),
             origin: Origin::current(),
             network: crate::Network::Usual,
+            persistent: None,
             kind: gorego_scheduler::Kind::new("", "", ""),
             live: crate::Live::default(),
         };

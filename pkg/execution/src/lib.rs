@@ -40,10 +40,10 @@ pub use job::{Job, Network};
 pub use live::{Live, LogReader};
 pub use local::{LocalDir, LocalError, LocalOutput, LocalResult, read_job};
 pub use operation::{CachedExecution, Watcher};
-pub use options::{IsolationOptions, Options};
+pub use options::{IsolationOptions, Options, PersistentOptions};
 pub use origin::Origin;
 pub use verify::{Checks, VerifiedWorker};
 pub use worker::{
-    BuildRootError, BuildRootFailure, NodeWorker, ProbeError, Runner, Stores, probe,
-    remove_directory,
+    BuildRootError, BuildRootFailure, NodeWorker, PersistentCounts, PersistentWish, ProbeError,
+    Protocol, Runner, Stores, probe, remove_directory,
 };

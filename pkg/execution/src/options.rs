@@ -49,6 +49,8 @@ pub struct Options {
     /// The isolation of actions from the host. `None`: actions see what gorego sees. Only where [`crate::probe`] finds
     /// that the system allows it.
     pub isolation: Option<IsolationOptions>,
+    /// The persistent workers. `None`: every action runs by itself.
+    pub persistent: Option<PersistentOptions>,
     /// The limits of the queue.
     pub scheduler: gorego_scheduler::Options,
 }
@@ -72,6 +74,36 @@ impl Options {
         let isolation = self.isolation.as_ref();
         isolation.is_some_and(|isolation| isolation.by == Means::Root)
     }
+
+    /// Returns the number of users that actions and persistent workers need.
+    pub fn users(&self) -> u32 {
+        let workers = self
+            .persistent
+            .as_ref()
+            .map_or(0, |persistent| persistent.max);
+        self.concurrency.saturating_add(workers)
+    }
+
+    /// Returns the most memory that idle persistent workers may have, in bytes. Running actions have the rest.
+    pub fn idle_memory(&self) -> u64 {
+        self.persistent
+            .as_ref()
+            .map_or(0, |_| self.memory / IDLE_SHARE)
+    }
+}
+
+/// The share of the memory that idle persistent workers may have: one in so many bytes.
+const IDLE_SHARE: u64 = 4;
+
+/// Settings of persistent workers.
+#[derive(Clone, Debug)]
+pub struct PersistentOptions {
+    /// The most workers, idle or not.
+    pub max: u32,
+    /// The time after which an idle worker ends.
+    pub idle_timeout: Duration,
+    /// The most actions of a worker.
+    pub max_uses: u32,
 }
 
 /// Settings of the isolation of actions.

@@ -27,6 +27,7 @@ pub(crate) fn options() -> Options {
         environment: BTreeMap::new(),
         platform: BTreeMap::new(),
         ignore_unknown_platform: false,
+        persistent: None,
         scheduler: gorego_scheduler::Options {
             queue_size: 100,
             abandon_after: Duration::from_mins(1),

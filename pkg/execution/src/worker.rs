@@ -2,7 +2,9 @@
 
 mod again;
 pub(crate) mod build_root;
+mod command;
 mod isolation;
+mod persistent;
 mod run;
 mod space;
 mod span;
@@ -30,6 +32,8 @@ use build_root::{BuildRoot, Trash};
 pub use build_root::{BuildRootError, BuildRootFailure, remove_directory};
 pub(crate) use isolation::isolation_with;
 pub use isolation::{ProbeError, probe};
+use persistent::Pool;
+pub use persistent::{PersistentCounts, PersistentWish, Protocol};
 use run::{Run, Supply};
 use space::Shortage;
 use trees::Trees;
@@ -80,6 +84,7 @@ pub struct NodeWorker {
     build_root: Arc<BuildRoot>,
     users: Users,
     prepared: Arc<Trees>,
+    persistent: Option<Arc<Pool>>,
     /// The newest actions that altered their inputs, or had altered ones. They run on copies: where the blobs had to be
     /// uploaded again, they would corrupt them again.
     altering: Mutex<VecDeque<Digest>>,
@@ -116,10 +121,15 @@ impl NodeWorker {
         tasks.spawn(Arc::clone(&memory).keep(stop.clone()));
         let prepared = Arc::new(Trees::new(options.has_root(), options.max_input_bytes));
         tasks.spawn(Arc::clone(&prepared).tend(Arc::clone(&stores.links), stop.clone()));
-        let users = Users::new(options.first_user, options.concurrency);
+        let users = Users::new(options.first_user, options.users());
+        let persistent = Pool::new(&options);
+        if let Some(pool) = &persistent {
+            tasks.spawn(Arc::clone(pool).keep(stop.clone()));
+        }
         Ok(Self {
             users,
             shortage: Shortage::new(options.min_free),
+            persistent,
             prepared,
             options,
             stores,
@@ -201,6 +211,9 @@ impl NodeWorker {
     /// Runs an action, and once more after it altered its inputs, found the disk full, or could not use a prepared tree.
     async fn attempt(&self, run: &Run<'_>) -> Result<ExecuteResponse, Abort> {
         let action = run.job.action;
+        if let Some(response) = run.in_worker().await? {
+            return Ok(response);
+        }
         let mut supply = if self.altering.lock().contains(&action) {
             Supply::Copies
         } else {

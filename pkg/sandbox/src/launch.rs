@@ -24,12 +24,13 @@ pub struct Launch {
     pub root: OwnedFd,
     /// The working directory, relative to `root`; empty for `root` itself. No symlink may lead it out of `root`.
     pub working_directory: String,
+    /// The file for standard input. `None`: `/dev/null`.
+    pub stdin: Option<OwnedFd>,
     /// The file for standard output.
     pub stdout: OwnedFd,
     /// The file for standard error.
     pub stderr: OwnedFd,
-    /// Set if `stdout` is a terminal that becomes the command's own, and its standard input. Otherwise standard input is
-    /// `/dev/null`.
+    /// Set if `stdout` is a terminal that becomes the command's own, and its standard input. There is no `stdin` then.
     pub has_terminal: bool,
     /// The time after which the processes in the command's session get `SIGTERM`.
     pub timeout: Duration,

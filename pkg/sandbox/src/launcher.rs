@@ -162,6 +162,7 @@ async fn order(control: &UnixStream, launch: Launch) -> io::Result<()> {
         launch.stdout.as_fd(),
         launch.stderr.as_fd(),
     ];
+    all.extend(launch.stdin.as_ref().map(OwnedFd::as_fd));
     all.extend(
         launch
             .scratch

@@ -27,13 +27,13 @@ use crate::{ControlGroups, Ended, Isolation, LaunchError, Limits, ScratchLimit};
 const MAX_BYTES: usize = 64 << 20;
 
 /// The most descriptors in a message.
-const DESCRIPTORS: usize = 4;
+const DESCRIPTORS: usize = 5;
 
 /// The launcher's first message: it is ready, or why it cannot start.
 pub(crate) type Ready = Result<ControlGroups, String>;
 
-/// A command to run. Its root, standard output, standard error and, if limited, the directory that it writes into
-/// follow as descriptors, in this order.
+/// A command to run. Its root, standard output, standard error, standard input if it has one and, if limited, the
+/// directory that it writes into follow as descriptors, in this order.
 #[derive(Deserialize, Serialize)]
 pub(crate) struct Order {
     pub(crate) argv: Vec<String>,

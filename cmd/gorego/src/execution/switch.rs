@@ -4,7 +4,7 @@ use gorego_config::{Config, Switch};
 use gorego_sandbox::{Launcher, has_users};
 use rustix::process::geteuid;
 
-use super::{Error, concurrency, first_user, memory};
+use super::{Error, first_user, memory, users};
 
 /// The start of execution.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub(crate) fn start(config: &Config) -> Result<Start, Error> {
 
 fn launch(config: &Config) -> Result<Launcher, Error> {
     if let Some(first) = first_user(config) {
-        let end = first.saturating_add(concurrency(config));
+        let end = first.saturating_add(users(config));
         if !has_users(&(first..end)) {
             return Err(Error::NoUsers(first, end - 1));
         }

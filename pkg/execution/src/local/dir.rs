@@ -197,6 +197,7 @@ impl LocalDir {
             working_directory: job.command.working_directory.clone(),
             stdout,
             stderr,
+            stdin: None,
             has_terminal: false,
             timeout: job.timeout,
             kill_delay: options.kill_delay,

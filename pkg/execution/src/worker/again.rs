@@ -45,7 +45,8 @@ impl NodeWorker {
         };
         let copies = self.altering.lock().contains(&job.action);
         let _pins = run.fetch().await?;
-        let staged = run.stage(copies, None).await?;
+        let user = self.users.take()?.map(Arc::new);
+        let staged = run.stage(copies, None, user).await?;
         let ended = run.launch(&staged).await;
         let is_altered = run.altered(&staged).await?;
         let ended = ended?;

@@ -6,11 +6,9 @@ use std::{
     time::SystemTime,
 };
 
-use gorego_sandbox::{
-    Ended, Excess, Launch, LaunchError, Limits, LiveCommand, Scratch, ScratchLimit,
-};
+use gorego_sandbox::{Ended, Excess, LaunchError};
 use gorego_scheduler::Phase;
-use gorego_storage::{Digest, Error, Links, Outputs, PinError, Pins, find_outputs};
+use gorego_storage::{Digest, Links, Outputs, PinError, Pins, find_outputs};
 use reapi::v2::ExecuteResponse;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -18,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 use super::{
     NodeWorker, block,
     build_root::ActionDir,
-    isolation::{has_overlay, is_closed, isolation},
+    command::clone,
+    isolation::{has_overlay, is_closed},
     trees::Tree,
     users::User,
 };
@@ -26,7 +25,6 @@ use crate::{
     Failure, Job,
     abort::Abort,
     collect::{Collected, Moves, Sink, collect},
-    environment::environment,
     logs::LogFile,
     publish::{self, Finished, Times},
     stage::{
@@ -35,9 +33,6 @@ use crate::{
         stage,
     },
 };
-
-/// The disk space of a staged file beside its content, in bytes.
-const BLOCK: u64 = 4096;
 
 /// An action that runs on a worker.
 pub(super) struct Run<'a> {
@@ -66,16 +61,16 @@ pub(super) enum Supply {
 
 /// The files of an action that is ready to run.
 pub(super) struct Staged {
-    dir: ActionDir,
+    pub(super) dir: ActionDir,
     /// The prepared tree that holds its inputs. The directory holds them otherwise.
     tree: Option<Arc<Tree>>,
     has_overlay: bool,
     /// The user that the command runs as, if it is not gorego's own. Released with the directory.
-    user: Option<User>,
+    user: Option<Arc<User>>,
     /// The inputs that are links to blobs.
     linked: HashSet<Digest>,
-    stdout: LogFile,
-    stderr: LogFile,
+    pub(super) stdout: LogFile,
+    pub(super) stderr: LogFile,
 }
 
 impl Run<'_> {
@@ -102,7 +97,8 @@ impl Run<'_> {
         {
             tree = Some(self.prepare(Arc::clone(pins), losses).await?);
         }
-        let staged = self.stage(supply == Supply::Copies, tree).await?;
+        let user = self.worker.users.take()?.map(Arc::new);
+        let staged = self.stage(supply == Supply::Copies, tree, user).await?;
         self.count_inputs();
         times.fetch_end = SystemTime::now();
 
@@ -115,6 +111,16 @@ impl Run<'_> {
             return Ok(None);
         }
         self.check_memory(&ended)?;
+        self.finish(times, staged, ended).await.map(Some)
+    }
+
+    /// Collects and publishes what a command left. Returns the response.
+    pub(super) async fn finish(
+        &self,
+        mut times: Times,
+        staged: Staged,
+        ended: Ended,
+    ) -> Result<ExecuteResponse, Abort> {
         (times.start, times.end) = (ended.started, ended.ended);
 
         (self.begin)(Phase::Collect);
@@ -134,7 +140,7 @@ impl Run<'_> {
         if let Some(note) = note {
             publish::add_line(&mut response.message, &note);
         }
-        Ok(Some(response))
+        Ok(response)
     }
 
     /// Waits for a step that writes nothing which has to be undone.
@@ -186,12 +192,12 @@ impl Run<'_> {
         &self,
         copies: bool,
         tree: Option<Arc<Tree>>,
+        user: Option<Arc<User>>,
     ) -> Result<Staged, Abort> {
         let (job, stop) = (Arc::clone(self.job), self.stop.clone());
         let links = Arc::clone(&self.worker.stores.links);
         let build_root = Arc::clone(&self.worker.build_root);
-        let user = self.worker.users.take()?;
-        let id = user.as_ref().map(User::id);
+        let id = user.as_ref().map(|user| user.id());
         let has_overlay = tree.is_some() || has_overlay(&self.worker.options, id);
         block(move || {
             let dir = build_root.create(id, has_overlay)?;
@@ -225,42 +231,21 @@ impl Run<'_> {
         .await
     }
 
-    fn count_inputs(&self) {
+    pub(super) fn count_inputs(&self) {
         let (counts, inputs) = (&self.worker.inputs, &self.job.inputs);
         counts.staged.fetch_add(inputs.entries, Relaxed);
         counts.staged_bytes.fetch_add(inputs.bytes, Relaxed);
     }
 
     pub(super) async fn launch(&self, staged: &Staged) -> Result<Ended, Abort> {
-        let (command, options) = (&self.job.command, &self.worker.options);
-        let root = match &staged.tree {
-            Some(tree) => tree.root().try_clone(),
-            None => staged.dir.root.try_clone(),
-        };
-        let user = staged.user.as_ref().map(User::id);
-        let live = LiveCommand::default();
+        let id = staged.user.as_ref().map(|user| user.id());
+        let logs = [staged.stdout.writer()?, staged.stderr.writer()?];
+        let mut launch = self.command(&staged.dir, staged.has_overlay, id, logs)?;
+        if let Some(tree) = &staged.tree {
+            launch.root = clone(tree.root())?;
+        }
         let logs = [staged.stdout.reader()?, staged.stderr.reader()?];
-        let _shown = self.job.live.show(self.attempt, logs, live.clone());
-        let launch = Launch {
-            argv: command.arguments.clone(),
-            environment: environment(command, options, &staged.dir.tmp()),
-            root: root.map_err(|error| Error::io("opening", "root", error))?,
-            working_directory: command.working_directory.clone(),
-            stdout: staged.stdout.writer()?,
-            stderr: staged.stderr.writer()?,
-            has_terminal: false,
-            timeout: self.job.timeout,
-            kill_delay: options.kill_delay,
-            limits: Limits {
-                processes: Some(options.max_processes),
-                memory: Some(options.memory),
-                ..Limits::default()
-            },
-            scratch: Some(self.scratch(staged)?),
-            user,
-            isolation: isolation(options, &staged.dir, staged.has_overlay, self.job.network),
-            live,
-        };
+        let _shown = self.job.live.show(self.attempt, logs, launch.live.clone());
         let ended = self.worker.runner.run(launch, self.stop.clone()).await;
         let ended = ended.map_err(|error| match error {
             LaunchError::NotExecutable { .. } => Abort::unmet(error.to_string()),
@@ -284,26 +269,6 @@ impl Run<'_> {
         };
         self.worker.memory.record(&self.job.kind, peak);
         Ok(ended)
-    }
-
-    /// Returns the directory that the command may write into.
-    fn scratch(&self, staged: &Staged) -> Result<Scratch, Abort> {
-        let inputs = &self.job.inputs;
-        let directory = staged.dir.dir.try_clone();
-        // Below an overlay, what was staged is not counted.
-        let given = if staged.has_overlay {
-            0
-        } else {
-            let blocks = inputs.entries.saturating_mul(BLOCK);
-            inputs.bytes.saturating_add(blocks)
-        };
-        Ok(Scratch {
-            directory: directory.map_err(|error| Error::io("opening", ".", error))?,
-            limit: ScratchLimit {
-                added: self.worker.options.max_scratch_bytes,
-                given,
-            },
-        })
     }
 
     /// Fails if the action ran out of memory, unless it ran alone, or its time was over, too.
@@ -381,7 +346,7 @@ impl Run<'_> {
                 runtime: &runtime,
                 stop: &stop,
                 moves,
-                user: user.as_ref().map(User::id),
+                user: user.as_ref().map(|user| user.id()),
                 max_bytes,
                 max_inline,
             };

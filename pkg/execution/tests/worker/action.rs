@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use gorego_execution::{Inputs, Job, Live, Network, Origin};
+use gorego_execution::{Inputs, Job, Live, Network, Origin, PersistentWish};
 use gorego_scheduler::Kind;
 use gorego_storage::{BlobStore, Digest, DigestFunction, InstanceName};
 use prost::Message as _;
@@ -23,6 +23,7 @@ pub(crate) struct Action {
     pub(crate) command: Command,
     pub(crate) timeout: Duration,
     pub(crate) network: Network,
+    pub(crate) persistent: Option<PersistentWish>,
     pub(crate) do_not_cache: bool,
     pub(crate) inline: Vec<String>,
     pub(crate) inline_logs: bool,
@@ -55,6 +56,7 @@ impl Action {
             command,
             timeout: Duration::from_mins(10),
             network: Network::Usual,
+            persistent: None,
             do_not_cache: false,
             inline: Vec::new(),
             inline_logs: false,
@@ -150,6 +152,7 @@ impl Action {
             inputs: Arc::new(inputs),
             timeout: self.timeout,
             network: self.network,
+            persistent: self.persistent.clone(),
             do_not_cache: self.do_not_cache,
             inline_stdout: self.inline_logs,
             inline_stderr: self.inline_logs,

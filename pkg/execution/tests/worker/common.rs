@@ -159,6 +159,7 @@ fn options(build_root: PathBuf) -> Options {
         environment: BTreeMap::from([("PATH".to_owned(), PATH.to_owned())]),
         platform: BTreeMap::new(),
         ignore_unknown_platform: false,
+        persistent: None,
         scheduler: scheduler_options(),
     }
 }

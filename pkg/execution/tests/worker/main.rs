@@ -7,6 +7,7 @@ mod directories;
 mod fake;
 mod logs;
 mod outputs;
+mod persistent;
 mod poison;
 mod responses;
 mod staging;
@@ -40,8 +41,10 @@ type Test = (&'static str, fn(&Fixture));
 const PARALLEL: usize = 4;
 
 /// The tests whose actions meet the test, or each other, in a folder of the host, or look at it.
-const ON_HOST: [&str; 4] = [
+const ON_HOST: [&str; 6] = [
+    "a_cancelled_action_ends_its_persistent_worker",
     "a_cancelled_action_is_stopped",
+    "a_persistent_worker_with_protobuf_runs_several_actions",
     "an_archive_of_inputs_has_no_hard_links",
     "an_input_that_a_cancelled_action_altered_harms_nobody",
     "an_input_that_an_action_altered_before_another_read_it_is_right",
@@ -57,8 +60,12 @@ const OF_OWNERS: [&str; 3] = [
 /// The ordinary user that runs tests of owners once more.
 const ORDINARY: u32 = 65534;
 
-/// Runs the tests whose names contain the first argument, on the host and isolated.
+/// Runs the tests whose names contain the first argument, on the host and isolated. Also a tool of them.
 fn main() -> ExitCode {
+    if env::args().any(|argument| argument == "--persistent_worker") {
+        persistent::serve();
+        return ExitCode::SUCCESS;
+    }
     // That of a careful operator, which must not reach the action.
     umask(Mode::RWXG | Mode::RWXO);
     let mut fixture = Fixture::new(Launcher::start(None).unwrap());
@@ -111,6 +118,7 @@ fn run(prefix: &str, fixture: &Fixture, suits: impl Fn(&str) -> bool + Sync) -> 
         fake::TESTS,
         logs::TESTS,
         outputs::TESTS,
+        persistent::TESTS,
         poison::TESTS,
         responses::TESTS,
         staging::TESTS,

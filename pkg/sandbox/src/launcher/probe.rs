@@ -71,6 +71,7 @@ impl Launcher {
             working_directory: String::new(),
             stdout: null()?.into(),
             stderr: null()?.into(),
+            stdin: None,
             has_terminal: false,
             timeout: PATIENCE,
             kill_delay: Duration::ZERO,

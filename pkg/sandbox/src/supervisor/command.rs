@@ -32,6 +32,9 @@ use crate::{
     wire::{Order, Refusal},
 };
 
+/// The place of standard input among the descriptors of a command.
+const STDIN: usize = 3;
+
 /// A command that was started.
 pub(super) struct Started {
     /// The child: the command, or the first process of its namespaces.
@@ -50,6 +53,7 @@ pub(super) struct Command {
     pub(super) root: OwnedFd,
     stdout: OwnedFd,
     stderr: OwnedFd,
+    stdin: Option<OwnedFd>,
     /// The way into its control group.
     pub(super) entry: Option<Entry>,
 }
@@ -57,11 +61,12 @@ pub(super) struct Command {
 impl Command {
     pub(super) fn new(
         order: Order,
-        descriptors: Vec<OwnedFd>,
+        mut descriptors: Vec<OwnedFd>,
         entry: Option<Entry>,
     ) -> Result<Self, Refusal> {
         let lost =
             |_| Refusal::at("descriptors of the command")(io::Error::from(ErrorKind::NotFound));
+        let stdin = (descriptors.len() > STDIN).then(|| descriptors.remove(STDIN));
         let [root, stdout, stderr] = <[OwnedFd; 3]>::try_from(descriptors).map_err(lost)?;
         let arguments = order
             .argv
@@ -77,6 +82,7 @@ impl Command {
             root,
             stdout,
             stderr,
+            stdin,
             entry,
         })
     }
@@ -118,13 +124,16 @@ impl Command {
     }
 
     /// Gives this process the command's session, limits, directory, files, and signals. Standard input is `/dev/null`
-    /// already, unless the command has a terminal.
+    /// already.
     fn prepare(&self, supervisor: Pid) -> Result<(), Refusal> {
         setsid().map_err(Refusal::at("setsid"))?;
         enter_group(self.entry.as_ref())?;
         self.limit()?;
         self.enter()?;
         self.take_terminal()?;
+        if let Some(stdin) = &self.stdin {
+            dup2_stdin(stdin).map_err(Refusal::at("standard input"))?;
+        }
         dup2_stdout(&self.stdout).map_err(Refusal::at("standard output"))?;
         dup2_stderr(&self.stderr).map_err(Refusal::at("standard error"))?;
         self.change_user()?;

@@ -82,6 +82,8 @@ impl Init {
         // The change of the user has undone it.
         self.die_with_supervisor()?;
         let pid = command.fork(refusal)?;
+        // The end of a pipe is seen by its reader.
+        drop(command);
         let family = if has_root {
             Family::new(pid, signals)
         } else {

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    io::{self, Write as _},
     os::unix::fs::MetadataExt as _,
     time::SystemTime,
 };
@@ -28,6 +29,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("signal_is_reported", signal_is_reported),
     ("a_gibibyte_of_output_passes", a_gibibyte_of_output_passes),
     ("standard_input_is_empty", standard_input_is_empty),
+    ("standard_input_is_the_given_file", standard_input_is_given),
     ("no_descriptor_is_inherited", no_descriptor_is_inherited),
     (
         "signals_have_their_default_effect",
@@ -136,6 +138,18 @@ fn a_gibibyte_of_output_passes(fixture: &Fixture) {
 
 fn standard_input_is_empty(fixture: &Fixture) {
     assert_eq!(fixture.output_of("cat"), "");
+}
+
+fn standard_input_is_given(fixture: &Fixture) {
+    let root = Root::new();
+    let (reader, mut writer) = io::pipe().unwrap();
+    writer.write_all(b"a line\n").unwrap();
+    drop(writer);
+    let mut launch = root.script("cat; ls /proc/self/fd | wc -l");
+    launch.stdin = Some(reader.into());
+    assert_eq!(fixture.run(launch).unwrap().exit, Exit::Code(0));
+    // The three standard ones, and that of the listed directory.
+    assert_eq!(root.output(), "a line\n4\n");
 }
 
 fn no_descriptor_is_inherited(fixture: &Fixture) {

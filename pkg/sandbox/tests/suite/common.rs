@@ -103,6 +103,7 @@ impl Root {
             working_directory: String::new(),
             stdout: file("stdout"),
             stderr: file("stderr"),
+            stdin: None,
             has_terminal: false,
             timeout: NEVER,
             kill_delay: NEVER,

@@ -38,6 +38,7 @@ pub(crate) struct ExecutingServer {
 /// The options of an executor that runs one action at a time.
 fn options() -> ExecutionOptions {
     ExecutionOptions {
+        persistent: None,
         node: "node".to_owned(),
         first_user: None,
         isolation: None,

@@ -42,6 +42,7 @@ async fn an_observer_reads_without_changing_last_use_or_lease() {
 async fn an_observer_gets_no_corrupt_blob() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
+    common::scanned(&store).await;
     let digest = put(&store, &content(1, 5000)).await;
     let file = path(dir.path(), &digest);
     fs::remove_file(&file).unwrap();

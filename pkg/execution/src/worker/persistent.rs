@@ -1,0 +1,317 @@
+//! Persistent workers: processes that run one action after another, for clients that ask for them (Bazel's worker
+//! protocol). Whatever stands against it, an action runs by itself, with the same result.
+//!
+//! A worker runs as an action does: in a directory, with a user, in namespaces and with limits of its own. Each action is
+//! staged as always. Its files are then moved into the worker's directory, and back after the answer, so that the worker
+//! has a stable path but no earlier action's files. Files that the worker could change are copies, and its outputs are
+//! copied into the store, as it lives on and may still have them open.
+
+mod arguments;
+mod plan;
+mod pool;
+mod process;
+mod protocol;
+mod wish;
+
+use std::{
+    fs::File,
+    io::{self, Read as _, Write as _},
+    os::fd::OwnedFd,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::SystemTime,
+};
+
+use gorego_sandbox::{Ended, Exit, Launch, Leftovers, LiveCommand, NetworkAttempts, Usage};
+use gorego_scheduler::Phase;
+use gorego_storage::{Error, shorten};
+use reapi::v2::ExecuteResponse;
+use rustix::fs::{Mode, OFlags};
+use tokio::time::timeout;
+
+use super::{
+    NodeWorker, block,
+    run::{Run, Staged},
+    users::User,
+};
+use crate::{
+    abort::Abort,
+    beneath::{open_beneath, split_last},
+    logs::LogFile,
+    publish::Times,
+};
+use plan::Plan;
+pub use pool::PersistentCounts;
+pub(super) use pool::Pool;
+use process::{Home, Process};
+pub use protocol::Protocol;
+use protocol::{Breach, WorkResponse};
+pub use wish::PersistentWish;
+
+/// The most bytes of a flag file.
+const MAX_FLAGS: u64 = 32 << 20;
+/// The exit of a worker that was killed at the timeout of an action.
+const KILLED: Exit = Exit::Signal(9);
+
+/// The end of an action in a worker.
+enum Answer {
+    Response(WorkResponse),
+    TimedOut,
+}
+
+/// The reason why a worker did not run an action to its end.
+enum Fault {
+    Abort(Abort),
+    Breach(Breach),
+}
+
+impl From<Abort> for Fault {
+    fn from(abort: Abort) -> Self {
+        Self::Abort(abort)
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Self::Abort(error.into())
+    }
+}
+
+impl From<Breach> for Fault {
+    fn from(breach: Breach) -> Self {
+        Self::Breach(breach)
+    }
+}
+
+impl NodeWorker {
+    /// The persistent workers. They are all zero if there are none.
+    pub fn persistent(&self) -> PersistentCounts {
+        let pool = self.persistent.as_ref();
+        pool.map_or_else(PersistentCounts::default, |pool| pool.counts())
+    }
+}
+
+impl Run<'_> {
+    /// Runs the action in a persistent worker. Returns the response after it is published; `None` if the action has to
+    /// run by itself.
+    pub(super) async fn in_worker(&self) -> Result<Option<ExecuteResponse>, Abort> {
+        let Some(pool) = &self.worker.persistent else {
+            return Ok(None);
+        };
+        if self.alone {
+            // It gets all of the memory.
+            pool.clear().await;
+            return Ok(None);
+        }
+        match self.in_worker_of(pool).await {
+            Err(abort @ (Abort::Stopped | Abort::Final(_))) => Err(abort),
+            Err(abort) => {
+                let action = self.job.action;
+                tracing::warn!(%action, error = %abort, "a persistent worker cannot run an action");
+                Ok(None)
+            }
+            response => response,
+        }
+    }
+
+    async fn in_worker_of(&self, pool: &Arc<Pool>) -> Result<Option<ExecuteResponse>, Abort> {
+        if self.job.persistent.is_none() {
+            return Ok(None);
+        }
+        let (job, options) = (Arc::clone(self.job), self.worker.options.clone());
+        let Some(plan) = block(move || Ok(Plan::of(&job, &options))).await? else {
+            return Ok(None);
+        };
+        let key = plan.key;
+        if pool.is_broken(&key) {
+            return Ok(None);
+        }
+        let mut times = Times::new(self.job.queued, self.start);
+        (self.begin)(Phase::Fetch);
+        let _pins = self.fetch().await?;
+        (self.begin)(Phase::Stage);
+        let Some(mut process) = self.process(pool, &plan).await? else {
+            return Ok(None);
+        };
+        let user = process.home.user.clone();
+        let staged = self.stage(user.is_none(), None, user).await?;
+        times.fetch_end = SystemTime::now();
+        (self.begin)(Phase::Run);
+        let (staged, answer) = match self.ask(&mut process, plan, staged).await {
+            Ok(answered) => answered,
+            Err(Fault::Abort(abort)) => {
+                process.end().await;
+                return Err(abort);
+            }
+            Err(Fault::Breach(breach)) => {
+                self.discard(pool, process, &breach).await;
+                return Ok(None);
+            }
+        };
+        if self.altered(&staged).await? {
+            return Ok(None);
+        }
+        let ended = self.report_of(times.fetch_end, &answer, &mut process).await;
+        if !ended.timed_out {
+            pool.put(process);
+        }
+        pool.answered.fetch_add(1, Relaxed);
+        self.count_inputs();
+        self.finish(times, staged, ended).await.map(Some)
+    }
+
+    /// Returns a worker for the action, which may not run yet. `None` if all of them are busy.
+    async fn process(&self, pool: &Pool, plan: &Plan) -> Result<Option<Process>, Abort> {
+        if let Some(process) = pool.take(&plan.key) {
+            return Ok(Some(process));
+        }
+        let Some(slot) = pool.slot().await else {
+            return Ok(None);
+        };
+        let user = self.worker.users.take()?;
+        let build_root = Arc::clone(&self.worker.build_root);
+        let key = plan.key;
+        let create = move || {
+            let id = user.as_ref().map(User::id);
+            let dir = build_root.create(id, false)?;
+            Ok(Home {
+                stderr: LogFile::create(&dir.dir, "stderr", id)?,
+                dir,
+                user: user.map(Arc::new),
+                _slot: slot,
+            })
+        };
+        Ok(Some(Process::new(key, block(create).await?)))
+    }
+
+    /// Has a worker run the action. The files are the action's again afterwards.
+    async fn ask(
+        &self,
+        process: &mut Process,
+        plan: Plan,
+        staged: Staged,
+    ) -> Result<(Staged, Answer), Fault> {
+        let (protocol, argv) = (plan.protocol, plan.arguments.start.clone());
+        let home = Arc::clone(&process.home);
+        let hand_over = move || {
+            let request = plan.request(|path| read(&staged.dir.root, path));
+            let handed = request.and_then(|request| {
+                let moved = home.move_files(&staged.dir.root, false);
+                let encoded = moved.and_then(|()| request.encode_as(protocol));
+                encoded.map_err(|error| error.to_string())
+            });
+            Ok((staged, handed))
+        };
+        let (staged, request) = block(hand_over).await?;
+        let request = request.map_err(Breach::Files)?;
+        if !process.has_started() {
+            let launch = self.launch_of(&process.home, argv)?;
+            let started = process.start(self.worker, protocol, launch);
+            started.map_err(Breach::Io)?;
+        }
+        let logs = [staged.stdout.reader()?, staged.stderr.reader()?];
+        let shown = self.job.live.show(self.attempt, logs, process.live());
+        let answer = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => return Err(Abort::Stopped.into()),
+            answer = timeout(self.job.timeout, process.ask(&request)) => match answer {
+                Ok(answer) => Answer::Response(answer?),
+                Err(_) => Answer::TimedOut,
+            },
+        };
+        drop(shown);
+        if matches!(answer, Answer::TimedOut) {
+            // Nothing may run when the outputs are collected.
+            process.stop().await;
+        }
+        let home = Arc::clone(&process.home);
+        let take_back = move || {
+            if let Answer::Response(response) = &answer {
+                let written = File::from(staged.stderr.writer()?).write_all(&response.output);
+                written.map_err(|error| Error::io("writing", "stderr", error))?;
+            }
+            let moved = home.move_files(&staged.dir.root, true);
+            let moved = moved.and_then(|()| home.trim());
+            Ok(moved.map(|()| (staged, answer)))
+        };
+        let moved = block(take_back).await?;
+        Ok(moved.map_err(|error| Breach::Files(error.to_string()))?)
+    }
+
+    /// Returns the launch of a worker, without its pipes.
+    fn launch_of(&self, home: &Home, argv: Vec<String>) -> Result<Launch, Abort> {
+        let id = home.user.as_ref().map(|user| user.id());
+        let logs = [home.stderr.writer()?, home.stderr.writer()?];
+        Ok(Launch {
+            argv,
+            ..self.command(&home.dir, false, id, logs)?
+        })
+    }
+
+    /// Returns the report of an action that a worker ran.
+    async fn report_of(
+        &self,
+        started: SystemTime,
+        answer: &Answer,
+        process: &mut Process,
+    ) -> Ended {
+        let ended = SystemTime::now();
+        let mut usage = Usage::default();
+        if let Answer::Response(_) = answer {
+            let live = process.live();
+            let measure = move || Ok(LiveCommand::measure(&[live]).pop().flatten());
+            let used = block(measure).await.ok().flatten().unwrap_or_default();
+            usage.user = used.processor.saturating_sub(process.used.processor);
+            usage.peak_bytes = used.resident_bytes;
+            process.used = used;
+            self.worker.memory.record(&self.job.kind, usage.peak_bytes);
+        }
+        Ended {
+            exit: match answer {
+                Answer::Response(response) => Exit::Code(response.exit_code),
+                Answer::TimedOut => KILLED,
+            },
+            timed_out: matches!(answer, Answer::TimedOut),
+            stopped: false,
+            excess: None,
+            refused_processes: 0,
+            attempts: NetworkAttempts::default(),
+            usage,
+            leftovers: Leftovers::default(),
+            started,
+            ended,
+            root: None,
+        }
+    }
+
+    /// Ends a worker that cannot be used any more, and logs why.
+    async fn discard(&self, pool: &Pool, process: Process, breach: &Breach) {
+        if process.uses == 0 {
+            pool.add_broken(process.key);
+        }
+        pool.failed.fetch_add(1, Relaxed);
+        let (home, uses) = (Arc::clone(&process.home), process.uses);
+        process.end().await;
+        let (action, stderr) = (self.job.action, home.tail());
+        tracing::warn!(
+            %action, uses, %breach, stderr,
+            "a persistent worker failed; the action runs by itself"
+        );
+    }
+}
+
+/// Reads a flag file.
+fn read(root: &OwnedFd, path: &str) -> Result<String, String> {
+    let (parent, name) = split_last(path);
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = open_beneath(root, parent)
+        .and_then(|parent| rustix::fs::openat(parent, name, flags, Mode::empty()));
+    let mut text = String::new();
+    let read = opened.map_err(io::Error::from).and_then(|file| {
+        let mut file = File::from(file).take(MAX_FLAGS);
+        file.read_to_string(&mut text)
+    });
+    match read {
+        Ok(_) => Ok(text),
+        Err(error) => Err(format!("flag file {:?}: {error}", shorten(path))),
+    }
+}

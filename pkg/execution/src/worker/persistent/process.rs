@@ -1,0 +1,260 @@
+//! A persistent worker: its process, and the directory in which it finds the files of one action after another.
+
+use std::{
+    ffi::CString,
+    io::{self, pipe},
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::Duration,
+};
+
+use gorego_sandbox::{Ended, Exit, Launch, LaunchError, LiveCommand, LiveUsage};
+use gorego_storage::{Digest, read_at};
+use rustix::{fs::Dir, io::ioctl_fionread};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::unix::pipe::{Receiver, Sender},
+    sync::{OwnedSemaphorePermit, oneshot},
+    time::Instant,
+};
+use tokio_util::sync::DropGuard;
+
+use super::protocol::{Answers, Breach, Protocol, WorkResponse};
+use crate::{
+    logs::LogFile,
+    publish,
+    worker::{NodeWorker, build_root::ActionDir, users::User},
+};
+/// The most bytes of the standard error that are kept after an action.
+const MAX_STDERR: u64 = 1 << 20;
+/// The bytes of it that the log of a failure ends with.
+const TAIL: u64 = 2048;
+
+/// The time for a worker to end after it closed its standard output.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The place of a worker. Released when nothing uses it any more.
+#[derive(Debug)]
+pub(super) struct Home {
+    // Dropped in this order: the directory is in the trash before another action gets the user.
+    pub(super) dir: ActionDir,
+    pub(super) stderr: LogFile,
+    pub(super) user: Option<Arc<User>>,
+    pub(super) _slot: OwnedSemaphorePermit,
+}
+
+/// A persistent worker. Its processes are killed when this is dropped.
+#[derive(Debug)]
+pub(super) struct Process {
+    pub(super) key: Digest,
+    pub(super) home: Arc<Home>,
+    /// The processes. They start with the first request, as they need the files of the tool.
+    running: Option<RunningProcess>,
+    /// The number of requests that it has answered.
+    pub(super) uses: u32,
+    pub(super) used: LiveUsage,
+    pub(super) idle_since: Instant,
+}
+
+#[derive(Debug)]
+struct RunningProcess {
+    requests: Sender,
+    answers: Answers<Receiver>,
+    /// Gets the reason of the end, when no process is left and the place is released.
+    ended: oneshot::Receiver<String>,
+    live: LiveCommand,
+    stop: DropGuard,
+}
+
+impl Process {
+    pub(super) fn new(key: Digest, home: Home) -> Self {
+        Self {
+            key,
+            home: Arc::new(home),
+            running: None,
+            uses: 0,
+            used: LiveUsage::default(),
+            idle_since: Instant::now(),
+        }
+    }
+
+    pub(super) const fn has_started(&self) -> bool {
+        self.running.is_some()
+    }
+
+    pub(super) fn live(&self) -> LiveCommand {
+        let running = self.running.as_ref();
+        running.map_or_else(LiveCommand::default, |running| running.live.clone())
+    }
+
+    /// Starts the processes. `launch` lacks the pipes.
+    pub(super) fn start(
+        &mut self,
+        worker: &NodeWorker,
+        protocol: Protocol,
+        launch: Launch,
+    ) -> io::Result<()> {
+        let (stdin, requests) = pipe()?;
+        let (answers, stdout) = pipe()?;
+        let launch = Launch {
+            stdin: Some(stdin.into()),
+            stdout: stdout.into(),
+            timeout: Duration::MAX,
+            ..launch
+        };
+        let (sender, ended) = oneshot::channel();
+        let stop = worker.stop.child_token();
+        let running = RunningProcess {
+            requests: Sender::from_owned_fd(requests.into())?,
+            answers: Answers::new(Receiver::from_owned_fd(answers.into())?, protocol),
+            ended,
+            live: launch.live.clone(),
+            stop: stop.clone().drop_guard(),
+        };
+        let (runner, home) = (Arc::clone(&worker.runner), Arc::clone(&self.home));
+        worker.tasks.spawn(async move {
+            let ended = runner.run(launch, stop).await;
+            drop(home);
+            let _ = sender.send(describe(&ended));
+        });
+        self.running = Some(running);
+        Ok(())
+    }
+
+    /// Sends a request and waits for its answer.
+    pub(super) async fn ask(&mut self, request: &[u8]) -> Result<WorkResponse, Breach> {
+        let Some(running) = &mut self.running else {
+            return Err(Breach::Closed);
+        };
+        let exchange = async {
+            let send = async { Ok(running.requests.write_all(request).await?) };
+            // At once, as it may write while it still reads.
+            let ((), response) = tokio::try_join!(send, running.answers.next())?;
+            Ok(response)
+        };
+        let exchanged = tokio::select! {
+            biased;
+            exchanged = exchange => exchanged,
+            why = &mut running.ended => Err(Breach::Ended(why.unwrap_or_default())),
+        };
+        if let Err(Breach::Closed | Breach::Io(_)) = exchanged {
+            // It probably ends, for a reason that says more.
+            let ended = tokio::time::timeout(PATIENCE, &mut running.ended).await;
+            if let Ok(Ok(why)) = ended {
+                return Err(Breach::Ended(why));
+            }
+        }
+        let response = exchanged?;
+        if !running.is_quiet() {
+            return Err(Breach::Surplus);
+        }
+        self.uses += 1;
+        Ok(response)
+    }
+
+    /// Returns whether it can get another request: it runs, has written nothing without a request, and has left no file.
+    /// Blocks for a moment.
+    pub(super) fn is_sound(&mut self) -> bool {
+        let Some(running) = &mut self.running else {
+            return false;
+        };
+        let runs = matches!(
+            running.ended.try_recv(),
+            Err(oneshot::error::TryRecvError::Empty)
+        );
+        runs && running.is_quiet() && names(&self.home.dir.root).is_ok_and(|names| names.is_empty())
+    }
+
+    /// Kills its processes, and waits until none is left.
+    pub(super) async fn stop(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.end().await;
+        }
+    }
+
+    /// Kills its processes, and waits until none is left and its place is released, unless others use that.
+    pub(super) async fn end(self) {
+        let Self { home, running, .. } = self;
+        drop(home);
+        if let Some(running) = running {
+            running.end().await;
+        }
+    }
+}
+
+impl RunningProcess {
+    async fn end(self) {
+        drop(self.stop);
+        if !self.ended.is_terminated() {
+            // Whatever the reason.
+            let _ = self.ended.await;
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        let unread = ioctl_fionread(self.answers.stream());
+        self.answers.is_empty() && unread.is_ok_and(|unread| unread == 0)
+    }
+}
+
+impl Home {
+    /// Moves the files of an action from `root` to the worker, or back if `back`. Blocks.
+    pub(super) fn move_files(&self, root: &OwnedFd, back: bool) -> io::Result<()> {
+        let own = &self.dir.root;
+        let (from, to) = if back { (own, root) } else { (root, own) };
+        for name in names(from)? {
+            rustix::fs::renameat(from, &name, to, &name)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the end of the standard error.
+    pub(super) fn tail(&self) -> String {
+        let tail = || {
+            let file = self.stderr.reader().ok()?;
+            let from = file.metadata().ok()?.len().saturating_sub(TAIL);
+            read_at(&file, from, usize::try_from(TAIL).ok()?).ok()
+        };
+        String::from_utf8_lossy(&tail().unwrap_or_default()).into_owned()
+    }
+
+    /// Empties the standard error if it is long. Blocks.
+    pub(super) fn trim(&self) -> io::Result<()> {
+        let file = self.stderr.reader().map_err(io::Error::other)?;
+        if file.metadata()?.len() > MAX_STDERR {
+            file.set_len(0)?;
+        }
+        Ok(())
+    }
+}
+
+/// Returns the names in a directory.
+fn names(dir: &OwnedFd) -> io::Result<Vec<CString>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let name = entry?.file_name().to_owned();
+        if name.as_c_str() != c"." && name.as_c_str() != c".." {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+/// Returns a clause about the end of a worker.
+fn describe(ended: &Result<Ended, LaunchError>) -> String {
+    match ended {
+        Err(error) => error.to_string(),
+        Ok(Ended {
+            excess: Some(excess),
+            ..
+        }) => publish::describe(excess),
+        Ok(Ended {
+            exit: Exit::Code(code),
+            ..
+        }) => format!("it exited with code {code}"),
+        Ok(Ended {
+            exit: Exit::Signal(signal),
+            ..
+        }) => format!("signal {signal} killed it"),
+    }
+}
