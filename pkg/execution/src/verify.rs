@@ -252,6 +252,7 @@ mod tests {
     fn job() -> Job {
         let digest = DigestFunction::Sha256.digest(b"action");
         Job {
+            persistent: None,
             instance: InstanceName::default(),
             action: digest,
             command: reapi::v2::Command::default(),
