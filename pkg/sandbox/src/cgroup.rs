@@ -29,7 +29,7 @@ use std::{
 
 use rustix::{
     fs::{FlockOperation, flock},
-    process::{WaitOptions, waitpid},
+    process::{Pid, WaitOptions, waitpid},
 };
 
 use self::{
@@ -175,16 +175,18 @@ impl Groups {
     }
 
     /// Creates a group for a command, with limits as given, or takes the one that was kept under this name. No living
-    /// supervisor has one of the same name. It is kept again only if `may_keep` is set.
-    pub(crate) fn create(&self, name: u32, limits: &Limits, may_keep: bool) -> io::Result<Group> {
+    /// supervisor has one of the same name. It is kept again only if the command `is_bound`: it cannot write to the files of
+    /// the group.
+    pub(crate) fn create(&self, name: u32, limits: &Limits, is_bound: bool) -> io::Result<Group> {
         // The limit of all holds anyway.
         let memory = limits.memory.filter(|memory| *memory < self.memory);
         let name = name.to_string();
         let group = Group {
             version: self.version,
             dirs: self.dirs.iter().map(|dir| dir.join(&name)).collect(),
+            is_bound,
             // The next command would inherit limits, or lack them.
-            may_keep: may_keep && memory.is_none() && limits.processes.is_some(),
+            may_keep: is_bound && memory.is_none() && limits.processes.is_some(),
             is_kept: Cell::new(false),
         };
         let is_kept = group.dirs.iter().all(|dir| dir.exists());
@@ -215,6 +217,7 @@ impl Groups {
 pub(crate) struct Group {
     version: &'static dyn Version,
     dirs: Vec<PathBuf>,
+    is_bound: bool,
     may_keep: bool,
     is_kept: Cell<bool>,
 }
@@ -235,6 +238,14 @@ impl Group {
     /// Returns what the processes used.
     pub(crate) fn consumption(&self) -> Consumption {
         self.version.consumption(&self.dirs)
+    }
+
+    /// Returns the processes, as far as none can have left the group.
+    pub(crate) fn processes(&self) -> Option<Vec<Pid>> {
+        let file = self.dirs.last().filter(|_| self.is_bound)?;
+        let processes = fs::read_to_string(file.join("cgroup.procs")).ok()?;
+        let pids = processes.lines().filter_map(|pid| pid.parse().ok());
+        Some(pids.filter_map(Pid::from_raw).collect())
     }
 
     /// Returns what the processes used, after their end. From now on the group is kept if it may be, and if what is left

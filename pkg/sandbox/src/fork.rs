@@ -167,8 +167,17 @@ fn set_attributes(
 
 /// Gives this process a mount namespace of its own.
 pub(crate) fn unshare_mounts() -> io::Result<()> {
+    unshare(libc::CLONE_NEWNS)
+}
+
+/// Gives this process a network namespace of its own.
+pub(crate) fn unshare_network() -> io::Result<()> {
+    unshare(libc::CLONE_NEWNET)
+}
+
+fn unshare(namespace: c_int) -> io::Result<()> {
     // SAFETY: the process has one thread, and its descriptors stay as they are.
-    let unshared = unsafe { libc::unshare(libc::CLONE_NEWNS) };
+    let unshared = unsafe { libc::unshare(namespace) };
     if unshared == 0 {
         Ok(())
     } else {

@@ -140,6 +140,11 @@ pub enum Excess {
         /// The limit.
         limit: u64,
     },
+    /// What it wrote to disk cannot be measured.
+    Unmeasured {
+        /// The most levels of directories, not in bytes.
+        levels: u64,
+    },
 }
 
 /// The control groups that launched commands have.

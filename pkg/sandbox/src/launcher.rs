@@ -1,5 +1,6 @@
 //! The server's side of the launcher.
 
+mod networks;
 mod probe;
 mod service;
 
@@ -28,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     ControlGroups, Ended, Launch, LaunchError, LiveCommand, fork,
-    wire::{self, Answer, Order, Ready, Reply},
+    wire::{self, Answer, Order, Ready, Reply, Wish},
 };
 
 /// The process that starts the commands of actions. It ends, after the processes of all actions, when this is dropped
@@ -75,7 +76,7 @@ impl Launcher {
         let (control, theirs) = StdStream::pair()?;
         control.set_nonblocking(true)?;
         let control = UnixStream::from_std(control)?;
-        self.hand_over(theirs.into()).await?;
+        self.hand_over(theirs.into(), Wish::of(&launch)).await?;
         let running = RunningCommand(launch.live.clone());
         order(&control, launch).await.map_err(lost)?;
         let (mut answers, mut orders) = control.into_split();
@@ -99,9 +100,9 @@ impl Launcher {
     }
 
     /// Sends the launcher the control socket of a new supervisor.
-    async fn hand_over(&self, control: OwnedFd) -> Result<(), LaunchError> {
+    async fn hand_over(&self, control: OwnedFd, wish: Wish) -> Result<(), LaunchError> {
         let descriptors = [control.as_fd()];
-        let send = || wire::send(&self.socket, &[0], &descriptors);
+        let send = || wire::send(&self.socket, &[wish as u8], &descriptors);
         let mut sent = send();
         if matches!(&sent, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
             // The launcher is behind by hundreds of actions. A copy, as a runtime accepts a descriptor only once.

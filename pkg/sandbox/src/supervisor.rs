@@ -12,7 +12,7 @@ mod scratch;
 
 use std::{
     fs::File,
-    io::{self, Read as _, Write as _},
+    io::{self, PipeReader, Read as _, Write as _},
     os::fd::{AsFd as _, OwnedFd},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -27,6 +27,7 @@ use rustix::process::{
     Pid, Signal as Sent, getpid, getppid, kill_process, set_parent_process_death_signal,
 };
 
+pub(crate) use self::network::raise_loopback;
 use self::{
     command::{Command, Started},
     family::Family,
@@ -43,15 +44,23 @@ use crate::{
 /// The unit of disk blocks.
 const BLOCK: u64 = 512;
 
-/// The groups, and the name of the command's.
-type Named<'a> = Option<(&'a Groups, u32)>;
+/// What a command gets from the launcher.
+#[derive(Clone, Copy)]
+pub(crate) struct Slot<'a> {
+    /// The groups.
+    pub(crate) groups: Option<&'a Groups>,
+    /// The name of its group, which no other running command has.
+    pub(crate) name: u32,
+    /// Set if this process is in the network namespace for it.
+    pub(crate) has_network: bool,
+}
 
-/// Runs the command that arrives on `control`, in one of `groups`, and reports its end. The caller is a new child of
+/// Runs the command that arrives on `control`, in a slot, and reports its end. The caller is a new child of
 /// `launcher`. An error has been reported, but may leave processes behind.
-pub(crate) fn run(control: &File, launcher: Pid, groups: Named<'_>) -> io::Result<()> {
+pub(crate) fn run(control: &File, launcher: Pid, slot: Slot<'_>) -> io::Result<()> {
     // It is removed or kept after the report, for which the server waits.
     let mut group = None;
-    match serve(control, launcher, groups, &mut group) {
+    match serve(control, launcher, slot, &mut group) {
         Ok(Some(answer)) => send(control, &answer),
         // The launcher is gone.
         Ok(None) => {}
@@ -83,7 +92,7 @@ fn send(mut control: &File, answer: &Answer) {
 fn serve(
     control: &File,
     launcher: Pid,
-    groups: Named<'_>,
+    slot: Slot<'_>,
     group: &mut Option<Group>,
 ) -> io::Result<Option<Answer>> {
     let signals = detach(control)?;
@@ -92,14 +101,13 @@ fn serve(
     }
     let (order, mut descriptors) = wire::read::<Order>(control)?;
     let started = SystemTime::now();
-    let (timeout, kill_delay) = (order.timeout, order.kill_delay);
-    let limits = order.limits.clone();
+    let (timeout, kill_delay, limits) = (order.timeout, order.kill_delay, order.limits.clone());
     let scratch = scratch(&order, &mut descriptors)?;
     let Started {
         pid,
-        mut refusal,
+        refusal,
         report,
-    } = match start(order, descriptors, groups, group) {
+    } = match start(order, descriptors, slot, group) {
         Ok(started) => started,
         Err(refusal) => return Ok(Some(Err(refusal))),
     };
@@ -116,11 +124,8 @@ fn serve(
         group.into_iter().for_each(Group::kill);
     }
     let mut leftovers = supervisor.family.kill_all(by_itself)?;
-    // The writer of the pipe was closed by a successful start, and by the end of the process.
-    let mut refused = Vec::new();
-    refusal.read_to_end(&mut refused)?;
-    if !refused.is_empty() {
-        return Ok(Some(Err(serde_json::from_slice(&refused)?)));
+    if let Some(refusal) = refused(refusal)? {
+        return Ok(Some(Err(refusal)));
     }
     let (Some((mut exit, mut ended)), false) = (supervisor.family.exit, cause.orphaned) else {
         return Ok(None);
@@ -152,20 +157,28 @@ fn serve(
     })))
 }
 
+/// Returns the reason why the command was not executed, if any. The writer of the pipe was closed by a successful start, and
+/// by the end of the process.
+fn refused(mut pipe: PipeReader) -> io::Result<Option<Refusal>> {
+    let mut refused = Vec::new();
+    pipe.read_to_end(&mut refused)?;
+    let refused = (!refused.is_empty()).then(|| serde_json::from_slice(&refused));
+    Ok(refused.transpose()?)
+}
+
 /// Starts a command, in a control group of its own if there are `groups`.
 fn start(
     mut order: Order,
     descriptors: Vec<OwnedFd>,
-    groups: Named<'_>,
+    slot: Slot<'_>,
     group: &mut Option<Group>,
 ) -> Result<Started, Refusal> {
     let mut entry = None;
-    if let Some((groups, name)) = groups {
+    if let Some(groups) = slot.groups {
         let failed = Refusal::at("control group");
         let limits = &order.limits;
-        // Otherwise the command can write to the files of its group.
-        let may_keep = order.isolation.is_some() || order.user.is_some_and(|user| user != 0);
-        let created = groups.create(name, limits, may_keep);
+        let is_bound = order.isolation.is_some() || order.user.is_some_and(|user| user != 0);
+        let created = groups.create(slot.name, limits, is_bound);
         let created = group.insert(created.map_err(&failed)?);
         entry = Some(created.entry().map_err(failed)?);
         // The group counts the processes that it refuses, which a limit of the user would do before it.
@@ -174,7 +187,7 @@ fn start(
     let isolation = order.isolation.clone();
     let command = Command::new(order, descriptors, entry)?;
     match isolation {
-        Some(isolation) => isolation::start(command, &isolation),
+        Some(isolation) => isolation::start(command, &isolation, slot.has_network),
         None => command.start(),
     }
 }

@@ -1,6 +1,6 @@
 //! The messages between server, launcher and supervisor.
 //!
-//! The launcher sends [`Ready`]. For each action, the server sends it one byte with one end of a socket pair, which the
+//! The launcher sends [`Ready`]. For each action, the server sends it a [`Wish`] with one end of a socket pair, which the
 //! launcher hands to a new supervisor. The rest goes over that pair: an [`Order`] with its descriptors, then the pid of
 //! the supervisor and an [`Answer`]. A message is its length in 4 bytes, then JSON. The end of either direction means
 //! that its sender has died, or that the server wants the action to stop.
@@ -21,7 +21,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{ControlGroups, Ended, Isolation, LaunchError, Limits, ScratchLimit};
+use crate::{ControlGroups, Ended, Isolation, Launch, LaunchError, Limits, ScratchLimit};
 
 /// The limit of a message. The kernel accepts arguments and variables of a few megabytes.
 const MAX_BYTES: usize = 64 << 20;
@@ -31,6 +31,23 @@ const DESCRIPTORS: usize = 5;
 
 /// The launcher's first message: it is ready, or why it cannot start.
 pub(crate) type Ready = Result<ControlGroups, String>;
+
+/// The byte with which a control socket comes: what the launcher has to prepare.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Wish {
+    Nothing = 0,
+    /// A network namespace without a network.
+    Network = 1,
+}
+
+impl Wish {
+    pub(crate) fn of(launch: &Launch) -> Self {
+        match &launch.isolation {
+            Some(isolation) if !isolation.network => Self::Network,
+            _ => Self::Nothing,
+        }
+    }
+}
 
 /// A command to run. Its root, standard output, standard error, standard input if it has one and, if limited, the
 /// directory that it writes into follow as descriptors, in this order.

@@ -68,6 +68,12 @@ pub(crate) fn describe(excess: &Excess) -> String {
         Excess::Scratch { used, limit } => {
             ("killed: wrote to disk", used, limit, "max_scratch_bytes")
         }
+        Excess::Unmeasured { levels } => {
+            return format!(
+                "killed: what it wrote to disk cannot be measured, as its directories have more than {levels} levels or \
+                 cannot be opened (execution.max_scratch_bytes)"
+            );
+        }
     };
     format!(
         "{what} {} of {} (execution.{key})",

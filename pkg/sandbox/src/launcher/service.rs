@@ -19,14 +19,15 @@ use rustix::{
     stdio::{dup2_stdin, dup2_stdout},
 };
 
+use super::networks::{Network, Networks};
 use crate::{
     ControlGroups,
     cgroup::Groups,
     fork,
     process::{Children, Signals, Wake, establish, reap},
-    supervisor,
+    supervisor::{self, Slot},
     tree::{self, FIRST_PASS, next_pass},
-    wire::{self, Ready},
+    wire::{self, Ready, Wish},
 };
 
 /// Serves `socket` until the server is gone and no process of an action is left. Without `memory`, commands have no
@@ -50,13 +51,14 @@ pub(super) fn run(mut socket: &UnixStream, memory: Option<u64>) -> io::Result<()
         signals,
         groups: groups.ok(),
         names: Names::default(),
+        networks: Networks::open().ok(),
         supervisors: HashMap::new(),
         lost: Vec::new(),
         orphans: None,
     };
     let mut server = Some(socket);
     loop {
-        launcher.reap();
+        launcher.reap()?;
         launcher.kill_orphans();
         if server.is_none() && launcher.supervisors.is_empty() && launcher.orphans.is_none() {
             return Ok(());
@@ -93,6 +95,8 @@ struct Service {
     groups: Option<Groups>,
     /// The names of groups.
     names: Names,
+    /// `None`: supervisors create network namespaces.
+    networks: Option<Networks>,
     supervisors: HashMap<Pid, Supervisor>,
     /// The dead supervisors that may have left processes. The server sees their end when those are killed.
     lost: Vec<Supervisor>,
@@ -106,13 +110,15 @@ struct Supervisor {
     _control: File,
     /// The name of its command's group.
     group: u32,
+    network: Option<Network>,
 }
 
 impl Supervisor {
-    const fn new(control: File, group: u32) -> Self {
+    const fn new(control: File, group: u32, network: Option<Network>) -> Self {
         Self {
             _control: control,
             group,
+            network,
         }
     }
 }
@@ -143,7 +149,7 @@ impl Names {
 impl Service {
     /// Waits for children that have ended, and kills those that have stopped: an action of this user can stop its
     /// supervisor, which then ends neither the action nor itself.
-    fn reap(&mut self) {
+    fn reap(&mut self) -> io::Result<()> {
         while let Children::Changed(pid, status) = reap(WaitOptions::UNTRACED) {
             if status.stopped() {
                 // The pid of a child is not reused before this process has waited for its end.
@@ -155,12 +161,17 @@ impl Service {
             };
             if status.exit_status() == Some(0) {
                 // It has left no process.
-                self.names.give_back(supervisor.group);
+                let Supervisor { group, network, .. } = supervisor;
+                self.names.give_back(group);
+                if let Some((networks, network)) = self.networks.as_mut().zip(network) {
+                    networks.give_back(group, network)?;
+                }
             } else {
                 self.lost.push(supervisor);
                 self.orphans = Some(FIRST_PASS);
             }
         }
+        Ok(())
     }
 
     fn kill_orphans(&mut self) {
@@ -180,26 +191,41 @@ impl Service {
 
     /// Starts a supervisor, or returns false when the server is gone.
     fn accept(&mut self, socket: &UnixStream) -> io::Result<bool> {
-        let (received, mut descriptors) = wire::receive(socket, &mut [0])?;
+        let mut wish = [Wish::Nothing as u8];
+        let (received, mut descriptors) = wire::receive(socket, &mut wish)?;
         if received == 0 {
             return Ok(false);
         }
         // None if this process is at its limit: the server then sees the end of its socket.
         if let Some(control) = descriptors.pop() {
-            let control = File::from(control);
-            let (launcher, group) = (getpid(), self.names.take());
-            let groups = self.groups.as_ref().map(|groups| (groups, group));
-            match fork::fork_into(0, || supervisor::run(&control, launcher, groups)) {
-                Ok(pid) => {
-                    self.supervisors
-                        .insert(pid, Supervisor::new(control, group));
-                }
-                Err(error) => {
-                    self.names.give_back(group);
-                    supervisor::refuse(&control, error);
-                }
-            }
+            self.supervise(control.into(), wish == [Wish::Network as u8]);
         }
         Ok(true)
+    }
+    /// Starts a supervisor, in a network namespace for its command if it `has_network`.
+    fn supervise(&mut self, control: File, has_network: bool) {
+        let (launcher, name) = (getpid(), self.names.take());
+        let networks = self.networks.as_mut().filter(|_| has_network);
+        // The supervisor tells why it cannot create one.
+        let network = networks.and_then(|networks| networks.take(name).ok());
+        let slot = Slot {
+            groups: self.groups.as_ref(),
+            name,
+            has_network: network.is_some(),
+        };
+        let run = || {
+            network.iter().try_for_each(Network::enter)?;
+            supervisor::run(&control, launcher, slot)
+        };
+        match fork::fork_into(0, run) {
+            Ok(pid) => {
+                let supervisor = Supervisor::new(control, name, network);
+                self.supervisors.insert(pid, supervisor);
+            }
+            Err(error) => {
+                self.names.give_back(name);
+                supervisor::refuse(&control, error);
+            }
+        }
     }
 }

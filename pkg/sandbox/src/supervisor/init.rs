@@ -57,8 +57,10 @@ pub(super) struct Init {
     pub(super) socket: UnixStream,
     /// The user to become.
     pub(super) user: Option<u32>,
-    /// Set if the network namespace is new.
+    /// Set if the network namespace is not the host's.
     pub(super) has_own_network: bool,
+    /// Set if it was created with this process.
+    pub(super) has_new_network: bool,
 }
 
 impl Init {
@@ -133,7 +135,7 @@ impl Init {
         }
         taken.map_or(Ok(()), Taken::enter)?;
         sethostname(b"localhost").map_err(Refusal::isolation("setting the host name"))?;
-        if self.has_own_network {
+        if self.has_new_network {
             raise_loopback().map_err(Refusal::isolation("starting the loopback interface"))?;
         }
         Ok(())

@@ -31,8 +31,12 @@ const FORBIDDING: [(&str, &str); 4] = [
     ("kernel/apparmor_restrict_unprivileged_userns", "1"),
 ];
 
-/// Starts a command in namespaces of its own.
-pub(super) fn start(mut command: Command, isolation: &Isolation) -> Result<Started, Refusal> {
+/// Starts a command in namespaces of its own; that of the network may be this process's.
+pub(super) fn start(
+    mut command: Command,
+    isolation: &Isolation,
+    has_network: bool,
+) -> Result<Started, Refusal> {
     let user = command.order.user.take();
     let is_root = Uid::effective().is_root();
     if is_root && user.is_none_or(|user| user == 0) {
@@ -49,7 +53,11 @@ pub(super) fn start(mut command: Command, isolation: &Isolation) -> Result<Start
     };
     let (ours, theirs) = UnixStream::pair().map_err(Refusal::at("socketpair"))?;
     let (refusal, mut writer) = io::pipe().map_err(Refusal::at("pipe"))?;
-    let network = if isolation.network { 0 } else { CLONE_NEWNET };
+    let network = if isolation.network || has_network {
+        0
+    } else {
+        CLONE_NEWNET
+    };
     let mounts = if plan.is_some() { CLONE_NEWNS } else { 0 };
     let namespaces = NAMESPACES | mounts | network;
     let supervisor = pidfd_open(getpid(), PidfdFlags::empty()).map_err(Refusal::at("pidfd"))?;
@@ -58,6 +66,7 @@ pub(super) fn start(mut command: Command, isolation: &Isolation) -> Result<Start
         socket: theirs,
         user,
         has_own_network: !isolation.network,
+        has_new_network: network != 0,
     };
     // As the user of gorego, who may do that.
     let entry = command.entry.take();

@@ -71,7 +71,7 @@ impl<'a> Monitor<'a> {
             }
         }
         let (scratch, due) = self.scratch.as_mut().filter(|(_, due)| *due <= now)?;
-        let excess = scratch.compare();
+        let excess = scratch.compare(self.group);
         *due = next(now, SCRATCH_PERIOD);
         excess
     }
@@ -99,13 +99,18 @@ pub(super) fn out_of_memory(used: &Consumption, limit: u64) -> Option<Excess> {
 }
 
 impl Scratch {
-    fn compare(&self) -> Option<Excess> {
+    fn compare(&self, group: Option<&Group>) -> Option<Excess> {
         let limit = self.limit.added;
         let skipped = self.skipped.as_ref().and_then(|root| fstat(root).ok());
-        let size = scratch::size(
-            &self.directory,
-            skipped.map(|stat| (stat.st_dev, stat.st_ino)),
-        );
+        let skipped = skipped.map(|stat| (stat.st_dev, stat.st_ino));
+        let processes = group.and_then(Group::processes).unwrap_or_else(|| {
+            let tree = tree::descendants();
+            tree.iter().map(|process| process.pid).collect()
+        });
+        let Ok(size) = scratch::size(&self.directory, skipped, &processes) else {
+            let levels = scratch::DEPTH;
+            return Some(Excess::Unmeasured { levels });
+        };
         let used = size.saturating_sub(self.limit.given);
         (used > limit).then_some(Excess::Scratch { used, limit })
     }

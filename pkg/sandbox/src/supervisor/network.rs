@@ -21,7 +21,7 @@ const LOOPBACK: u32 = 1;
 const IFF_UP: u32 = 1;
 
 /// Turns the loopback interface on.
-pub(super) fn raise_loopback() -> io::Result<()> {
+pub(crate) fn raise_loopback() -> io::Result<()> {
     let flags = SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
     let [a, b] = RTM_NEWLINK.to_ne_bytes();

@@ -1,18 +1,31 @@
 //! The size of what a command wrote to disk.
 
-use std::{collections::HashSet, fs, os::fd::OwnedFd, os::unix::fs::MetadataExt as _};
-
-use rustix::{
-    fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, openat, statat, statfs},
-    io::Errno,
+use std::{
+    collections::HashSet,
+    ffi::CStr,
+    fs,
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
 };
 
-use crate::tree;
+use rustix::{
+    fs::{
+        AtFlags, FileType, Mode, OFlags, RawDir, Stat, chmod, fchmod, fstat, openat, statat, statfs,
+    },
+    io::Errno,
+    process::{Pid, geteuid},
+};
 
 /// The unit of `st_blocks`.
 const BLOCK: u64 = 512;
-/// The most levels of directories, each of which takes a descriptor. Files further down are not counted.
-const DEPTH: usize = 400;
+/// The most levels of directories, each of which takes a descriptor.
+pub(super) const DEPTH: u64 = 400;
+/// The most tries to open a directory.
+const TRIES: u32 = 3;
+/// The bytes of a buffer for names in a directory.
+const BUFFER: usize = 4096;
 /// The most descriptors of a process that are looked at.
 const DESCRIPTORS: usize = 4096;
 /// The file systems of files in memory.
@@ -22,17 +35,29 @@ const HUGETLBFS: u64 = 0x9584_58f6;
 /// A file: its device and its number there.
 type File = (u64, u64);
 
+/// The reason why a size is not known: directories that are too deep, or that cannot be opened.
+#[derive(Debug)]
+pub(super) struct Unmeasured;
+
 /// Returns the disk space that a directory takes, except for the directory `skipped`, and that of deleted files which
-/// processes below this one have open, in bytes. Each file counts once, whatever its names.
-pub(super) fn size(directory: &OwnedFd, skipped: Option<File>) -> u64 {
+/// `processes` have open, in bytes. Each file counts once, whatever its names.
+///
+/// The owner of a directory without permissions gets them while it is read. One that another user closed is not counted:
+/// without root, commands of other users cannot be limited.
+pub(super) fn size(
+    directory: &OwnedFd,
+    skipped: Option<File>,
+    processes: &[Pid],
+) -> Result<u64, Unmeasured> {
     let mut walk = Walk {
         linked: HashSet::new(),
         skipped,
         bytes: 0,
     };
-    // The command may change what is read. What cannot be read is not counted.
-    let _ = walk.directory(directory, DEPTH);
-    walk.bytes.saturating_add(deleted())
+    // Opened anew, to be read from its start.
+    let opened = open(directory, c".", OFlags::empty()).map_err(|_| Unmeasured)?;
+    opened.map_or(Ok(()), |opened| walk.directory(&opened, DEPTH))?;
+    Ok(walk.bytes.saturating_add(deleted(processes)))
 }
 
 struct Walk {
@@ -43,9 +68,11 @@ struct Walk {
 }
 
 impl Walk {
-    fn directory(&mut self, directory: &OwnedFd, depth: usize) -> Result<(), Errno> {
-        let entries: Vec<_> = Dir::read_from(directory)?.collect::<Result<_, _>>()?;
-        for entry in entries {
+    /// Counts what is in a directory. The command may change it meanwhile.
+    fn directory(&mut self, directory: &OwnedFd, depth: u64) -> Result<(), Unmeasured> {
+        let mut buffer = Vec::with_capacity(BUFFER);
+        let mut entries = RawDir::new(directory, buffer.spare_capacity_mut());
+        while let Some(Ok(entry)) = entries.next() {
             let name = entry.file_name();
             if [c".", c".."].contains(&name) {
                 continue;
@@ -58,10 +85,11 @@ impl Walk {
             }
             let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
             self.count(&stat, is_directory);
-            if is_directory && depth > 0 {
-                let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let opened = openat(directory, name, flags, Mode::empty());
-                let _ = opened.and_then(|opened| self.directory(&opened, depth - 1));
+            if is_directory {
+                let below = depth.checked_sub(1).ok_or(Unmeasured)?;
+                if let Some(opened) = Opened::open(directory, name)? {
+                    self.directory(&opened.directory, below)?;
+                }
             }
         }
         Ok(())
@@ -75,12 +103,80 @@ impl Walk {
     }
 }
 
-/// Returns the disk space of deleted files that are open in processes below this one.
-fn deleted() -> u64 {
+/// The permissions that are needed.
+const SEARCHED: Mode = Mode::RUSR.union(Mode::XUSR);
+
+/// A directory that can be read and searched. It gets its permissions back when this is dropped.
+struct Opened {
+    directory: OwnedFd,
+    /// The permissions that it had, if they were too few.
+    mode: Option<Mode>,
+}
+
+impl Opened {
+    /// Opens a directory; `None` if there is none any more, or if it is closed by another user.
+    fn open(at: &OwnedFd, name: &CStr) -> Result<Option<Self>, Unmeasured> {
+        let Some(link) = open(at, name, OFlags::PATH).map_err(|_| Unmeasured)? else {
+            return Ok(None);
+        };
+        for _ in 0..TRIES {
+            match Self::try_open(&link) {
+                Err(Errno::ACCESS) => {}
+                opened => return opened.map_err(|_| Unmeasured),
+            }
+        }
+        // The command closes it again and again.
+        Err(Unmeasured)
+    }
+
+    fn try_open(link: &OwnedFd) -> Result<Option<Self>, Errno> {
+        let stat = fstat(link)?;
+        let (mode, user) = (Mode::from_raw_mode(stat.st_mode), geteuid());
+        // Root may read and search any.
+        let is_closed = !mode.contains(SEARCHED) && !user.is_root();
+        if is_closed && stat.st_uid == user.as_raw() {
+            chmod(path_of(link), mode | SEARCHED)?;
+        }
+        match open(link, c".", OFlags::empty()) {
+            Err(Errno::ACCESS) if stat.st_uid != user.as_raw() => Ok(None),
+            opened => Ok(opened?.map(|directory| Self {
+                directory,
+                mode: is_closed.then_some(mode),
+            })),
+        }
+    }
+}
+
+/// Opens a directory; `None` if there is none any more.
+fn open(at: &OwnedFd, name: &CStr, flags: OFlags) -> Result<Option<OwnedFd>, Errno> {
+    let flags = flags | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match openat(at, name, flags, Mode::empty()) {
+        Ok(opened) => Ok(Some(opened)),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        if let Some(mode) = self.mode {
+            // Fails if it was removed meanwhile.
+            let _ = fchmod(&self.directory, mode);
+        }
+    }
+}
+
+/// Returns a path of a descriptor, for calls that need one.
+fn path_of(descriptor: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", descriptor.as_raw_fd())
+}
+
+/// Returns the disk space of deleted files that processes have open.
+fn deleted(processes: &[Pid]) -> u64 {
     let mut files = HashSet::new();
     let mut bytes = 0_u64;
-    for process in tree::descendants() {
-        let descriptors = format!("/proc/{}/fd", process.pid.as_raw_pid());
+    for process in processes {
+        let descriptors = format!("/proc/{}/fd", process.as_raw_pid());
         let descriptors = fs::read_dir(descriptors).into_iter().flatten().flatten();
         for path in descriptors.take(DESCRIPTORS).map(|entry| entry.path()) {
             let Ok(metadata) = fs::metadata(&path) else {

@@ -69,6 +69,10 @@ pub(crate) const TESTS: &[Test] = &[
         isolated_processes_outlive_no_stopped_supervisor,
     ),
     (
+        "isolated_network_is_as_new_for_each_command",
+        isolated_network_is_as_new_for_each_command,
+    ),
+    (
         "isolated_tests_pass_as_an_ordinary_user",
         isolated_tests_pass_as_an_ordinary_user,
     ),
@@ -322,6 +326,20 @@ fn isolated_resource_use_is_reported(fixture: &Fixture) {
     assert_eq!(ended.exit, Exit::Signal(10));
     assert!(ended.usage.user > Duration::ZERO);
     assert!(ended.ended >= ended.started);
+}
+
+fn isolated_network_is_as_new_for_each_command(fixture: &Fixture) {
+    // Nobody may configure it.
+    let configure = "if (echo 1 >/proc/sys/net/ipv4/ip_forward) 2>/dev/null; then exit 1; fi";
+    let send = "bash -c 'echo hello >/dev/udp/127.0.0.1/53'";
+    let count = "grep '^Udp: [0-9]' /proc/net/snmp | tr -d '0 \n'";
+    for _ in 0..3 {
+        let sent =
+            Action::new().output_of(fixture, &format!("{configure}; {count}; {send}; {count}"));
+        assert_eq!(sent, "Udp:Udp:11", "a datagram out and none for a port");
+        let plain = Action::new().output_of(fixture, count);
+        assert_eq!(plain, "Udp:");
+    }
 }
 
 fn isolated_tests_pass_as_an_ordinary_user(_: &Fixture) {

@@ -3,6 +3,7 @@
 use std::{
     env,
     fs::{self, File},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -61,6 +62,10 @@ pub(crate) const TESTS: &[Test] = &[
         a_deleted_file_that_is_too_large_ends_the_command,
     ),
     (
+        "limited_scratch_ends_a_command_that_hides_files_too_deep_to_be_measured",
+        directories_that_are_too_deep_end_the_command,
+    ),
+    (
         "limits_hold_without_control_groups",
         limits_hold_without_control_groups,
     ),
@@ -91,6 +96,10 @@ pub(crate) const ISOLATED: &[Test] = &[
         let action = Action::new();
         assert_memory_is_limited(fixture, action.script(&hog(300 * MIB)));
     }),
+    (
+        "limited_scratch_includes_closed_directories",
+        limited_scratch_includes_closed_directories,
+    ),
     (
         "a_control_group_holds_an_isolated_command",
         a_control_group_holds_an_isolated_command,
@@ -126,14 +135,18 @@ fn assert_memory_is_limited(fixture: &Fixture, mut launch: Launch) {
 fn run_with_scratch(fixture: &Fixture, script: &str) -> Ended {
     let root = Root::new();
     let mut launch = root.script(script);
-    launch.scratch = Some(Scratch {
+    launch.scratch = Some(scratch(&root));
+    fixture.run(launch).unwrap()
+}
+
+fn scratch(root: &Root) -> Scratch {
+    Scratch {
         directory: File::open(root.path("")).unwrap().into(),
         limit: ScratchLimit {
             added: 16 * MIB,
             given: 0,
         },
-    });
-    fixture.run(launch).unwrap()
+    }
 }
 
 fn assert_too_large(ended: &Ended) {
@@ -153,6 +166,27 @@ fn a_file_that_is_too_large_ends_the_command(fixture: &Fixture) {
 fn a_deleted_file_that_is_too_large_ends_the_command(fixture: &Fixture) {
     let script = "exec 3>file; rm file; head -c 20971520 /dev/zero >&3; exec sleep 1000";
     assert_too_large(&run_with_scratch(fixture, script));
+}
+
+fn directories_that_are_too_deep_end_the_command(fixture: &Fixture) {
+    let script = "i=0; while [ $i -lt 450 ]; do mkdir d; cd d; i=$((i + 1)); done
+        head -c 20971520 /dev/zero >file; exec sleep 1000";
+    let excess = run_with_scratch(fixture, script).excess;
+    assert_eq!(excess, Some(Excess::Unmeasured { levels: 400 }));
+}
+
+fn limited_scratch_includes_closed_directories(fixture: &Fixture) {
+    let action = Action::new();
+    let script =
+        "mkdir closed listed; for i in closed listed; do head -c 10485760 /dev/zero >$i/file; done
+        chmod 0 closed; chmod 400 listed; exec sleep 1000";
+    let mut launch = action.script(script);
+    launch.scratch = Some(scratch(&action.root));
+    assert_too_large(&fixture.run(launch).unwrap());
+    for (name, mode) in [("closed", 0), ("listed", 0o400)] {
+        let metadata = fs::metadata(action.root.path(name)).unwrap();
+        assert_eq!(metadata.permissions().mode() & 0o777, mode, "{name}");
+    }
 }
 
 fn limits_hold_without_control_groups(_: &Fixture) {
