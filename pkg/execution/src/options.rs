@@ -58,13 +58,16 @@ impl Options {
     pub fn set_level(&mut self, level: &Level) {
         let by = match level {
             Level::Full => Means::Root,
+            Level::External(program) => Means::Program(program.clone()),
             Level::Processes(_) => Means::Processes,
             Level::Plain(_) => {
                 self.isolation = None;
                 return;
             }
         };
-        self.isolation.iter_mut().for_each(|it| it.by = by);
+        self.isolation
+            .iter_mut()
+            .for_each(|it| it.by.clone_from(&by));
     }
 
     /// Returns whether actions have a root of their own, where all other files of the host are read-only.

@@ -8,6 +8,7 @@ mod monitor;
 mod mounts;
 mod namespace;
 mod network;
+mod program;
 mod scratch;
 
 use std::{
@@ -34,7 +35,7 @@ use self::{
     monitor::{Monitor, Scratch, out_of_memory},
 };
 use crate::{
-    Ended, Excess, NetworkAttempts, Usage,
+    Ended, Excess, Means, NetworkAttempts, Usage,
     cgroup::{Consumption, Group, Groups},
     fork,
     process::{Signals, Wake, establish},
@@ -93,6 +94,7 @@ fn serve(
     let (timeout, kill_delay) = (order.timeout, order.kill_delay);
     let limits = order.limits.clone();
     let scratch = scratch(&order, &mut descriptors)?;
+    let is_isolated = order.isolation.is_some();
     let Started {
         pid,
         mut refusal,
@@ -105,7 +107,7 @@ fn serve(
     let mut supervisor = Supervisor {
         launcher,
         family: Family::new(pid, signals),
-        is_isolated: report.is_some(),
+        is_isolated,
         monitor: Monitor::new(&limits, group, scratch),
     };
     let cause = supervisor.watch(control, timeout, kill_delay)?;
@@ -166,11 +168,14 @@ fn start(
         entry = Some(created.entry().map_err(failed)?);
     }
     let isolation = order.isolation.clone();
-    let command = Command::new(order, descriptors, entry)?;
-    match isolation {
-        Some(isolation) => isolation::start(command, &isolation),
-        None => command.start(),
+    let mut command = Command::new(order, descriptors, entry)?;
+    if let Some(isolation) = &isolation {
+        let Means::Program(program) = &isolation.by else {
+            return isolation::start(command, isolation);
+        };
+        command.program = program::arguments(&command, isolation, program)?;
     }
+    command.start()
 }
 
 /// Takes the directory that the command writes into from the descriptors of an order, if that is limited.
@@ -218,7 +223,7 @@ struct Cause {
 struct Supervisor<'a> {
     launcher: Pid,
     family: Family,
-    /// Set if the child is the first process of the command's namespaces, and not the command itself.
+    /// Set if the child is the first process of the command's namespaces, or a program that starts the command.
     is_isolated: bool,
     monitor: Monitor<'a>,
 }
