@@ -310,6 +310,7 @@ pub(crate) fn options(config: &Config) -> Options {
         first_user: first_user(config),
         // Depends on the system.
         isolation: None,
+        keeps_failed: execution.sandbox.debug,
         memory: memory(config),
         max_processes: execution.max_processes.into(),
         max_scratch_bytes: execution.max_scratch_bytes.bytes(),

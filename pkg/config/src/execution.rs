@@ -94,7 +94,9 @@ section! {
         binary_path: PathBuf = PathBuf::new(),
         /// The time to clean up that a command gets after its timeout, before it is killed.
         kill_delay: Duration = Duration::from_secs(5),
-        /// Not implemented yet.
+        /// Keeps the directories of the newest ten failed actions in `failed` below `execution.build_root`, each with a
+        /// script `rerun` that runs its command again. A line of the log names each. They are removed at the next start
+        /// without this setting, and when the disk is full.
         debug: bool = false,
     }
 }

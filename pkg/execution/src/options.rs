@@ -49,6 +49,8 @@ pub struct Options {
     /// The isolation of actions from the host. `None`: actions see what gorego sees. Only where [`crate::probe`] finds
     /// that the system allows it.
     pub isolation: Option<IsolationOptions>,
+    /// Set if the directories of the newest ten failed actions are kept, in the folder `failed` of the build root.
+    pub keeps_failed: bool,
     /// The limits of the queue.
     pub scheduler: gorego_scheduler::Options,
 }

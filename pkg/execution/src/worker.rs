@@ -2,6 +2,7 @@
 
 mod again;
 pub(crate) mod build_root;
+mod debug;
 mod isolation;
 mod run;
 mod space;
@@ -26,7 +27,7 @@ use crate::{
     Failure, InputCounts, Job, MemoryHistory, Options, Origin, abort::Abort,
     counts::VerificationCounts, publish,
 };
-use build_root::{BuildRoot, Trash};
+use build_root::{BuildRoot, Failed, Trash};
 pub use build_root::{BuildRootError, BuildRootFailure, remove_directory};
 pub(crate) use isolation::isolation_with;
 pub use isolation::{ProbeError, probe};
@@ -79,6 +80,8 @@ pub struct NodeWorker {
     runner: Arc<dyn Runner>,
     build_root: Arc<BuildRoot>,
     users: Users,
+    /// The directories of failed actions, if they are kept.
+    failed: Option<Arc<Failed>>,
     prepared: Trees,
     /// The newest actions that altered their inputs, or had altered ones. They run on copies: where the blobs had to be
     /// uploaded again, they would corrupt them again.
@@ -110,6 +113,7 @@ impl NodeWorker {
         runner: Arc<dyn Runner>,
     ) -> Result<Self, BuildRootError> {
         let build_root = BuildRoot::open(&options.build_root)?;
+        let failed = debug::open(&build_root, &options)?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(Trash(Arc::clone(&build_root)).run(stop.clone()));
         let memory = Arc::new(build_root.history());
@@ -118,7 +122,12 @@ impl NodeWorker {
         Ok(Self {
             users,
             shortage: Shortage::new(options.min_free),
-            prepared: Trees::new(options.has_root(), options.max_input_bytes),
+            // Their files are not in the directory of the action.
+            prepared: Trees::new(
+                options.has_root() && failed.is_none(),
+                options.max_input_bytes,
+            ),
+            failed,
             options,
             stores,
             runner,
@@ -213,6 +222,8 @@ impl NodeWorker {
                 Err(Abort::NoSpace(_)) if !is_full => {
                     is_full = true;
                     self.prepared.clear();
+                    let failed = self.failed.iter();
+                    failed.for_each(|failed| failed.discard(&self.build_root, 0));
                     Trash(Arc::clone(&self.build_root)).empty(run.stop).await;
                 }
                 Err(Abort::NoTree(why)) if supply == Supply::Tree => {

@@ -86,9 +86,6 @@ impl Findings<'_> {
             let reason = "accepted: an absolute path, or none for gorego's own sandbox";
             self.refuse(&["execution.sandbox.binary_path"], reason);
         }
-        if sandbox.debug {
-            self.warn("execution.sandbox.debug", "not used yet");
-        }
     }
 
     fn check_timeouts(&mut self, execution: &Execution) {

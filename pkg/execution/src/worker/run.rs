@@ -69,7 +69,7 @@ pub(super) enum Supply {
 
 /// The files of an action that is ready to run.
 pub(super) struct Staged {
-    dir: ActionDir,
+    pub(super) dir: ActionDir,
     /// The prepared tree that holds its inputs. The directory holds them otherwise.
     tree: Option<Arc<Tree>>,
     has_overlay: bool,
@@ -113,6 +113,9 @@ impl Run<'_> {
         let ended = self.launch(&staged).await;
         // A command that was stopped or lost may have altered its inputs, too.
         let is_altered = self.altered(&staged).await?;
+        if !is_altered {
+            self.keep_if_failed(&staged, &ended).await;
+        }
         let ended = ended?;
         if is_altered {
             return Ok(None);

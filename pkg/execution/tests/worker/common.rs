@@ -134,6 +134,7 @@ fn options(build_root: PathBuf) -> Options {
     Options {
         first_user: None,
         isolation: None,
+        keeps_failed: false,
         node: "node".to_owned(),
         build_root,
         concurrency: 4,
