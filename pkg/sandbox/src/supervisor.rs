@@ -32,6 +32,7 @@ use rustix::process::{
 use self::{
     command::{Command, Started},
     family::Family,
+    init::Report,
     monitor::{Monitor, Scratch, out_of_memory},
 };
 use crate::{
@@ -92,9 +93,8 @@ fn serve(
     let (order, mut descriptors) = wire::read::<Order>(control)?;
     let started = SystemTime::now();
     let (timeout, kill_delay) = (order.timeout, order.kill_delay);
-    let limits = order.limits.clone();
+    let (limits, is_isolated) = (order.limits.clone(), order.isolation.is_some());
     let scratch = scratch(&order, &mut descriptors)?;
-    let is_isolated = order.isolation.is_some();
     let Started {
         pid,
         mut refusal,
@@ -115,40 +115,37 @@ fn serve(
     if supervisor.family.exit.is_none() {
         group.into_iter().for_each(Group::kill);
     }
-    let mut leftovers = supervisor.family.kill_all(by_itself)?;
+    let leftovers = supervisor.family.kill_all(by_itself)?;
     // The writer of the pipe was closed by a successful start, and by the end of the process.
     let mut refused = Vec::new();
     refusal.read_to_end(&mut refused)?;
     if !refused.is_empty() {
         return Ok(Some(Err(serde_json::from_slice(&refused)?)));
     }
-    let (Some((mut exit, mut ended)), false) = (supervisor.family.exit, cause.orphaned) else {
+    let (Some((exit, ended)), false) = (supervisor.family.exit, cause.orphaned) else {
         return Ok(None);
     };
-    let mut root = None;
-    let mut attempts = NetworkAttempts::default();
-    if let Some(report) = report {
-        let (merged, report) = init::receive(report)?;
-        root = merged.map(Arc::new);
-        if let Some(report) = report {
-            (exit, ended, leftovers) = (report.exit, report.ended, report.leftovers);
-            attempts = report.attempts;
-        }
-    }
+    let (root, inner) = report.map_or(Ok((None, None)), init::receive)?;
+    let report = inner.unwrap_or(Report {
+        exit,
+        ended,
+        leftovers,
+        attempts: NetworkAttempts::default(),
+    });
     let used = group.map(Group::consumption).unwrap_or_default();
     let killed = || out_of_memory(&used, limits.memory.unwrap_or_default());
     Ok(Some(Ok(Ended {
-        exit,
+        exit: report.exit,
         timed_out: cause.timed_out,
         stopped: cause.stopped,
         excess: cause.excess.or_else(killed),
         refused_processes: used.refused_processes,
         usage: usage(&used, supervisor.monitor.peak)?,
-        leftovers,
-        attempts,
+        leftovers: report.leftovers,
+        attempts: report.attempts,
         started,
-        ended,
-        root,
+        ended: report.ended,
+        root: root.map(Arc::new),
     })))
 }
 
