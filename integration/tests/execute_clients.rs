@@ -7,8 +7,15 @@ use std::{
     process::{Command, Output},
 };
 
-use gorego_integration::{install, process, root, server::Server, tree, workspace::write};
+use gorego_integration::{
+    executor::{Executor, TestAction, succeeded},
+    install, process, root,
+    server::Server,
+    tree,
+    workspace::write,
+};
 use tempfile::TempDir;
+use tonic::Code;
 
 /// Starts a server that executes actions with the programs of the root.
 fn executor() -> Server {
@@ -164,4 +171,56 @@ fn the_steps_of_siso_run_here_and_are_hits_in_another_checkout() {
     let objects =
         [here, there].map(|dir| tree::snapshot(&dir.join("out"))[Path::new("sum.o")].clone());
     assert_eq!(objects[0], objects[1]);
+}
+
+/// Returns the path of Bazel's sandbox in the root.
+fn linux_sandbox() -> String {
+    let debian = root::make().join("debian");
+    let libraries = debian.join("usr/libexec");
+    let mut folders = fs::read_dir(&libraries).unwrap();
+    let mut found = folders.find_map(|folder| {
+        let program = folder.unwrap().path().join("bazel/linux-sandbox");
+        program.exists().then_some(program)
+    });
+    let found = found.take().expect("Bazel has a sandbox");
+    let inside = found.strip_prefix(&debian).unwrap();
+    format!("/{}", inside.display())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn actions_run_in_the_sandbox_of_bazel() {
+    let program = linux_sandbox();
+    let setting = format!("execution.sandbox.binary_path={program}");
+    let on = ["execution.enabled=true", "execution.sandbox.enabled=true"];
+    let server = Server::start_in_root(&[&on[..], &[&setting]].concat());
+    let log = server.wait_for_log("for Bazel");
+    assert!(log.contains(&format!(", isolated by {program}")), "{log}");
+    let executor = Executor::connect(server.address()).await;
+    let port = server.address().port();
+    let script = format!(
+        "cat ../input >out; echo log >&2; hostname; mkdir ../beside
+        test $TMPDIR = $HOME && echo x >$TMPDIR/x && echo x >/tmp/y && echo x >/dev/shm/z
+        for path in /usr/x /etc/x; do touch $path 2>/dev/null && echo $path; done
+        bash -c 'exec 3<>/dev/tcp/127.0.0.1/{port}' 2>/dev/null && echo reached
+        ls /proc | grep -c '^[0-9]'"
+    );
+    let mut action = TestAction::script(&script)
+        .input("input", "content\n")
+        .directory("work");
+    "work".clone_into(&mut action.command.working_directory);
+    let result = succeeded(executor.execute(&action.output("out")).await);
+    let output = executor.stdout(&result).await;
+    let (hostname, processes) = output.trim_end().split_once('\n').unwrap();
+    assert_eq!(hostname, "localhost", "{output}");
+    assert!(processes.parse::<u32>().unwrap() <= 6, "{output}");
+    assert_eq!(executor.stderr(&result).await, "log\n");
+    assert_eq!(executor.file(&result, "out").await, "content\n");
+    let failed = executor.execute(&TestAction::script("kill -SEGV $$")).await;
+    assert_eq!(failed.result.unwrap().exit_code, 139);
+    let late = executor
+        .execute(&TestAction::script("echo begun; sleep 1000").timeout(1))
+        .await;
+    assert_eq!(late.status.unwrap().code, Code::DeadlineExceeded as i32);
+    let absent = executor.execute(&TestAction::of(&["/no/such/tool"])).await;
+    assert_eq!(absent.status.unwrap().code, Code::FailedPrecondition as i32);
 }

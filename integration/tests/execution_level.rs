@@ -271,3 +271,25 @@ fn the_command_config_tells_the_level() {
         );
     }
 }
+
+#[test]
+fn a_program_that_is_no_sandbox_prevents_the_start_only_where_a_sandbox_is_demanded() {
+    let absent = "execution.sandbox.binary_path=/no/such/sandbox";
+    for user in User::all() {
+        let on = "execution.sandbox.enabled=true";
+        let (status, log) = refusal_as(user, &[ON, on, absent]);
+        assert_eq!(status.code(), Some(2), "{log}");
+        let expected = "execution.sandbox.binary_path: /no/such/sandbox cannot isolate actions: \
+                        executing /no/such/sandbox failed: No such file";
+        assert!(log.contains(expected), "{log}");
+        let server = Server::start_as(user, None, &[ON, absent]);
+        let banner = banner(&server);
+        assert!(!banner.contains("/no/such/sandbox"), "{banner}");
+        let warning = "execution.sandbox.binary_path: /no/such/sandbox is not used: ";
+        assert!(server.log().contains(warning), "{}", server.log());
+        let off = "execution.sandbox.enabled=false";
+        let server = Server::start_as(user, None, &[ON, off, absent]);
+        let log = server.wait_for_log("for Bazel");
+        assert!(!log.contains("/no/such/sandbox"), "{log}");
+    }
+}

@@ -3,12 +3,13 @@
 
 use std::{
     fs,
+    process::Command,
     time::{Duration, Instant},
 };
 
 use gorego_integration::{
     client::in_build,
-    executor::{Executor, Gate, TestAction, outcome, request, start, succeeded},
+    executor::{Executor, Gate, ON, TestAction, outcome, request, start, succeeded, wait_until},
     server::file_of,
 };
 use reapi::v2::ExecuteResponse;
@@ -135,4 +136,53 @@ async fn the_message_of_a_failed_action_names_what_differs_from_the_last_of_its_
         message.contains("the result was not cached: exit code 1"),
         "{message}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_directory_of_a_failed_action_is_kept_for_debugging() {
+    const DEBUG: &str = "execution.sandbox.debug=true";
+    let (server, executor) = start(&[DEBUG]).await;
+    let kept = server.data().join("exec/failed");
+    let names = || fs::read_dir(&kept).unwrap().count();
+    succeeded(executor.execute(&TestAction::script("true")).await);
+    assert_eq!(names(), 0);
+    let script = "echo \"$WORD $1\" >made; cat ../input; pwd; exit 3";
+    let mut action = TestAction::of(&["/bin/sh", "-c", script, "-", "an argument"])
+        .input("input", "content\n")
+        .directory("work")
+        .variable("WORD", "it's");
+    "work".clone_into(&mut action.command.working_directory);
+    let digest = executor.upload(&action).await;
+    let result = executor.execute(&action).await.result.unwrap();
+    assert_eq!(result.exit_code, 3);
+    let log = server.wait_for_log("kept the directory of a failed action");
+    let line = log.lines().find(|line| line.contains("kept the")).unwrap();
+    let path = line.split("\"path\":\"").nth(1).unwrap();
+    let path = kept.join(path.split('"').next().unwrap());
+    assert!(
+        line.contains(&digest.hash) && line.contains("\"INFO\""),
+        "{line}"
+    );
+    let read = |name: &str| fs::read_to_string(path.join(name)).unwrap();
+    wait_until("the directory is kept", || path.exists());
+    assert_eq!(read("root/work/made"), "it's an argument\n");
+    assert!(read("stdout").starts_with("content\n"));
+    let again = Command::new(path.join("rerun")).output().unwrap();
+    assert_eq!(again.status.code(), Some(3), "{again:?}");
+    let output = String::from_utf8(again.stdout).unwrap();
+    let copy = output.strip_prefix("content\n").unwrap();
+    assert!(copy.trim_end().ends_with("/work"), "{output}");
+    assert!(!copy.contains("/failed/"), "{output}");
+    fs::remove_dir_all(copy.trim_end().trim_end_matches("/work")).unwrap();
+    for number in 0..10 {
+        let script = format!("exit {}", number + 1);
+        executor.execute(&TestAction::script(&script)).await;
+    }
+    wait_until("the oldest is gone", || names() == 10 && !path.exists());
+    // They survive a restart with the setting, and only that.
+    let server = server.restart();
+    assert_eq!(names(), 10);
+    let server = server.restart_with(&ON);
+    assert!(!kept.exists());
+    drop(server);
 }

@@ -70,6 +70,11 @@ pub(crate) enum Error {
     BuildRoot(#[from] BuildRootError),
     #[error("{0}: actions cannot be isolated: {1}; accepted: execution.sandbox.enabled: false")]
     NotIsolated(&'static str, String),
+    #[error(
+        "execution.sandbox.binary_path: {0} cannot isolate actions: {1}; accepted: a program with the interface of Bazel's \
+         linux-sandbox, or none"
+    )]
+    Program(PathBuf, String),
     #[error("execution.sandbox.writable_paths: {0}: {1}; accepted: paths that exist")]
     Writable(PathBuf, io::Error),
     #[error(transparent)]
@@ -307,6 +312,7 @@ pub(crate) fn options(config: &Config) -> Options {
         first_user: first_user(config),
         // Depends on the system.
         isolation: None,
+        keeps_failed: execution.sandbox.debug,
         memory: memory(config),
         max_processes: execution.max_processes.into(),
         max_scratch_bytes: execution.max_scratch_bytes.bytes(),

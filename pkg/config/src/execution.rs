@@ -106,11 +106,15 @@ section! {
         network_isolation: bool = true,
         /// Gives the network to actions with the platform property `network=on`.
         allow_network: bool = false,
-        /// The program that creates the sandbox (Bazel's `linux-sandbox`). Has no effect yet: gorego uses its own.
+        /// The program that creates the sandbox instead of gorego: an absolute path of Bazel's `linux-sandbox`, or of one
+        /// with its options. It hides no files. If it does not work, gorego logs a warning and creates the sandbox
+        /// itself; with `execution.sandbox.enabled: true`, it does not start.
         binary_path: PathBuf = PathBuf::new(),
         /// The time to clean up that a command gets after its timeout, before it is killed.
         kill_delay: Duration = Duration::from_secs(5),
-        /// Not implemented yet.
+        /// Keeps the directories of the newest ten failed actions in `failed` below `execution.build_root`, each with a
+        /// script `rerun` that runs its command again. A line of the log names each. They are removed at the next start
+        /// without this setting, and when the disk is full.
         debug: bool = false,
     }
 }

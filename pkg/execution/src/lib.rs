@@ -23,6 +23,7 @@ mod options;
 mod origin;
 mod platform;
 mod publish;
+mod script;
 mod stage;
 #[cfg(test)]
 mod testing;
@@ -42,6 +43,7 @@ pub use local::{LocalDir, LocalError, LocalOutput, LocalResult, read_job};
 pub use operation::{CachedExecution, Watcher};
 pub use options::{IsolationOptions, Options, PersistentOptions};
 pub use origin::Origin;
+pub use script::{quote, render};
 pub use verify::{Checks, VerifiedWorker};
 pub use worker::{
     BuildRootError, BuildRootFailure, NodeWorker, PersistentCounts, PersistentWish, ProbeError,

@@ -51,6 +51,8 @@ pub struct Options {
     pub isolation: Option<IsolationOptions>,
     /// The persistent workers. `None`: every action runs by itself.
     pub persistent: Option<PersistentOptions>,
+    /// Set if the directories of the newest ten failed actions are kept, in the folder `failed` of the build root.
+    pub keeps_failed: bool,
     /// The limits of the queue.
     pub scheduler: gorego_scheduler::Options,
 }
@@ -60,13 +62,16 @@ impl Options {
     pub fn set_level(&mut self, level: &Level) {
         let by = match level {
             Level::Full => Means::Root,
+            Level::External(program) => Means::Program(program.clone()),
             Level::Processes(_) => Means::Processes,
             Level::Plain(_) => {
                 self.isolation = None;
                 return;
             }
         };
-        self.isolation.iter_mut().for_each(|it| it.by = by);
+        self.isolation
+            .iter_mut()
+            .for_each(|it| it.by.clone_from(&by));
     }
 
     /// Returns whether actions have a root of their own, where all other files of the host are read-only.

@@ -3,6 +3,7 @@
 mod again;
 pub(crate) mod build_root;
 mod command;
+mod debug;
 mod isolation;
 mod persistent;
 mod run;
@@ -28,7 +29,7 @@ use crate::{
     Failure, InputCounts, Job, MemoryHistory, Options, Origin, abort::Abort,
     counts::VerificationCounts, publish,
 };
-use build_root::{BuildRoot, Trash};
+use build_root::{BuildRoot, Failed, Trash};
 pub use build_root::{BuildRootError, BuildRootFailure, remove_directory};
 pub(crate) use isolation::isolation_with;
 pub use isolation::{ProbeError, probe};
@@ -85,6 +86,8 @@ pub struct NodeWorker {
     users: Users,
     prepared: Arc<Trees>,
     persistent: Option<Arc<Pool>>,
+    /// The directories of failed actions, if they are kept.
+    failed: Option<Arc<Failed>>,
     /// The newest actions that altered their inputs, or had altered ones. They run on copies: where the blobs had to be
     /// uploaded again, they would corrupt them again.
     altering: Mutex<VecDeque<Digest>>,
@@ -115,11 +118,14 @@ impl NodeWorker {
         runner: Arc<dyn Runner>,
     ) -> Result<Self, BuildRootError> {
         let build_root = BuildRoot::open(&options.build_root)?;
+        let failed = debug::open(&build_root, &options)?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(Trash(Arc::clone(&build_root)).run(stop.clone()));
         let memory = Arc::new(build_root.history());
         tasks.spawn(Arc::clone(&memory).keep(stop.clone()));
-        let prepared = Arc::new(Trees::new(options.has_root(), options.max_input_bytes));
+        // Files of a prepared tree are not in the directory of the action.
+        let has_trees = options.has_root() && failed.is_none();
+        let prepared = Arc::new(Trees::new(has_trees, options.max_input_bytes));
         tasks.spawn(Arc::clone(&prepared).tend(Arc::clone(&stores.links), stop.clone()));
         let users = Users::new(options.first_user, options.users());
         let persistent = Pool::new(&options);
@@ -131,6 +137,7 @@ impl NodeWorker {
             shortage: Shortage::new(options.min_free),
             persistent,
             prepared,
+            failed,
             options,
             stores,
             runner,
@@ -228,6 +235,8 @@ impl NodeWorker {
                 Err(Abort::NoSpace(_)) if !is_full => {
                     is_full = true;
                     self.prepared.clear();
+                    let failed = self.failed.iter();
+                    failed.for_each(|failed| failed.discard(&self.build_root, 0));
                     Trash(Arc::clone(&self.build_root)).empty(run.stop).await;
                 }
                 Err(Abort::NoTree(why)) if supply == Supply::Tree => {

@@ -50,7 +50,7 @@ pub struct Launch {
 }
 
 /// The means by which a command is isolated from the host.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum Means {
     /// Namespaces of its own with a root of its own. The input root is `/gorego/root`. The files of the host are
     /// read-only and devices are the few that programs expect. Processes, `/proc`, `/tmp`, `/dev/shm` and `SysV` IPC are
@@ -59,6 +59,10 @@ pub enum Means {
     /// Namespaces for processes, `SysV` IPC, the host name and the network. It sees the files of the server, among them
     /// its `/proc`. Of the other settings, only `network` counts.
     Processes,
+    /// A program with the interface of Bazel's `linux-sandbox`, at an absolute path. The command sees the files of the
+    /// server, read-only. Of the other settings, `tmp`, `writable` and `network` count. If a signal kills the command,
+    /// its exit code is that of a shell.
+    Program(PathBuf),
 }
 
 /// The isolation of a command from the host.

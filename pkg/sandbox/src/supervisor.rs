@@ -8,6 +8,7 @@ mod monitor;
 mod mounts;
 mod namespace;
 mod network;
+mod program;
 mod scratch;
 
 use std::{
@@ -31,10 +32,11 @@ pub(crate) use self::network::raise_loopback;
 use self::{
     command::{Command, Started},
     family::Family,
+    init::Report,
     monitor::{Monitor, Scratch, out_of_memory},
 };
 use crate::{
-    Ended, Excess, NetworkAttempts, Usage,
+    Ended, Excess, Means, NetworkAttempts, Usage,
     cgroup::{Consumption, Group, Groups},
     fork,
     process::{Signals, Wake, establish},
@@ -101,7 +103,8 @@ fn serve(
     }
     let (order, mut descriptors) = wire::read::<Order>(control)?;
     let started = SystemTime::now();
-    let (timeout, kill_delay, limits) = (order.timeout, order.kill_delay, order.limits.clone());
+    let (timeout, kill_delay) = (order.timeout, order.kill_delay);
+    let (limits, is_isolated) = (order.limits.clone(), order.isolation.is_some());
     let scratch = scratch(&order, &mut descriptors)?;
     let Started {
         pid,
@@ -115,7 +118,7 @@ fn serve(
     let mut supervisor = Supervisor {
         launcher,
         family: Family::new(pid, signals),
-        is_isolated: report.is_some(),
+        is_isolated,
         monitor: Monitor::new(&limits, group, scratch),
     };
     let cause = supervisor.watch(control, timeout, kill_delay)?;
@@ -123,37 +126,34 @@ fn serve(
     if supervisor.family.exit.is_none() {
         group.into_iter().for_each(Group::kill);
     }
-    let mut leftovers = supervisor.family.kill_all(by_itself)?;
+    let leftovers = supervisor.family.kill_all(by_itself)?;
     if let Some(refusal) = refused(refusal)? {
         return Ok(Some(Err(refusal)));
     }
-    let (Some((mut exit, mut ended)), false) = (supervisor.family.exit, cause.orphaned) else {
+    let (Some((exit, ended)), false) = (supervisor.family.exit, cause.orphaned) else {
         return Ok(None);
     };
-    let mut root = None;
-    let mut attempts = NetworkAttempts::default();
-    if let Some(report) = report {
-        let (merged, report) = init::receive(report)?;
-        root = merged.map(Arc::new);
-        if let Some(report) = report {
-            (exit, ended, leftovers) = (report.exit, report.ended, report.leftovers);
-            attempts = report.attempts;
-        }
-    }
+    let (root, inner) = report.map_or(Ok((None, None)), init::receive)?;
+    let report = inner.unwrap_or(Report {
+        exit,
+        ended,
+        leftovers,
+        attempts: NetworkAttempts::default(),
+    });
     let used = group.map(Group::end).unwrap_or_default();
     let killed = || out_of_memory(&used, limits.memory.unwrap_or_default());
     Ok(Some(Ok(Ended {
-        exit,
+        exit: report.exit,
         timed_out: cause.timed_out,
         stopped: cause.stopped,
         excess: cause.excess.or_else(killed),
         refused_processes: used.refused_processes,
         usage: usage(&used, supervisor.monitor.peak)?,
-        leftovers,
-        attempts,
+        leftovers: report.leftovers,
+        attempts: report.attempts,
         started,
-        ended,
-        root,
+        ended: report.ended,
+        root: root.map(Arc::new),
     })))
 }
 
@@ -177,7 +177,9 @@ fn start(
     if let Some(groups) = slot.groups {
         let failed = Refusal::at("control group");
         let limits = &order.limits;
-        let is_bound = order.isolation.is_some() || order.user.is_some_and(|user| user != 0);
+        let isolation = order.isolation.as_ref();
+        let has_root = isolation.is_some_and(|isolation| isolation.by == Means::Root);
+        let is_bound = has_root || order.user.is_some_and(|user| user != 0);
         let created = groups.create(slot.name, limits, is_bound);
         let created = group.insert(created.map_err(&failed)?);
         entry = Some(created.entry().map_err(failed)?);
@@ -185,11 +187,14 @@ fn start(
         order.limits.processes = None;
     }
     let isolation = order.isolation.clone();
-    let command = Command::new(order, descriptors, entry)?;
-    match isolation {
-        Some(isolation) => isolation::start(command, &isolation, slot.has_network),
-        None => command.start(),
+    let mut command = Command::new(order, descriptors, entry)?;
+    if let Some(isolation) = &isolation {
+        let Means::Program(program) = &isolation.by else {
+            return isolation::start(command, isolation, slot.has_network);
+        };
+        command.program = program::arguments(&command, isolation, program)?;
     }
+    command.start()
 }
 
 /// Takes the directory that the command writes into from the descriptors of an order, if that is limited.
@@ -237,7 +242,7 @@ struct Cause {
 struct Supervisor<'a> {
     launcher: Pid,
     family: Family,
-    /// Set if the child is the first process of the command's namespaces, and not the command itself.
+    /// Set if the child is the first process of the command's namespaces, or a program that starts the command.
     is_isolated: bool,
     monitor: Monitor<'a>,
 }

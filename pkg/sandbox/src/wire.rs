@@ -21,7 +21,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{ControlGroups, Ended, Isolation, Launch, LaunchError, Limits, ScratchLimit};
+use crate::{ControlGroups, Ended, Isolation, Launch, LaunchError, Limits, Means, ScratchLimit};
 
 /// The limit of a message. The kernel accepts arguments and variables of a few megabytes.
 const MAX_BYTES: usize = 64 << 20;
@@ -43,7 +43,11 @@ pub(crate) enum Wish {
 impl Wish {
     pub(crate) fn of(launch: &Launch) -> Self {
         match &launch.isolation {
-            Some(isolation) if !isolation.network => Self::Network,
+            Some(isolation) if !isolation.network => match isolation.by {
+                Means::Root | Means::Processes => Self::Network,
+                // It creates one.
+                Means::Program(_) => Self::Nothing,
+            },
             _ => Self::Nothing,
         }
     }

@@ -33,8 +33,10 @@ pub(super) async fn isolate(
         if config.execution.enabled == Switch::Auto {
             return Err(Error::Exposed(why.to_owned()));
         }
-        let (_, meaning) = describe(&level);
-        tracing::warn!("actions are {meaning}");
+        if !matches!(level, Level::External(_)) {
+            let (_, meaning) = describe(&level);
+            tracing::warn!("actions are {meaning}");
+        }
     }
     let has_network = options
         .isolation
@@ -55,6 +57,7 @@ pub(super) async fn isolate(
 pub(super) fn describe(level: &Level) -> (&'static str, String) {
     match level {
         Level::Full => ("full", "isolated".to_owned()),
+        Level::External(program) => ("external", format!("isolated by {}", program.display())),
         Level::Processes(why) => ("processes", format!("isolated except for files: {why}")),
         Level::Plain(why) => ("plain", format!("not isolated: {why}")),
     }
@@ -86,7 +89,23 @@ async fn level(
     for path in &config.execution.sandbox.writable_paths {
         fs::metadata(path).map_err(|error| Error::Writable(path.clone(), error))?;
     }
-    options.isolation = Some(isolation_settings(loaded, options.memory));
+    let mut isolation = isolation_settings(loaded, options.memory);
+    let program = &config.execution.sandbox.binary_path;
+    if !program.as_os_str().is_empty() {
+        isolation.by = Means::Program(program.clone());
+        options.isolation = Some(isolation.clone());
+        let why = match probe(options, launcher).await? {
+            Level::Plain(why) => why,
+            level => return Ok(level),
+        };
+        if config.execution.sandbox.enabled == Switch::On {
+            return Err(Error::Program(program.clone(), why));
+        }
+        let program = program.display();
+        tracing::warn!("execution.sandbox.binary_path: {program} is not used: {why}");
+        isolation.by = Means::Root;
+    }
+    options.isolation = Some(isolation);
     Ok(probe(options, launcher).await?)
 }
 
@@ -96,14 +115,15 @@ fn demand(loaded: &LoadedConfig, level: &Level) -> Option<&'static str> {
     if sandbox.enabled == Switch::Off {
         return None;
     }
-    let (hides_files, has_own_network) = match level {
-        Level::Full => (true, true),
-        Level::Processes(_) => (false, true),
-        Level::Plain(_) => (false, false),
+    let [is_sandbox, hides_files, has_own_network] = match level {
+        Level::Full => [true, true, true],
+        Level::External(_) => [true, false, true],
+        Level::Processes(_) => [false, false, true],
+        Level::Plain(_) => [false, false, false],
     };
     let demands = [
         (
-            sandbox.enabled == Switch::On && !hides_files,
+            sandbox.enabled == Switch::On && !is_sandbox,
             "execution.sandbox.enabled",
         ),
         (

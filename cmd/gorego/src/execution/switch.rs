@@ -53,7 +53,7 @@ fn off(config: &Config, is_root: bool) -> Option<&'static str> {
 /// Returns why no actions are executed after an error. Fails with the error if the configuration demands execution, or
 /// isolation.
 pub(super) fn unless_set(config: &Config, error: Error) -> Result<String, Error> {
-    let demands_isolation = matches!(error, Error::NotIsolated(..));
+    let demands_isolation = matches!(error, Error::NotIsolated(..) | Error::Program(..));
     if demands_isolation || config.execution.enabled == Switch::On {
         return Err(error);
     }

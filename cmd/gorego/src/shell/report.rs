@@ -32,6 +32,10 @@ pub(super) fn level(level: &Level, staged: &Staged) {
         Level::Full => print(&format_args!(
             "isolated from this machine, {network}, as {user}"
         )),
+        Level::External(program) => print(&format_args!(
+            "isolated by {}, {network}, as {user}",
+            program.display()
+        )),
         Level::Processes(why) => print(&format_args!(
             "isolated from this machine except for its files, {network}, as {user}: {why}"
         )),

@@ -133,7 +133,7 @@ impl Started<'_> {
         };
         let directory = format!("{root}/{}", job.command.working_directory);
         let environment = dir.environment(job, options);
-        let text = script::render(&directory, &environment, &job.command.arguments);
+        let text = script::render("", &directory, &environment, &job.command.arguments);
         let written = script::write(&path, &text, *user);
         written.map_err(|why| format!("writing {}: {why}", path.display()))?;
         Ok(format!("{tmp}/{SCRIPT}"))

@@ -81,12 +81,10 @@ impl Findings<'_> {
                 self.refuse(&[key], "accepted: paths below the root directory");
             }
         }
-        if !sandbox.binary_path.as_os_str().is_empty() {
-            let reason = "not used yet: gorego's own sandbox is";
-            self.warn("execution.sandbox.binary_path", reason);
-        }
-        if sandbox.debug {
-            self.warn("execution.sandbox.debug", "not used yet");
+        let program = &sandbox.binary_path;
+        if !program.as_os_str().is_empty() && !program.is_absolute() {
+            let reason = "accepted: an absolute path, or none for gorego's own sandbox";
+            self.refuse(&["execution.sandbox.binary_path"], reason);
         }
     }
 

@@ -1,5 +1,6 @@
 //! The directory in which actions run, and the directories of actions in it.
 
+mod failed;
 mod remove;
 #[cfg(test)]
 mod tests;
@@ -10,7 +11,7 @@ use std::{
     os::{fd::OwnedFd, unix::fs::DirBuilderExt as _},
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::SystemTime,
@@ -29,6 +30,7 @@ use crate::{
     beneath::{DIRECTORY, io as io_error, make_child, open_child},
     worker::space::Space,
 };
+pub(crate) use failed::Failed;
 pub(crate) use remove::remove;
 pub use remove::remove_directory;
 pub(crate) use trash::Trash;
@@ -39,6 +41,8 @@ const MARKER: &str = ".gorego-build-root";
 const HISTORY: [&str; 2] = [".gorego-memory", ".gorego-memory.new"];
 /// The folder of directories that are being deleted.
 const TRASH: &str = "trash";
+/// The folder of the directories of failed actions.
+const FAILED: &str = "failed";
 /// The folder of a file system's own, in a directory that is a mount point.
 const LOST_AND_FOUND: &str = "lost+found";
 
@@ -136,7 +140,7 @@ impl BuildRoot {
             _marker: marker,
         };
         for name in names {
-            if ![MARKER, TRASH, LOST_AND_FOUND, HISTORY[0]].contains(&&*name) {
+            if ![MARKER, TRASH, LOST_AND_FOUND, HISTORY[0], FAILED].contains(&&*name) {
                 root.discard(&name).map_err(io_error("removing", &name))?;
             }
         }
@@ -177,6 +181,7 @@ impl BuildRoot {
             build_root: Arc::clone(self),
             name,
             dir,
+            kept: OnceLock::new(),
         };
         action.root = make(&action.dir, ROOT, PUBLIC).map_err(io_error("creating", ROOT))?;
         make(&action.dir, TMP, PUBLIC).map_err(io_error("creating", TMP))?;
@@ -208,7 +213,8 @@ const TMP: &str = "tmp";
 const UPPER: &str = "upper";
 const WORK: &str = "work";
 
-/// The directory of an action: its input root, temporary files and logs. Moved to the trash when this is dropped.
+/// The directory of an action: its input root, temporary files and logs. Moved to the trash when this is dropped, unless
+/// it is kept.
 #[derive(Debug)]
 pub(crate) struct ActionDir {
     build_root: Arc<BuildRoot>,
@@ -217,6 +223,8 @@ pub(crate) struct ActionDir {
     pub dir: OwnedFd,
     /// The input root.
     pub root: OwnedFd,
+    /// The folder that it is moved to instead of the trash.
+    kept: OnceLock<Arc<Failed>>,
 }
 
 impl ActionDir {
@@ -245,7 +253,11 @@ impl ActionDir {
 
 impl Drop for ActionDir {
     fn drop(&mut self) {
-        if let Err(error) = self.build_root.discard(&self.name) {
+        let moved = match self.kept.get() {
+            Some(failed) => failed.add(&self.build_root, &self.name),
+            None => self.build_root.discard(&self.name),
+        };
+        if let Err(error) = moved {
             let (name, root) = (&self.name, self.build_root.path.display());
             tracing::warn!(%error, "failed to remove the directory {name} of an action in {root}");
         }

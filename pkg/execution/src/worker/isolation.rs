@@ -87,7 +87,7 @@ pub(crate) fn isolation_with(
         writable.push(resolver.to_owned());
     }
     Some(Isolation {
-        by: isolation.by,
+        by: isolation.by.clone(),
         tmp,
         overlay,
         hide: isolation.hide.clone(),

@@ -106,6 +106,9 @@ impl Run<'_> {
         let ended = self.launch(&staged).await;
         // A command that was stopped or lost may have altered its inputs, too.
         let is_altered = self.altered(&staged).await?;
+        if !is_altered {
+            self.keep_if_failed(&staged, &ended).await;
+        }
         let ended = ended?;
         if is_altered {
             return Ok(None);

@@ -55,7 +55,7 @@ impl Fixture {
         let level = self.run(gorego_execution::probe(&options, &self.launcher));
         match level.unwrap() {
             Level::Full => self.is_isolated = true,
-            Level::Processes(why) | Level::Plain(why) => return Err(why),
+            level => return Err(level.why().unwrap_or_default().to_owned()),
         }
         Ok(())
     }
@@ -141,6 +141,7 @@ fn options(build_root: PathBuf) -> Options {
     Options {
         first_user: None,
         isolation: None,
+        keeps_failed: false,
         node: "node".to_owned(),
         build_root,
         concurrency: 4,

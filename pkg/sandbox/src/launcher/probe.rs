@@ -1,20 +1,34 @@
 //! The isolation that the system allows, found by trying it.
 
-use std::{fs::File, os::fd::OwnedFd, time::Duration};
+use std::{
+    fs::File,
+    io,
+    os::{fd::OwnedFd, unix::fs::FileExt as _},
+    path::PathBuf,
+    time::Duration,
+};
 
+use rustix::fs::{MemfdFlags, memfd_create};
 use tokio_util::sync::CancellationToken;
 
 use super::Launcher;
-use crate::{Isolation, Launch, LaunchError, Limits, LiveCommand, Means};
+use crate::{Exit, Isolation, Launch, LaunchError, Limits, LiveCommand, Means};
 
 /// The time that a trial may take.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The exit code of the trial of a program.
+const CODE: i32 = 17;
+/// The most bytes of what a program says that are looked at.
+const MAX_SAID: usize = 300;
 
 /// The isolation that the system allows.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Level {
     /// Commands can have a root of their own.
     Full,
+    /// They can be isolated by this program.
+    External(PathBuf),
     /// Only their processes and their network can be isolated, for this reason, a sentence.
     Processes(String),
     /// They cannot be isolated, for this reason, a sentence.
@@ -26,21 +40,31 @@ impl Level {
     pub fn why(&self) -> Option<&str> {
         match self {
             Self::Full => None,
+            Self::External(_) => {
+                Some("the program of execution.sandbox.binary_path hides no files")
+            }
             Self::Processes(why) | Self::Plain(why) => Some(why),
         }
     }
 }
 
 impl Launcher {
-    /// Isolates a command as `isolation` says, with a root of its own, up to the point where it would be executed; if
-    /// the system does not allow it, without that root. `root` is its input root, and `user` its user. Returns the best
-    /// level that the system allows, and fails for any other cause.
+    /// Isolates a command as `isolation` says, up to the point where it would be executed; if the system does not allow
+    /// a root of its own, without that. With a program, runs a shell. `root` is its input root, and `user` its user.
+    /// Returns the best level that the system allows, and fails for any other cause.
     pub async fn probe(
         &self,
         root: OwnedFd,
         user: Option<u32>,
         isolation: Isolation,
     ) -> Result<Level, LaunchError> {
+        if let Means::Program(program) = &isolation.by {
+            let program = program.clone();
+            return Ok(match self.failure(root, user, isolation).await? {
+                None => Level::External(program),
+                Some(why) => Level::Plain(why),
+            });
+        }
         let mut trial = Isolation {
             by: Means::Root,
             ..isolation
@@ -62,25 +86,8 @@ impl Launcher {
         user: Option<u32>,
         isolation: Isolation,
     ) -> Result<Option<String>, LaunchError> {
-        let null = || File::options().write(true).open("/dev/null");
-        let launch = Launch {
-            // No program, so that the trial needs none.
-            argv: vec!["/".to_owned()],
-            environment: Vec::new(),
-            root,
-            working_directory: String::new(),
-            stdout: null()?.into(),
-            stderr: null()?.into(),
-            stdin: None,
-            has_terminal: false,
-            timeout: PATIENCE,
-            kill_delay: Duration::ZERO,
-            limits: Limits::default(),
-            scratch: None,
-            user,
-            isolation: Some(isolation),
-            live: LiveCommand::default(),
-        };
+        // No program, so that the trial needs none.
+        let launch = trial(&["/"], root, user, isolation)?;
         match self.run(launch, CancellationToken::new()).await {
             Err(LaunchError::NotExecutable { .. }) => Ok(None),
             Err(LaunchError::Isolation(why)) => Ok(Some(why)),
@@ -91,4 +98,61 @@ impl Launcher {
             ))),
         }
     }
+
+    /// Returns why a program cannot isolate a command; `None` if it can.
+    async fn failure(
+        &self,
+        root: OwnedFd,
+        user: Option<u32>,
+        isolation: Isolation,
+    ) -> Result<Option<String>, LaunchError> {
+        let errors =
+            File::from(memfd_create("errors", MemfdFlags::CLOEXEC).map_err(io::Error::from)?);
+        let script = format!("exit {CODE}");
+        let mut launch = trial(&["/bin/sh", "-c", &script], root, user, isolation)?;
+        launch.stderr = errors.try_clone()?.into();
+        let exit = match self.run(launch, CancellationToken::new()).await {
+            Err(LaunchError::Isolation(why)) => return Ok(Some(why)),
+            ended => ended?.exit,
+        };
+        if exit == Exit::Code(CODE) {
+            return Ok(None);
+        }
+        let mut said = vec![0; MAX_SAID];
+        let length = errors.read_at(&mut said, 0)?;
+        said.truncate(length);
+        let said = String::from_utf8_lossy(&said);
+        let said = said.lines().next().unwrap_or_default().trim();
+        Ok(Some(format!(
+            "it ended with exit code {}: {said}",
+            exit.shell_code()
+        )))
+    }
+}
+
+/// Returns the launch of a trial.
+fn trial(
+    argv: &[&str],
+    root: OwnedFd,
+    user: Option<u32>,
+    isolation: Isolation,
+) -> io::Result<Launch> {
+    let null = || File::options().write(true).open("/dev/null");
+    Ok(Launch {
+        argv: argv.iter().map(|&argument| argument.to_owned()).collect(),
+        environment: Vec::new(),
+        root,
+        working_directory: String::new(),
+        stdout: null()?.into(),
+        stderr: null()?.into(),
+        stdin: None,
+        has_terminal: false,
+        timeout: PATIENCE,
+        kill_delay: Duration::ZERO,
+        limits: Limits::default(),
+        scratch: None,
+        user,
+        isolation: Some(isolation),
+        live: LiveCommand::default(),
+    })
 }

@@ -16,7 +16,7 @@ use nix::{
     unistd::{Gid, Uid, execve, setgid, setgroups, setuid},
 };
 use rustix::{
-    fs::{Mode, OFlags, ResolveFlags, openat2},
+    fs::{Access, Mode, OFlags, ResolveFlags, access, openat2},
     io::Errno,
     process::{
         Pid, Resource, Rlimit, Signal, fchdir, getpid, getppid, getrlimit, ioctl_tiocsctty,
@@ -56,6 +56,8 @@ pub(super) struct Command {
     stdin: Option<OwnedFd>,
     /// The way into its control group.
     pub(super) entry: Option<Entry>,
+    /// The program that executes it, with the arguments before its own. Empty: none.
+    pub(super) program: Vec<CString>,
 }
 
 impl Command {
@@ -84,6 +86,7 @@ impl Command {
             stderr,
             stdin,
             entry,
+            program: Vec::new(),
         })
     }
 
@@ -182,7 +185,8 @@ impl Command {
         };
         set(Resource::Core, limits.core)?;
         // The limit is that of a user, and this one may be that of other processes, too.
-        let has_own_user = self.order.user.is_some() || self.order.isolation.is_some();
+        let has_namespace = self.order.isolation.is_some() && self.program.is_empty();
+        let has_own_user = self.order.user.is_some() || has_namespace;
         let Some(processes) = limits.processes.filter(|_| has_own_user) else {
             return Ok(());
         };
@@ -255,8 +259,22 @@ impl Command {
         let Ok(path) = CString::new(file) else {
             return Some(self.not_executable("its path contains NUL"));
         };
-        let Err(error) = execve(&path, &self.arguments, &self.environment);
         let metadata = fs::metadata(file);
+        let error = if let Some(program) = self.program.first() {
+            match access(&path, Access::EXEC_OK) {
+                Ok(()) if metadata.as_ref().is_ok_and(fs::Metadata::is_file) => {
+                    let arguments: Vec<_> = self.program.iter().chain(&self.arguments).collect();
+                    let Err(error) = execve(program, &arguments, &self.environment);
+                    let name = program.to_string_lossy();
+                    return Some(Refusal::isolation(&format!("executing {name}"))(error));
+                }
+                Ok(()) => ExecError::EACCES,
+                Err(error) => ExecError::from_raw(error.raw_os_error()),
+            }
+        } else {
+            let Err(error) = execve(&path, &self.arguments, &self.environment);
+            error
+        };
         let why = match (error, &metadata) {
             (ExecError::ENOENT | ExecError::ENOTDIR, Err(_)) => return None,
             (ExecError::ENOENT, Ok(_)) => {

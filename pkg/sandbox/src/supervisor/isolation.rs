@@ -49,7 +49,7 @@ pub(super) fn start(
     }
     let plan = match isolation.by {
         Means::Root => Some(plan(&command, user, isolation)?),
-        Means::Processes => None,
+        Means::Processes | Means::Program(_) => None,
     };
     let (ours, theirs) = UnixStream::pair().map_err(Refusal::at("socketpair"))?;
     let (refusal, mut writer) = io::pipe().map_err(Refusal::at("pipe"))?;

@@ -3,6 +3,7 @@
 
 mod command;
 mod common;
+mod external;
 mod faults;
 mod isolation;
 mod limits;
@@ -69,10 +70,11 @@ fn main() -> ExitCode {
             reach::TESTS,
         ],
         Level::Processes(_) => &[namespaces::TESTS],
-        Level::Plain(_) => &[isolation::FORBIDDEN],
+        Level::External(_) | Level::Plain(_) => &[isolation::FORBIDDEN],
     };
     let on_host = [
         command::TESTS,
+        external::TESTS,
         faults::TESTS,
         limits::TESTS,
         load::TESTS,

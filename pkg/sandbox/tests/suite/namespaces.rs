@@ -161,7 +161,10 @@ fn namespaces_count_attempts_to_leave_the_network(fixture: &Fixture) {
         for means in [Means::Root, Means::Processes] {
             let action = Action::new();
             let mut launch = script(&action, &format!("{first}; {last}"));
-            launch.isolation.iter_mut().for_each(|it| it.by = means);
+            launch
+                .isolation
+                .iter_mut()
+                .for_each(|it| it.by.clone_from(&means));
             match fixture.run(launch) {
                 Ok(ended) => assert_eq!(ended.attempts.unroutable, expected, "{first}; {last}"),
                 Err(LaunchError::Isolation(_)) if means == Means::Root => {}

@@ -100,3 +100,35 @@ async fn an_action_s_directory_goes_to_the_trash_when_it_is_dropped() {
     assert_eq!(names(&trash).len(), 0);
     drop(second);
 }
+
+#[tokio::test]
+async fn the_newest_ten_directories_that_are_kept_outlive_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let kept = dir.path().join(FAILED);
+    let mut all = Vec::new();
+    for _ in 0..2 {
+        let root = open(dir.path()).unwrap();
+        let failed = Arc::new(Failed::open(&root).unwrap());
+        for _ in 0..7 {
+            let action = root.create(None, false).unwrap();
+            all.push(failed.keep(&action));
+        }
+        drop(root.create(None, false).unwrap());
+        empty(&root).await;
+    }
+    let mut newest = all.split_off(4);
+    newest.sort();
+    assert_eq!(
+        names(&kept)
+            .iter()
+            .map(|name| kept.join(name))
+            .collect::<Vec<_>>(),
+        newest
+    );
+    let root = open(dir.path()).unwrap();
+    Failed::remove(&root).unwrap();
+    Failed::remove(&root).unwrap();
+    empty(&root).await;
+    assert_eq!(names(dir.path()), [MARKER, TRASH]);
+    assert_eq!(names(&dir.path().join(TRASH)).len(), 0);
+}

@@ -39,6 +39,7 @@ pub(crate) struct ExecutingServer {
 fn options() -> ExecutionOptions {
     ExecutionOptions {
         persistent: None,
+        keeps_failed: false,
         node: "node".to_owned(),
         first_user: None,
         isolation: None,

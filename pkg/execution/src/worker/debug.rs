@@ -1,0 +1,87 @@
+//! The directories of failed actions, with what is needed to run them again.
+
+use std::{io::Write as _, os::unix::fs::PermissionsExt as _, sync::Arc};
+
+use gorego_sandbox::{Ended, Exit};
+use gorego_storage::Error;
+
+use super::{
+    BuildRootError, block,
+    build_root::{BuildRoot, Failed},
+    run::{Run, Staged},
+};
+use crate::{
+    Options, abort::Abort, beneath::create_file, environment::environment, script::render,
+};
+
+/// The script that runs the command of an action again, in its directory.
+const SCRIPT: &str = "rerun";
+
+/// Opens the directories of failed actions, if they are kept; deletes them otherwise. Blocks.
+pub(super) fn open(
+    build_root: &BuildRoot,
+    options: &Options,
+) -> Result<Option<Arc<Failed>>, BuildRootError> {
+    let opened = if options.keeps_failed {
+        Failed::open(build_root).map(|failed| Some(Arc::new(failed)))
+    } else {
+        Failed::remove(build_root).map(|()| None)
+    };
+    opened.map_err(|why| BuildRootError {
+        dir: options.build_root.clone(),
+        why: why.into(),
+    })
+}
+
+impl Run<'_> {
+    /// Keeps the directory of an action that failed, if that is wanted.
+    pub(super) async fn keep_if_failed(&self, staged: &Staged, ended: &Result<Ended, Abort>) {
+        let Some(failed) = &self.worker.failed else {
+            return;
+        };
+        let is_failed = match ended {
+            Ok(ended) => ended.exit != Exit::Code(0) || ended.timed_out || ended.excess.is_some(),
+            Err(abort) => !matches!(abort, Abort::Stopped),
+        };
+        if !is_failed {
+            return;
+        }
+        let script = self.script(failed, staged);
+        let directory = staged.dir.dir.try_clone();
+        let write = move || {
+            let directory = directory.map_err(|error| Error::io("opening", ".", error))?;
+            let file = create_file(&directory, SCRIPT)?;
+            let written = (&file).write_all(script.as_bytes()).and_then(|()| {
+                let mode = std::fs::Permissions::from_mode(0o755);
+                file.set_permissions(mode)
+            });
+            Ok(written.map_err(|error| Error::io("writing", SCRIPT, error))?)
+        };
+        let action = self.job.action;
+        if let Err(error) = block(write).await {
+            tracing::warn!(%action, %error, "a failed action has no script to run it again");
+        }
+        let path = failed.keep(&staged.dir);
+        let path = path.display();
+        tracing::info!(%action, %path, "kept the directory of a failed action");
+    }
+
+    /// Returns the script that runs the command again.
+    fn script(&self, failed: &Failed, staged: &Staged) -> String {
+        let (job, command) = (self.job, &self.job.command);
+        // Inputs may be links to blobs, which the command must not change.
+        let before = format!(
+            "# Runs the command of action {0} again, without a sandbox, on a copy of its input root as the action left \
+             it.\n\
+             # `gorego shell {0}` runs it in its sandbox, on new inputs.\n\
+             copy=$(mktemp -d) && cp -a \"$(dirname \"$0\")/root/.\" \"$copy\" && cd \"$copy\" || exit\n",
+            job.action
+        );
+        let directory = match command.working_directory.as_str() {
+            "" => ".",
+            directory => directory,
+        };
+        let environment = environment(command, &self.worker.options, &failed.tmp(&staged.dir));
+        render(&before, directory, &environment, &command.arguments)
+    }
+}
