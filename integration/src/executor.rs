@@ -85,6 +85,13 @@ impl TestAction {
         self
     }
 
+    /// Adds an executable file of a tool, marked as Bazel does with `--experimental_remote_mark_tool_inputs`.
+    #[must_use]
+    pub fn tool(mut self, path: &str, content: impl Into<Bytes>) -> Self {
+        self.inputs.add_tool(path, content.into());
+        self
+    }
+
     /// Adds a symlink to the inputs.
     #[must_use]
     pub fn symlink(mut self, path: &str, target: &str) -> Self {

@@ -3,6 +3,7 @@
 mod isolation;
 mod persistent;
 mod preview;
+mod report;
 mod switch;
 
 use std::{
@@ -11,7 +12,7 @@ use std::{
     num::NonZeroU64,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
     thread,
     time::{Duration, SystemTime},
 };
@@ -21,8 +22,7 @@ use gorego_execution::{BuildRootError, Executor, NodeWorker, Options, ProbeError
 use gorego_sandbox::{ControlGroups, Launcher, Level};
 use gorego_scheduler::{Generation, NameError};
 use gorego_telemetry::{
-    self as telemetry, AttemptCounts, ExecutionReport, MeteredWorker, builds::ExplainedWorker,
-    web::ActionSource,
+    self as telemetry, AttemptCounts, MeteredWorker, builds::ExplainedWorker, web::ActionSource,
 };
 use rustix::process::geteuid;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -223,7 +223,7 @@ impl LocalExecutor {
         Some(telemetry::Execution {
             attempts: self.attempts.clone()?,
             level: isolation::describe(&self.level).0,
-            read: Box::new(move || report(&executor, &worker)),
+            read: Box::new(move || report::report(&executor, &worker)),
         })
     }
 
@@ -234,26 +234,6 @@ impl LocalExecutor {
         self.tasks.close();
         self.tasks.wait().await;
         self.worker.close().await;
-    }
-}
-
-/// Reads the numbers of the executor.
-fn report(executor: &Executor, worker: &NodeWorker) -> ExecutionReport {
-    let (totals, admissions, inputs) = (executor.totals(), executor.admissions(), worker.inputs());
-    let verifications = worker.verifications();
-    ExecutionReport {
-        queued: totals.queued as u64,
-        running: totals.running as u64,
-        retries: totals.ends.retries,
-        cached: admissions.cached.load(Relaxed),
-        refused: admissions.refused.load(Relaxed),
-        errors: admissions.errors.load(Relaxed) + totals.ends.failed,
-        cancelled: totals.ends.cancelled,
-        staged: inputs.staged.load(Relaxed),
-        staged_bytes: inputs.staged_bytes.load(Relaxed),
-        altered: inputs.altered.load(Relaxed),
-        verified: verifications.verified.load(Relaxed),
-        not_reproducible: verifications.not_reproducible.load(Relaxed),
     }
 }
 

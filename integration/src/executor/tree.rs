@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use prost::Message as _;
-use reapi::v2::{Digest, Directory, DirectoryNode, FileNode, SymlinkNode};
+use reapi::v2::{
+    Digest, Directory, DirectoryNode, FileNode, NodeProperties, NodeProperty, SymlinkNode,
+};
 
 use crate::content::digest_of;
 
 /// A directory of inputs.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tree {
-    files: BTreeMap<String, Bytes>,
+    files: BTreeMap<String, (Bytes, Option<NodeProperties>)>,
     symlinks: BTreeMap<String, String>,
     directories: BTreeMap<String, Self>,
 }
@@ -19,7 +21,22 @@ pub(super) struct Tree {
 impl Tree {
     pub(super) fn add_file(&mut self, path: &str, content: Bytes) {
         let (parent, name) = self.parent(path);
-        parent.files.insert(name.to_owned(), content);
+        parent.files.insert(name.to_owned(), (content, None));
+    }
+
+    /// Adds a file of a tool, marked as Bazel marks it.
+    pub(super) fn add_tool(&mut self, path: &str, content: Bytes) {
+        let mark = NodeProperty {
+            name: "bazel_tool_input".to_owned(),
+            value: String::new(),
+        };
+        let properties = NodeProperties {
+            properties: vec![mark],
+            ..NodeProperties::default()
+        };
+        let (parent, name) = self.parent(path);
+        let file = (content, Some(properties));
+        parent.files.insert(name.to_owned(), file);
     }
 
     pub(super) fn add_symlink(&mut self, path: &str, target: &str) {
@@ -44,12 +61,12 @@ impl Tree {
     /// Adds the blobs of the tree to `blobs`. Returns the digest of this directory.
     pub(super) fn encode(&self, blobs: &mut Vec<Bytes>) -> Digest {
         let mut directory = Directory::default();
-        for (name, content) in &self.files {
+        for (name, (content, properties)) in &self.files {
             directory.files.push(FileNode {
                 name: name.clone(),
                 digest: Some(digest_of(content)),
                 is_executable: true,
-                ..FileNode::default()
+                node_properties: properties.clone(),
             });
             blobs.push(content.clone());
         }

@@ -285,7 +285,8 @@ impl Run<'_> {
 
     /// Ends a worker that cannot be used any more, and logs why.
     async fn discard(&self, pool: &Pool, process: Process, breach: &Breach) {
-        if process.uses == 0 {
+        // Files are the action's, so that another one may succeed.
+        if process.uses == 0 && !matches!(breach, Breach::Files(_)) {
             pool.add_broken(process.key);
         }
         pool.failed.fetch_add(1, Relaxed);

@@ -48,6 +48,14 @@ const NOT_REPRODUCIBLE: Metric = Metric::new(
     "execution_not_reproducible",
     "Actions whose second run had other outputs.",
 );
+const WORKERS: Metric = Metric::new(
+    "execution_persistent_workers",
+    "Persistent workers, idle or not.",
+);
+const REQUESTS: Metric = Metric::new(
+    "execution_persistent_requests",
+    "Actions that persistent workers got, by outcome.",
+);
 
 /// The sources of the metrics of execution.
 pub struct Execution {
@@ -92,6 +100,12 @@ pub struct ExecutionReport {
     pub verified: u64,
     /// The actions whose second run had other outputs.
     pub not_reproducible: u64,
+    /// The persistent workers, idle or not.
+    pub workers: u64,
+    /// The actions that persistent workers ran to their end.
+    pub answered: u64,
+    /// The actions that ran by themselves after a persistent worker failed.
+    pub unanswered: u64,
 }
 
 pub(super) fn encode(mut encoder: Encoder<'_>, execution: &Execution) -> fmt::Result {
@@ -119,5 +133,9 @@ pub(super) fn encode(mut encoder: Encoder<'_>, execution: &Execution) -> fmt::Re
     encoder.counter(STAGED_BYTES, now.staged_bytes)?;
     encoder.counter(ALTERED, now.altered)?;
     encoder.counter(VERIFIED, now.verified)?;
-    encoder.counter(NOT_REPRODUCIBLE, now.not_reproducible)
+    encoder.counter(NOT_REPRODUCIBLE, now.not_reproducible)?;
+    encoder.gauge(WORKERS, now.workers)?;
+    let requests = [("answered", now.answered), ("failed", now.unanswered)];
+    let requests = requests.map(|(outcome, total)| ([("outcome", outcome)], total));
+    encoder.counters(REQUESTS, requests)
 }
