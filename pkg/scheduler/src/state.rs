@@ -79,7 +79,8 @@ pub enum Refused {
     Exists(OperationId),
 }
 
-/// A step of a worker. An attempt passes through the steps in this order, and may skip some.
+/// A step of a worker. An attempt passes through the steps in this order, and may skip some. The command may run again
+/// after it ran.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// Inputs are fetched.
@@ -146,6 +147,8 @@ pub struct Running {
     pub worker: WorkerId,
     /// The worker's current step; `None` until it reports one.
     pub phase: Option<Phase>,
+    /// The number of the command's current or next run, from 1 on; it is larger in each attempt.
+    pub run: u16,
     /// The time of the grant.
     pub since: Time,
     /// The steps so far.
@@ -194,6 +197,8 @@ pub struct Grant<J> {
     pub memory: u64,
     /// Set if nothing else runs on the worker meanwhile.
     pub alone: bool,
+    /// The number of the command's first run in this attempt.
+    pub run: u16,
     /// The time that the action waited for this grant.
     pub waited: Duration,
 }

@@ -17,6 +17,12 @@ impl Steps {
         }
     }
 
+    /// Records that an earlier step goes on, so that later ones have not begun.
+    pub(crate) fn return_to(&mut self, phase: Phase) {
+        let later = self.0.get_mut(phase as usize + 1..);
+        later.unwrap_or_default().fill(None);
+    }
+
     /// Returns the steps in their order, and how long each took; that of the last one is as if it ended at this time
     /// after the grant. Precise to a millisecond.
     pub fn durations(&self, after: Time) -> Vec<(Phase, Duration)> {
@@ -52,5 +58,7 @@ mod tests {
         ];
         assert_eq!(steps.durations(ms(100)), expected);
         assert_eq!(steps.durations(ms(0))[2], (Phase::Collect, ms(0)));
+        steps.return_to(Phase::Run);
+        assert_eq!(steps.durations(ms(100))[1..], [(Phase::Run, ms(90))]);
     }
 }

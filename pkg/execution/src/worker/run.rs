@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     time::SystemTime,
 };
 
@@ -43,8 +46,8 @@ const BLOCK: u64 = 4096;
 pub(super) struct Run<'a> {
     pub(super) worker: &'a NodeWorker,
     pub(super) job: &'a Arc<Job>,
-    /// The number of the attempt.
-    pub(super) attempt: u32,
+    /// The number of the next run of the command.
+    pub(super) next: AtomicU32,
     /// The start of the attempt.
     pub(super) start: SystemTime,
     /// Set if nothing else runs, after the action ran out of memory.
@@ -232,6 +235,8 @@ impl Run<'_> {
     }
 
     pub(super) async fn launch(&self, staged: &Staged) -> Result<Ended, Abort> {
+        // As often as the step begins.
+        let run = self.next.fetch_add(1, Relaxed);
         let (command, options) = (&self.job.command, &self.worker.options);
         let root = match &staged.tree {
             Some(tree) => tree.root().try_clone(),
@@ -240,7 +245,7 @@ impl Run<'_> {
         let user = staged.user.as_ref().map(User::id);
         let live = LiveCommand::default();
         let logs = [staged.stdout.reader()?, staged.stderr.reader()?];
-        let _shown = self.job.live.show(self.attempt, logs, live.clone());
+        let _shown = self.job.live.show(run, logs, live.clone());
         let launch = Launch {
             argv: command.arguments.clone(),
             environment: environment(command, options, &staged.dir.tmp()),

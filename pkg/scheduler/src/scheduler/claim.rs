@@ -104,6 +104,7 @@ impl<J, O> Scheduler<J, O> {
         self.leave_queue(number);
         let execution = self.executions.get_mut(&number)?;
         execution.attempts += 1;
+        execution.runs = execution.runs.saturating_add(1);
         let attempt = AttemptId {
             execution: number,
             number: execution.attempts,
@@ -114,6 +115,7 @@ impl<J, O> Scheduler<J, O> {
             attempt,
             worker: worker.clone(),
             phase: None,
+            run: execution.runs,
             since: now,
             steps: Steps::default(),
         });
@@ -125,6 +127,7 @@ impl<J, O> Scheduler<J, O> {
             target: Arc::clone(&execution.target),
             memory,
             alone: execution.is_alone(),
+            run: execution.runs,
             waited: now.saturating_sub(execution.queued),
         };
         self.notify(number);

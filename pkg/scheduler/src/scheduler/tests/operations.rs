@@ -179,7 +179,7 @@ fn every_stage_is_notified_in_order() {
         Phase::Fetch,
         Phase::Run,
         Phase::Stage,
-        Phase::Run,
+        Phase::Fetch,
         Phase::Collect,
     ] {
         bench.scheduler.progress(attempt, phase, bench.now);
