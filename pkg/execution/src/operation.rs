@@ -169,7 +169,7 @@ impl OperationHead {
     }
 }
 
-/// Returns the name of the step of an action.
+/// Returns the name of the phase of an action.
 fn phase(running: Option<&Running>) -> &'static str {
     match running {
         None => "queue",
@@ -215,7 +215,7 @@ impl Watcher {
                 None => self.watch.next().await,
                 Some((last, due)) => match timeout_at(*due, self.watch.next()).await {
                     Err(_) => Some(last.clone()),
-                    // The step of a worker is not a stage.
+                    // A phase is not a stage.
                     Ok(Some(stage)) if self.is_last(&stage) => continue,
                     Ok(stage) => stage,
                 },

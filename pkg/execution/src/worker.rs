@@ -159,7 +159,7 @@ impl NodeWorker {
         self.tasks.wait().await;
     }
 
-    /// Runs an action to the end of the attempt. `begin` records the steps.
+    /// Runs an action to the end of the attempt. `begin` records the phases.
     async fn report(
         &self,
         attempt: &Attempt<Job>,

@@ -235,7 +235,7 @@ impl Run<'_> {
     }
 
     pub(super) async fn launch(&self, staged: &Staged) -> Result<Ended, Abort> {
-        // As often as the step begins.
+        // As often as the phase begins.
         let run = self.next.fetch_add(1, Relaxed);
         let (command, options) = (&self.job.command, &self.worker.options);
         let root = match &staged.tree {

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::Scheduler;
 use crate::{
     ledger::{AttemptId, Capacity, WorkerId},
+    phases::Phases,
     queue::{Class, Next},
     state::{Grant, Running, Time},
-    steps::Steps,
 };
 
 /// The most claims that smaller executions get in front of one that needs more memory than is free.
@@ -117,7 +117,7 @@ impl<J, O> Scheduler<J, O> {
             phase: None,
             run: execution.runs,
             since: now,
-            steps: Steps::default(),
+            phases: Phases::default(),
         });
         self.executing += 1;
         let grant = Grant {

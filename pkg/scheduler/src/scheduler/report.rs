@@ -10,8 +10,8 @@ use crate::{
 };
 
 impl<J, O> Scheduler<J, O> {
-    /// Records a step of an attempt. Steps of older attempts, and steps backwards, are ignored, except for a further run of
-    /// the command.
+    /// Records the beginning of a phase. Those of older attempts are ignored, and so are those before the current one,
+    /// except for a further run of the command.
     pub fn progress(&mut self, attempt: AttemptId, phase: Phase, now: Time) {
         let Some(execution) = self.executions.get_mut(&attempt.execution) else {
             return;
@@ -22,11 +22,11 @@ impl<J, O> Scheduler<J, O> {
         };
         if running.phase < Some(phase) {
             let after = now.saturating_sub(running.since);
-            running.steps.begin(phase, after);
+            running.phases.begin(phase, after);
         } else if phase == Phase::Run {
             execution.runs = execution.runs.saturating_add(1);
             running.run = execution.runs;
-            running.steps.return_to(phase);
+            running.phases.return_to(phase);
         } else {
             return;
         }
