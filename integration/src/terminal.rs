@@ -5,6 +5,7 @@ use std::{
     io::{Read as _, Write as _},
     os::fd::OwnedFd,
     process::{Command, ExitStatus},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -84,6 +85,12 @@ impl Terminal {
     pub fn type_keys(&mut self, keys: &[u8]) {
         let typed = self.controller.write_all(keys);
         typed.expect("the terminal accepts keys");
+    }
+
+    /// Types these characters in the background, for as long as the terminal accepts them.
+    pub fn paste(&self, keys: Vec<u8>) {
+        let mut controller = self.controller.try_clone().expect("a copy");
+        thread::spawn(move || controller.write_all(&keys));
     }
 
     /// Changes the size.

@@ -215,6 +215,33 @@ async fn keys_for_signals_reach_the_programs_of_the_shell_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_reads_no_keys_ends_after_a_large_paste() {
+    let (server, executor) = start(&[]).await;
+    let caller = Caller::new(&server.grpc_url());
+    let digest = executor.upload(&TestAction::script("true")).await;
+    let script = "echo rea''dy; until test -e end; do sleep 0.01; done; exit 3";
+    let paste = "a line of what is pasted\n".repeat(4 << 10);
+    for (signal, code) in [(None, 3), (Some(Signal::TERM), 143)] {
+        let options = ["--", "/bin/sh", "-c", script];
+        let mut terminal = caller.terminal(&name(&digest), &options);
+        terminal.wait_for("ready\r\n");
+        terminal.paste(paste.clone().into_bytes());
+        // The terminal shows what it could take.
+        terminal.wait_for("pasted\r\n");
+        if let Some(signal) = signal {
+            terminal.signal(signal);
+        } else {
+            let directory = names_in(caller.tmp()).pop().expect("a directory");
+            fs::write(caller.tmp().join(directory).join("root/end"), "").unwrap();
+        }
+        let (status, output) = terminal.wait();
+        assert_eq!(status.code(), Some(code), "{output}");
+        assert!(terminal.is_restored());
+        caller.has_no_files();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_signal_ends_the_shell_and_leaves_nothing() {
     let (server, executor) = start(&[]).await;
     let caller = Caller::new(&server.grpc_url());

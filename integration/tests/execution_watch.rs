@@ -365,13 +365,13 @@ async fn the_page_shows_queued_running_and_recent_actions() {
         (&recent[1]["state"], &recent[1]["target"]),
         (&"succeeded".into(), &TARGET.into())
     );
-    let steps = recent[1]["steps"].as_array().unwrap();
-    let steps: Vec<_> = steps
+    let phases = recent[1]["phases"].as_array().unwrap();
+    let phases: Vec<_> = phases
         .iter()
-        .map(|step| step["step"].as_str().unwrap())
+        .map(|phase| phase["phase"].as_str().unwrap())
         .collect();
     assert_eq!(
-        steps,
+        phases,
         ["queue", "fetch", "stage", "run", "collect", "publish"]
     );
     let page = get(server.metrics(), "/actions").await.content;

@@ -10,12 +10,12 @@ use gorego_execution::{CurrentAction, Executor, RecentAction};
 use gorego_scheduler::{End, Phase, Running, Time};
 use gorego_telemetry::{
     ActionOutcome,
-    web::{ActionLists, ActionSource, ActionStep, ActionTotals, ExecutedAction},
+    web::{ActionLists, ActionPhase, ActionSource, ActionTotals, ExecutedAction},
 };
 
 /// The most queued and running actions that the page shows.
 const MOST: usize = 50;
-/// The step before the first attempt.
+/// The phase before the first attempt.
 const QUEUE: &str = "queue";
 
 /// Returns the source of the page.
@@ -68,7 +68,7 @@ fn current(
         exit_code: None,
         submitted_ms: since_epoch(SystemTime::now().checked_sub(action.age)),
         took_ms: milliseconds(action.age),
-        steps: steps(action.submitted, running, action.age),
+        phases: phases(action.submitted, running, action.age),
         attempts: action.attempts,
         operations: action.operations as u64,
         processor_ms: usage.map(|usage| milliseconds(usage.processor)),
@@ -107,7 +107,7 @@ fn recent(recent: RecentAction) -> ExecutedAction {
         exit_code: result.map(|result| result.exit_code),
         submitted_ms: since_epoch(Some(submitted)),
         took_ms: milliseconds(took),
-        steps: steps(action.submitted, action.running.as_ref(), took),
+        phases: phases(action.submitted, action.running.as_ref(), took),
         attempts: action.attempts,
         operations: action.operations as u64,
         processor_ms: None,
@@ -115,18 +115,18 @@ fn recent(recent: RecentAction) -> ExecutedAction {
     }
 }
 
-/// Returns the steps of an action in the time since its submission.
-fn steps(submitted: Time, running: Option<&Running>, took: Duration) -> Vec<ActionStep> {
+/// Returns the phases of an action in the time since its submission.
+fn phases(submitted: Time, running: Option<&Running>, took: Duration) -> Vec<ActionPhase> {
     let queued = running.map_or(took, |running| running.since.saturating_sub(submitted));
-    let attempt = running.map(|running| running.steps.durations(took.saturating_sub(queued)));
+    let attempt = running.map(|running| running.phases.durations(took.saturating_sub(queued)));
     let attempt = attempt.into_iter().flatten();
-    let steps = attempt.map(|(phase, took)| (phase.name(), took));
-    let steps = [(QUEUE, queued)].into_iter().chain(steps);
-    let step = |(step, took)| ActionStep {
-        step,
+    let phases = attempt.map(|(phase, took)| (phase.name(), took));
+    let phases = [(QUEUE, queued)].into_iter().chain(phases);
+    let phase = |(phase, took)| ActionPhase {
+        phase,
         took_ms: milliseconds(took),
     };
-    steps.map(step).collect()
+    phases.map(phase).collect()
 }
 
 fn milliseconds(time: Duration) -> u64 {

@@ -19,6 +19,7 @@ pub(crate) fn open(server: &Server, config: &Config) -> Result<RemoteStore, Stri
     let headers = backing::parsed(&given, None, target.authorization.as_ref());
     let options = RemoteOptions {
         tls: tls(server, &target)?.map(|tls| watch::channel(tls).1),
+        role: "--server",
         instance_name: server.instance.clone(),
         headers: watch::channel(headers.map_err(|why| format!("--header: {why}"))?).1,
         ..RemoteOptions::new(match &target.address {

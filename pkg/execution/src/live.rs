@@ -17,17 +17,18 @@ const POLL: Duration = Duration::from_millis(100);
 /// The most bytes that are read at a time. Readers may be slow, so that it is little.
 const PIECE: usize = 12 * 1024;
 
-/// The current run of a job's command; none before it starts and after its end.
+/// The current or last run of a job's command; none before the first starts and after the end of its attempt.
 #[derive(Debug, Default)]
 pub struct Live(watch::Sender<Option<LiveRun>>);
 
-/// A run of a command.
+/// A run of a command. Its logs can be read until the next run, so that no reader misses a short one.
 #[derive(Clone, Debug)]
 struct LiveRun {
-    attempt: u32,
+    number: u32,
     stdout: Arc<File>,
     stderr: Arc<File>,
-    command: LiveCommand,
+    /// `None` once it has ended.
+    command: Option<LiveCommand>,
 }
 
 /// The end of a run, when dropped.
@@ -35,44 +36,52 @@ pub(crate) struct LiveGuard<'a>(&'a Live);
 
 impl Drop for LiveGuard<'_> {
     fn drop(&mut self) {
-        self.0.0.send_replace(None);
+        self.0.0.send_modify(|run| {
+            if let Some(run) = run {
+                run.command = None;
+            }
+        });
     }
 }
 
 impl Live {
-    /// Shows the run of a command until the guard is dropped.
+    /// Shows the run of a command until the guard is dropped. Its logs are kept until the next run, or [`Self::end`].
     pub(crate) fn show(
         &self,
-        attempt: u32,
+        number: u32,
         [stdout, stderr]: [File; 2],
         command: LiveCommand,
     ) -> LiveGuard<'_> {
         self.0.send_replace(Some(LiveRun {
-            attempt,
+            number,
             stdout: Arc::new(stdout),
             stderr: Arc::new(stderr),
-            command,
+            command: Some(command),
         }));
         LiveGuard(self)
     }
 
-    /// Returns the command, if it runs.
-    pub(crate) fn command(&self) -> Option<LiveCommand> {
-        let run = self.0.borrow();
-        run.as_ref().map(|run| run.command.clone())
+    /// Releases the logs of the last run.
+    pub(crate) fn end(&self) {
+        self.0.send_replace(None);
     }
 
-    /// Returns a reader of a log of this attempt, which may not run yet.
+    /// Returns the command, if it runs.
+    pub(crate) fn command(&self) -> Option<LiveCommand> {
+        self.0.borrow().as_ref()?.command.clone()
+    }
+
+    /// Returns a reader of a log of this run, which may not have begun yet.
     pub(crate) fn read(
         &self,
-        attempt: u32,
+        number: u32,
         kind: LogKind,
         offset: u64,
         permit: OwnedSemaphorePermit,
     ) -> LogReader {
         LogReader {
             runs: self.0.subscribe(),
-            attempt,
+            number,
             kind,
             file: None,
             offset,
@@ -86,7 +95,7 @@ impl Live {
 #[derive(Debug)]
 pub struct LogReader {
     runs: watch::Receiver<Option<LiveRun>>,
-    attempt: u32,
+    number: u32,
     kind: LogKind,
     file: Option<Arc<File>>,
     offset: u64,
@@ -104,7 +113,7 @@ impl LogReader {
         let len = PIECE.min(usize::try_from(most).unwrap_or(PIECE));
         loop {
             // Known before the read, so that nothing is left out.
-            self.has_ended |= self.runs.has_changed().unwrap_or(true);
+            self.has_ended |= !self.is_running();
             let (reading, at) = (Arc::clone(&file), self.offset);
             let read = spawn_blocking(move || read_at(&reading, at, len)).await;
             let bytes = read.map_err(io::Error::other)??;
@@ -117,26 +126,103 @@ impl LogReader {
             }
             tokio::select! {
                 () = sleep(POLL) => {}
-                _ = self.runs.changed() => self.has_ended = true,
+                _ = self.runs.changed() => {}
             }
         }
     }
 
-    /// Waits for the run of the attempt. `None` if the attempt ends without one.
+    /// Returns whether the command still runs.
+    fn is_running(&mut self) -> bool {
+        let is_job_there = self.runs.has_changed().is_ok();
+        let run = self.runs.borrow_and_update();
+        is_job_there
+            && (run.as_ref()).is_some_and(|run| run.number == self.number && run.command.is_some())
+    }
+
+    /// Waits for the run. `None` if the job ends without it.
     async fn open(&mut self) -> Option<Arc<File>> {
         if self.file.is_none() {
-            let (attempt, kind) = (self.attempt, self.kind);
+            let (number, kind) = (self.number, self.kind);
             let is_due = |run: &Option<LiveRun>| {
                 let run = run.as_ref();
-                run.is_some_and(|run| run.attempt >= attempt)
+                run.is_some_and(|run| run.number >= number)
             };
             let run = self.runs.wait_for(is_due).await.ok()?.clone();
-            let run = run.filter(|run| run.attempt == attempt)?;
+            let run = run.filter(|run| run.number == number)?;
             self.file = Some(match kind {
                 LogKind::Stdout => run.stdout,
                 LogKind::Stderr => run.stderr,
             });
         }
         self.file.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Seek as _, Write as _};
+
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    fn logs(text: &str) -> [File; 2] {
+        [(); 2].map(|()| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+            file.rewind().unwrap();
+            file
+        })
+    }
+
+    fn read(live: &Live, number: u32) -> LogReader {
+        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        live.read(number, LogKind::Stdout, 0, permit)
+    }
+
+    async fn rest(mut reader: LogReader) -> String {
+        let mut rest = Vec::new();
+        while let Some(piece) = reader.next(u64::MAX).await.unwrap() {
+            rest.extend_from_slice(&piece);
+        }
+        String::from_utf8(rest).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_reader_of_a_short_run_sees_it_whole() {
+        let live = Live::default();
+        let (early, next) = (read(&live, 1), read(&live, 2));
+        drop(live.show(1, logs("one"), LiveCommand::default()));
+        let late = read(&live, 1);
+        for reader in [early, late] {
+            assert_eq!(rest(reader).await, "one");
+        }
+        drop(live.show(2, logs("two"), LiveCommand::default()));
+        assert_eq!(rest(next).await, "two");
+        assert!(live.command().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_reader_sees_one_run_only() {
+        let live = Live::default();
+        let first = live.show(1, logs("one"), LiveCommand::default());
+        let mut reader = read(&live, 1);
+        let piece = reader.next(u64::MAX).await.unwrap();
+        assert_eq!(piece.as_deref(), Some(&b"one"[..]));
+        drop(first);
+        let _second = live.show(2, logs("the second"), LiveCommand::default());
+        assert!(live.command().is_some());
+        assert_eq!(rest(reader).await, "");
+        assert_eq!(rest(read(&live, 1)).await, "");
+    }
+
+    #[tokio::test]
+    async fn a_reader_whose_run_never_begins_ends_with_the_job() {
+        let live = Live::default();
+        let reader = read(&live, 2);
+        drop(live.show(1, logs("one"), LiveCommand::default()));
+        live.end();
+        drop(live);
+        assert_eq!(rest(reader).await, "");
     }
 }

@@ -111,7 +111,7 @@ impl OperationHead {
         self.message(value, running, Some(metadata))
     }
 
-    /// Returns the name of a log of the current attempt.
+    /// Returns the name of a log of the current or next run.
     fn log(&self, running: &Running, kind: LogKind) -> String {
         let OperationName {
             instance,
@@ -123,7 +123,7 @@ impl OperationHead {
             instance: instance.clone(),
             generation: generation.clone(),
             operation: *id,
-            attempt: running.attempt.number(),
+            run: running.run.into(),
             kind,
         };
         name.to_string()
@@ -169,7 +169,7 @@ impl OperationHead {
     }
 }
 
-/// Returns the name of the step of an action.
+/// Returns the name of the phase of an action.
 fn phase(running: Option<&Running>) -> &'static str {
     match running {
         None => "queue",
@@ -215,7 +215,7 @@ impl Watcher {
                 None => self.watch.next().await,
                 Some((last, due)) => match timeout_at(*due, self.watch.next()).await {
                     Err(_) => Some(last.clone()),
-                    // The step of a worker is not a stage.
+                    // A phase is not a stage.
                     Ok(Some(stage)) if self.is_last(&stage) => continue,
                     Ok(stage) => stage,
                 },
@@ -246,11 +246,13 @@ impl Watcher {
         newest.ok_or_else(|| Failure::Internal("the operation has no state".to_owned()))
     }
 
-    /// Returns whether a message about an attempt at this stage was returned last.
+    /// Returns whether a message about this run was returned last.
     fn is_last(&self, stage: &Stage<ExecuteResponse>) -> bool {
         match (self.last.as_ref().map(|(last, _)| last), stage) {
             (Some(Stage::Queued), Stage::Queued) => true,
-            (Some(Stage::Executing(last)), Stage::Executing(now)) => last.attempt == now.attempt,
+            (Some(Stage::Executing(last)), Stage::Executing(now)) => {
+                (last.attempt, last.run) == (now.attempt, now.run)
+            }
             _ => false,
         }
     }

@@ -7,10 +7,7 @@ use bytes::Bytes;
 use gorego_sandbox::Ended;
 use gorego_storage::{ActionCache, BlobStore, Digest};
 use prost::Message as _;
-use reapi::{
-    rpc::Code,
-    v2::{ActionResult, ExecuteResponse},
-};
+use reapi::v2::{ActionResult, ExecuteResponse};
 
 use crate::{Failure, Job, abort::Abort, collect::Collected, logs::Log};
 pub(crate) use lines::describe;
@@ -59,28 +56,16 @@ pub(crate) async fn put_blobs(
     Ok(())
 }
 
-/// Returns the reason why the result of an action must not be stored; `None` if it is to be.
-pub(crate) fn ban(job: &Job, response: &ExecuteResponse) -> Option<String> {
-    let code = response.status.as_ref().map(|status| status.code);
-    let exit_code = response.result.as_ref().map(|result| result.exit_code);
-    Some(match (code, exit_code) {
-        (Some(code), _) if code == Code::DeadlineExceeded as i32 => "timeout".to_owned(),
-        (Some(_), _) | (None, None) => "the action failed".to_owned(),
-        (None, Some(0)) if job.do_not_cache => "do_not_cache is set".to_owned(),
-        (None, Some(0)) => return None,
-        (None, Some(exit_code)) => format!("exit code {exit_code}"),
-    })
-}
-
-/// Stores the result of an action, unless it must not be. Returns a line for the client if it was not stored.
+/// Stores the result of an action that succeeded, unless the client forbids it. Returns a line for the client if that
+/// failed. There is none about other actions, since their clients know that they are not cached.
 pub(crate) async fn put_result(
     results: &dyn ActionCache,
     job: &Job,
     response: &ExecuteResponse,
 ) -> Option<String> {
     let result = response.result.as_ref()?;
-    if let Some(why) = ban(job, response) {
-        return Some(format!("the result was not cached: {why}"));
+    if response.status.is_some() || result.exit_code != 0 || job.do_not_cache {
+        return None;
     }
     let mut stored = result.clone();
     // Clients should not store inlined content; those who read a result ask for it.

@@ -12,7 +12,12 @@ mod span;
 mod trees;
 mod users;
 
-use std::{collections::VecDeque, fmt, sync::Arc, time::SystemTime};
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::{Arc, atomic::AtomicU32},
+    time::SystemTime,
+};
 
 use async_trait::async_trait;
 use gorego_limits::Budget;
@@ -170,7 +175,7 @@ impl NodeWorker {
         self.tasks.wait().await;
     }
 
-    /// Runs an action to the end of the attempt. `begin` records the steps.
+    /// Runs an action to the end of the attempt. `begin` records the phases.
     async fn report(
         &self,
         attempt: &Attempt<Job>,
@@ -180,13 +185,15 @@ impl NodeWorker {
         let run = Run {
             worker: self,
             job,
-            attempt: attempt.grant.attempt.number(),
+            next: AtomicU32::new(attempt.grant.run.into()),
             start: SystemTime::now(),
             alone: attempt.grant.alone,
             stop,
             begin,
         };
-        let failure = match self.attempt(&run).await {
+        let ended = self.attempt(&run).await;
+        job.live.end();
+        let failure = match ended {
             Ok(response) => return Report::Done(publish::outcome(response)),
             Err(_) if stop.is_cancelled() => return Report::Stopped,
             Err(Abort::Stopped) => return Report::Stopped,
@@ -226,12 +233,18 @@ impl NodeWorker {
         } else {
             Supply::Tree
         };
-        let mut is_full = false;
+        let (mut is_full, mut has_altered) = (false, false);
         loop {
             match run.once(supply).await {
-                Ok(Some(response)) => return Ok(response),
+                Ok(Some(mut response)) => {
+                    if has_altered {
+                        let line = "the command altered its inputs, and ran again on copies";
+                        publish::add_line(&mut response.message, line);
+                    }
+                    return Ok(response);
+                }
                 // Copies are not checked, so that this happens once.
-                Ok(None) => supply = Supply::Copies,
+                Ok(None) => (supply, has_altered) = (Supply::Copies, true),
                 Err(Abort::NoSpace(_)) if !is_full => {
                     is_full = true;
                     self.prepared.clear();

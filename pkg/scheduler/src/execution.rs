@@ -32,6 +32,8 @@ pub(crate) struct Execution<J> {
     pub(crate) running: Option<Running>,
     /// The attempts granted so far.
     pub(crate) attempts: u32,
+    /// The number of the command's last run, begun or expected.
+    pub(crate) runs: u16,
     pub(crate) failures: u32,
     /// The workers that were lost during an attempt.
     pub(crate) lost: Vec<WorkerId>,
@@ -56,6 +58,7 @@ impl<J> Execution<J> {
             operations: Vec::with_capacity(1),
             running: None,
             attempts: 0,
+            runs: 0,
             failures: 0,
             lost: Vec::new(),
             bypassed: 0,

@@ -9,11 +9,11 @@ mod history;
 mod ledger;
 mod name;
 mod operations;
+mod phases;
 mod queue;
 mod runner;
 mod scheduler;
 mod state;
-mod steps;
 mod text;
 mod watch;
 mod worker;
@@ -21,12 +21,12 @@ mod worker;
 pub use history::{History, Kind};
 pub use ledger::{AttemptId, Capacity, WorkerId};
 pub use name::{Generation, LogKind, LogName, NameError, OperationId, OperationName, Token};
+pub use phases::Phases;
 pub use runner::{IdleSlot, Runner};
 pub use scheduler::{EndedAction, Ends, ListedAction, Scheduler, Totals};
 pub use state::{
     ActionKey, Effect, End, Grant, Options, Outcome, Phase, Refused, Report, Request, Running,
     Stage, Time,
 };
-pub use steps::Steps;
 pub use watch::Watch;
 pub use worker::{Attempt, ScriptedAttempt, ScriptedWorker, Worker};

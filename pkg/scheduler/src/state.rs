@@ -7,7 +7,7 @@ use gorego_storage::{Digest, InstanceName};
 use crate::{
     ledger::{AttemptId, WorkerId},
     name::OperationId,
-    steps::Steps,
+    phases::Phases,
 };
 
 /// A point in time: the time since the caller's own start, on a clock that does not go backwards.
@@ -79,7 +79,8 @@ pub enum Refused {
     Exists(OperationId),
 }
 
-/// A step of a worker. An attempt passes through the steps in this order, and may skip some.
+/// A phase of an attempt, which passes through them in this order and may skip some. The command may run again after it
+/// ran.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// Inputs are fetched.
@@ -95,7 +96,7 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// All steps, in order.
+    /// All phases, in order.
     pub const ALL: [Self; 5] = [
         Self::Fetch,
         Self::Stage,
@@ -144,12 +145,14 @@ pub struct Running {
     pub attempt: AttemptId,
     /// The worker of the attempt.
     pub worker: WorkerId,
-    /// The worker's current step; `None` until it reports one.
+    /// The worker's current phase; `None` until it reports one.
     pub phase: Option<Phase>,
+    /// The number of the command's current or next run, from 1 on; it is larger in each attempt.
+    pub run: u16,
     /// The time of the grant.
     pub since: Time,
-    /// The steps so far.
-    pub steps: Steps,
+    /// The phases so far.
+    pub phases: Phases,
 }
 
 /// The end of an operation.
@@ -194,6 +197,8 @@ pub struct Grant<J> {
     pub memory: u64,
     /// Set if nothing else runs on the worker meanwhile.
     pub alone: bool,
+    /// The number of the command's first run in this attempt.
+    pub run: u16,
     /// The time that the action waited for this grant.
     pub waited: Duration,
 }

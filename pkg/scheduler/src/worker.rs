@@ -32,12 +32,12 @@ pub struct Attempt<J> {
 }
 
 impl<J> Attempt<J> {
-    /// Records the step that begins.
+    /// Records the phase that begins.
     pub fn begin(&self, phase: Phase) {
         (self.progress)(phase);
     }
 
-    /// Returns the attempt with another observer of its steps, for decorators of workers.
+    /// Returns the attempt with another observer of its phases, for decorators of workers.
     #[must_use]
     pub fn observed(self, observe: impl Fn(Phase) + Send + Sync + 'static) -> Self {
         let progress = Arc::clone(&self.progress);

@@ -1,4 +1,4 @@
-//! A decorator of workers that counts their attempts and measures the steps.
+//! A decorator of workers that counts their attempts and measures their phases.
 
 use std::{
     fmt,
@@ -125,14 +125,14 @@ impl ActionOutcome {
     }
 }
 
-/// The current step of an attempt.
-struct Steps {
+/// The current phase of an attempt.
+struct CurrentPhase {
     counts: Arc<AttemptCounts>,
     current: Mutex<Option<(Phase, Instant)>>,
 }
 
-impl Steps {
-    /// Ends the current step, and begins another, if there is one.
+impl CurrentPhase {
+    /// Ends the current phase, and begins another, if there is one.
     fn begin(&self, next: Option<Phase>) {
         let next = next.map(|phase| (phase, Instant::now()));
         let ended = std::mem::replace(&mut *self.current.lock(), next);
@@ -173,14 +173,14 @@ impl<J: Send + Sync + 'static> Worker<J, ExecuteResponse> for MeteredWorker<J> {
 
     async fn run(&self, attempt: Attempt<J>) -> Report<ExecuteResponse> {
         self.counts.observe(QUEUE, attempt.grant.waited);
-        let steps = Arc::new(Steps {
+        let current = Arc::new(CurrentPhase {
             counts: Arc::clone(&self.counts),
             current: Mutex::default(),
         });
-        let (stop, begun) = (attempt.stop.clone(), Arc::clone(&steps));
+        let (stop, begun) = (attempt.stop.clone(), Arc::clone(&current));
         let attempt = attempt.observed(move |phase| begun.begin(Some(phase)));
         let report = self.worker.run(attempt).await;
-        steps.begin(None);
+        current.begin(None);
         // The scheduler counts the attempts that have no outcome for clients, and the actions that it has ended.
         if let Report::Done(outcome) = &report
             && !stop.is_cancelled()

@@ -28,7 +28,7 @@ mod storage;
 use std::{fmt, sync::Arc};
 
 pub use access::Ui;
-pub use actions::{ActionLists, ActionSource, ActionStep, ActionTotals, ExecutedAction};
+pub use actions::{ActionLists, ActionPhase, ActionSource, ActionTotals, ExecutedAction};
 pub use health::{Health, Part, Readiness};
 pub use history::{History, Rate};
 pub use serve::serve;

@@ -11,7 +11,7 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{Gid, Uid},
-    io::{Errno, read},
+    io::{Errno, ioctl_fionbio, read},
     pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt},
     stdio::stdin,
     termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize},
@@ -31,6 +31,8 @@ impl Terminal {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let controller = openpt(flags)?;
         unlockpt(&controller)?;
+        // A program may read nothing of what is typed.
+        ioctl_fionbio(&controller, true)?;
         let device = ioctl_tiocgptpeer(&controller, flags)?;
         if let Some(user) = user {
             let (owner, group) = (Uid::from_raw(user), Gid::from_raw(user));
@@ -66,7 +68,7 @@ impl Terminal {
         };
         Ok(Connection {
             threads: vec![
-                spawn("keys", Box::new(move || pass_keys(keys.0, &keys.1)))?,
+                spawn("keys", Box::new(move || pass_keys(&keys.0, &keys.1)))?,
                 spawn("screen", Box::new(move || pass_output(screen.0, &screen.1)))?,
             ],
             end,
@@ -115,19 +117,37 @@ impl Drop for RawMode {
 }
 
 /// Passes what is typed to the terminal, until the connection or the input ends.
-fn pass_keys(mut terminal: File, ended: &PipeReader) {
+fn pass_keys(terminal: &File, ended: &PipeReader) {
     let mut buffer = [0; 4096];
-    while let Ok([true, false]) = wait([stdin(), ended.as_fd()], None) {
+    let ended = (ended.as_fd(), PollFlags::IN);
+    while let Ok([true, false]) = wait([(stdin(), PollFlags::IN), ended], None) {
         let typed = match read(stdin(), &mut buffer) {
             Ok(0) => return,
             Ok(count) => buffer.get(..count).unwrap_or_default(),
             Err(Errno::INTR | Errno::AGAIN) => continue,
             Err(_) => return,
         };
-        if terminal.write_all(typed).is_err() {
+        if !pass(typed, terminal, ended) {
             return;
         }
     }
+}
+
+/// Passes what was typed as fast as programs read it; `false` once the terminal or the connection has ended.
+fn pass(mut typed: &[u8], mut terminal: &File, ended: (BorrowedFd<'_>, PollFlags)) -> bool {
+    while !typed.is_empty() {
+        match terminal.write(typed) {
+            Ok(count) => typed = typed.get(count..).unwrap_or_default(),
+            Err(error) if is_passing(error.kind()) => {
+                let writable = (terminal.as_fd(), PollFlags::OUT);
+                if !matches!(wait([writable, ended], None), Ok([_, false])) {
+                    return false;
+                }
+            }
+            Err(_) => return false,
+        }
+    }
+    true
 }
 
 /// Shows what the terminal's programs print, until the connection has ended and all is shown.
@@ -135,7 +155,8 @@ fn pass_output(mut terminal: File, ended: &PipeReader) {
     let mut buffer = [0; 16 << 10];
     let mut limit = None;
     loop {
-        match wait([terminal.as_fd(), ended.as_fd()], limit.as_ref()) {
+        let both = [terminal.as_fd(), ended.as_fd()].map(|fd| (fd, PollFlags::IN));
+        match wait(both, limit.as_ref()) {
             Ok([true, _]) => {}
             // What is there now is all, since no program is left.
             Ok([false, true]) if limit.is_none() => {
@@ -153,18 +174,27 @@ fn pass_output(mut terminal: File, ended: &PipeReader) {
                     return;
                 }
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if is_passing(error.kind()) => {}
             Err(_) => return,
         }
     }
 }
 
-/// Waits until one of the descriptors can be read or has ended, or until the time has passed. Returns which.
+/// Returns whether a call may succeed when it is made again.
+fn is_passing(error: io::ErrorKind) -> bool {
+    matches!(
+        error,
+        io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+    )
+}
+
+/// Waits until one of the descriptors is ready for what it is to do or has ended, or until the time has passed. Returns
+/// which.
 fn wait<const N: usize>(
-    descriptors: [BorrowedFd<'_>; N],
+    descriptors: [(BorrowedFd<'_>, PollFlags); N],
     limit: Option<&Timespec>,
 ) -> Result<[bool; N], Errno> {
-    let mut polled = descriptors.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+    let mut polled = descriptors.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags));
     loop {
         match poll(&mut polled, limit) {
             Err(Errno::INTR) => {}

@@ -94,7 +94,10 @@ impl Operations {
             cause = Some(deeper);
         }
         match cause {
-            Some(cause) => format!("cannot reach {address}: {}", clean(&cause.to_string())),
+            Some(cause) => {
+                let cause = clean(&cause.to_string());
+                format!("cannot reach {address} (--server): {cause}")
+            }
             None if status.code() == Code::Unimplemented && status.message().is_empty() => {
                 format!("{address} executes no actions")
             }

@@ -18,7 +18,7 @@ use super::{
     operations::{Listed, Operations, decoded},
     text::clean,
 };
-use crate::cli::Tail;
+use crate::{cli::Tail, print};
 
 /// The interval between two looks at an operation that does not run.
 const POLL: Duration = Duration::from_millis(250);
@@ -103,6 +103,9 @@ async fn follow(
         return Ok(());
     };
     name.clone_into(&mut output.name);
+    if std::mem::take(&mut output.printed) {
+        print(&"the command runs again");
+    }
     match operations.read(name.to_owned()).await {
         Ok(log) => copy(operations, log, output).await,
         // The command has ended meanwhile. The result has the log.

@@ -125,7 +125,8 @@ impl Executor {
         measured.unwrap_or_else(|_| vec![None; actions.len()])
     }
 
-    /// Returns a reader of a log from `offset` on, which follows the log until the command ends.
+    /// Returns a reader of a log from `offset` on, which follows the log until the command ends. A command that runs again
+    /// has another log, named in the next message about the operation.
     pub fn log(&self, name: &LogName, offset: u64) -> Result<LogReader, Failure> {
         let id = name.operation;
         let found = self
@@ -138,7 +139,7 @@ impl Executor {
         };
         let is_current = match &stage {
             Stage::Executing(running) => {
-                running.attempt.number() == name.attempt && running.phase <= Some(Phase::Run)
+                u32::from(running.run) == name.run && running.phase <= Some(Phase::Run)
             }
             Stage::Queued | Stage::Completed(_) => false,
         };
@@ -151,6 +152,6 @@ impl Executor {
             let why = format!("{MAX_READERS} clients follow logs already; try again when one ends");
             Failure::QueueFull(why)
         })?;
-        Ok(job.live.read(name.attempt, name.kind, offset, permit))
+        Ok(job.live.read(name.run, name.kind, offset, permit))
     }
 }

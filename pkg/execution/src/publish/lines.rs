@@ -9,13 +9,14 @@ pub(super) fn lines(ended: &Ended, alone: bool) -> Vec<String> {
     let mut lines = Vec::new();
     match (&ended.excess, ended.exit) {
         (Some(excess), _) => lines.push(describe(excess)),
-        (None, Exit::Signal(signal)) => {
+        // At the end of its time it is gorego that kills it, which the status says.
+        (None, Exit::Signal(signal)) if !ended.timed_out => {
             let name = signal_name(signal);
             lines.push(format!(
                 "the command was killed by signal {signal} (SIG{name})"
             ));
         }
-        (None, Exit::Code(_)) => {}
+        (None, Exit::Signal(_) | Exit::Code(_)) => {}
     }
     if alone {
         lines.push("it ran alone, after it ran out of memory beside others".to_owned());

@@ -1,6 +1,9 @@
 //! The second run of an action, for verification.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::{Arc, atomic::AtomicU32},
+    time::SystemTime,
+};
 
 use gorego_scheduler::Kind;
 use gorego_storage::Digest;
@@ -37,7 +40,7 @@ impl NodeWorker {
         let run = Run {
             worker: self,
             job,
-            attempt: 0,
+            next: AtomicU32::default(),
             start: SystemTime::now(),
             alone: false,
             stop,

@@ -136,7 +136,8 @@ impl Run<'_> {
         let staged = self.stage(user.is_none(), None, user).await?;
         times.fetch_end = SystemTime::now();
         (self.begin)(Phase::Run);
-        let (staged, answer) = match self.ask(&mut process, plan, staged).await {
+        let run = self.next.fetch_add(1, Relaxed);
+        let (staged, answer) = match self.ask(run, &mut process, plan, staged).await {
             Ok(answered) => answered,
             Err(Fault::Abort(abort)) => {
                 process.end().await;
@@ -186,6 +187,7 @@ impl Run<'_> {
     /// Has a worker run the action. The files are the action's again afterwards.
     async fn ask(
         &self,
+        run: u32,
         process: &mut Process,
         plan: Plan,
         staged: Staged,
@@ -209,7 +211,7 @@ impl Run<'_> {
             started.map_err(Breach::Io)?;
         }
         let logs = [staged.stdout.reader()?, staged.stderr.reader()?];
-        let shown = self.job.live.show(self.attempt, logs, process.live());
+        let shown = self.job.live.show(run, logs, process.live());
         let answer = tokio::select! {
             biased;
             () = self.stop.cancelled() => return Err(Abort::Stopped.into()),

@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     time::SystemTime,
 };
 
@@ -38,8 +41,8 @@ use crate::{
 pub(super) struct Run<'a> {
     pub(super) worker: &'a NodeWorker,
     pub(super) job: &'a Arc<Job>,
-    /// The number of the attempt.
-    pub(super) attempt: u32,
+    /// The number of the next run of the command.
+    pub(super) next: AtomicU32,
     /// The start of the attempt.
     pub(super) start: SystemTime,
     /// Set if nothing else runs, after the action ran out of memory.
@@ -241,6 +244,8 @@ impl Run<'_> {
     }
 
     pub(super) async fn launch(&self, staged: &Staged) -> Result<Ended, Abort> {
+        // As often as the phase begins.
+        let run = self.next.fetch_add(1, Relaxed);
         let id = staged.user.as_ref().map(|user| user.id());
         let logs = [staged.stdout.writer()?, staged.stderr.writer()?];
         let mut launch = self.command(&staged.dir, staged.has_overlay, id, logs)?;
@@ -248,7 +253,7 @@ impl Run<'_> {
             launch.root = clone(tree.root())?;
         }
         let logs = [staged.stdout.reader()?, staged.stderr.reader()?];
-        let _shown = self.job.live.show(self.attempt, logs, launch.live.clone());
+        let _shown = self.job.live.show(run, logs, launch.live.clone());
         let ended = self.worker.runner.run(launch, self.stop.clone()).await;
         let ended = ended.map_err(|error| match error {
             LaunchError::NotExecutable { .. } => Abort::unmet(error.to_string()),

@@ -27,7 +27,7 @@ pub(super) fn of(attempt: &Attempt<Job>) -> Span {
     )
 }
 
-/// Records a step of the attempt as an event of the current span.
+/// Records a phase of the attempt as an event of the current span.
 pub(super) fn begin(phase: Phase) {
     if !Span::current().is_none() {
         info!(target: TARGET, "{}", phase.name());

@@ -352,7 +352,9 @@ fn altered(fixture: &Fixture) {
         let runner = Arc::new(FakeRunner::default());
         let node = node(&runner, store);
         let action = action().file("twin", "content").file("other", "other");
-        node.succeed(&action).await;
+        let response = node.execute(&action).await;
+        let message = "the command altered its inputs, and ran again on copies";
+        assert_eq!((code(&response), &*response.message), (0, message));
         assert_eq!(runner.runs.load(Relaxed), 2);
         // The twin is always a copy, and the second run has only copies.
         assert_eq!(node.store.links.load(Relaxed), 2);

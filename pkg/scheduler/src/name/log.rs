@@ -1,4 +1,4 @@
-//! Names of logs: `[{instance}/]logstreams/{node}-{generation}-{id}-{attempt}-{stdout|stderr}`.
+//! Names of logs: `[{instance}/]logstreams/{node}-{generation}-{id}-{run}-{stdout|stderr}`.
 
 use std::fmt;
 
@@ -30,7 +30,7 @@ impl LogKind {
     }
 }
 
-/// The name of the live log of an attempt (REAPI `ExecuteOperationMetadata.stdout_stream_name`).
+/// The name of the live log of one run of a command (REAPI `ExecuteOperationMetadata.stdout_stream_name`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogName {
     /// The instance of the action; may be empty.
@@ -39,8 +39,8 @@ pub struct LogName {
     pub generation: Generation,
     /// The operation.
     pub operation: OperationId,
-    /// The number of the attempt, from 1 on.
-    pub attempt: u32,
+    /// The number of the run, from 1 on, in all attempts of the operation.
+    pub run: u32,
     /// The output.
     pub kind: LogKind,
 }
@@ -51,13 +51,13 @@ impl LogName {
         let (instance, last) = split(name, LOG_STREAMS)?;
         let (rest, kind) = last.rsplit_once('-')?;
         let kind = LogKind::ALL.into_iter().find(|it| it.name() == kind)?;
-        let (rest, attempt) = rest.rsplit_once('-')?;
+        let (rest, run) = rest.rsplit_once('-')?;
         let (generation, id) = rest.rsplit_once('-')?;
         Some(Self {
             instance,
             generation: Generation::parse(generation)?.ok()?,
             operation: OperationId(parse_digits(id)?),
-            attempt: parse_number(attempt)?.try_into().ok()?,
+            run: parse_number(run)?.try_into().ok()?,
             kind,
         })
     }
@@ -69,11 +69,11 @@ impl fmt::Display for LogName {
             instance,
             generation,
             operation,
-            attempt,
+            run,
             kind,
         } = self;
         write_parent(f, instance, LOG_STREAMS)?;
-        write!(f, "{generation}-{operation}-{attempt}-{}", kind.name())
+        write!(f, "{generation}-{operation}-{run}-{}", kind.name())
     }
 }
 
@@ -97,7 +97,7 @@ mod tests {
                 instance: InstanceName::parse(instance).unwrap(),
                 generation: Generation::new("build-7", 12).unwrap(),
                 operation: OperationId(255),
-                attempt: 3,
+                run: 3,
                 kind: LogKind::Stdout,
             };
             assert_eq!(name.to_string(), text);

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::Scheduler;
 use crate::{
     ledger::{AttemptId, Capacity, WorkerId},
+    phases::Phases,
     queue::{Class, Next},
     state::{Grant, Running, Time},
-    steps::Steps,
 };
 
 /// The most claims that smaller executions get in front of one that needs more memory than is free.
@@ -104,6 +104,7 @@ impl<J, O> Scheduler<J, O> {
         self.leave_queue(number);
         let execution = self.executions.get_mut(&number)?;
         execution.attempts += 1;
+        execution.runs = execution.runs.saturating_add(1);
         let attempt = AttemptId {
             execution: number,
             number: execution.attempts,
@@ -114,8 +115,9 @@ impl<J, O> Scheduler<J, O> {
             attempt,
             worker: worker.clone(),
             phase: None,
+            run: execution.runs,
             since: now,
-            steps: Steps::default(),
+            phases: Phases::default(),
         });
         self.executing += 1;
         let grant = Grant {
@@ -125,6 +127,7 @@ impl<J, O> Scheduler<J, O> {
             target: Arc::clone(&execution.target),
             memory,
             alone: execution.is_alone(),
+            run: execution.runs,
             waited: now.saturating_sub(execution.queued),
         };
         self.notify(number);

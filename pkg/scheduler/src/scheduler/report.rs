@@ -10,20 +10,28 @@ use crate::{
 };
 
 impl<J, O> Scheduler<J, O> {
-    /// Records a step of an attempt. Steps of older attempts, and steps backwards, are ignored.
+    /// Records the beginning of a phase. Those of older attempts are ignored, and so are those before the current one,
+    /// except for a further run of the command.
     pub fn progress(&mut self, attempt: AttemptId, phase: Phase, now: Time) {
         let Some(execution) = self.executions.get_mut(&attempt.execution) else {
             return;
         };
-        if let Some(running) = &mut execution.running
-            && running.attempt == attempt
-            && running.phase < Some(phase)
-        {
-            running.phase = Some(phase);
+        let running = execution.running.as_mut();
+        let Some(running) = running.filter(|running| running.attempt == attempt) else {
+            return;
+        };
+        if running.phase < Some(phase) {
             let after = now.saturating_sub(running.since);
-            running.steps.begin(phase, after);
-            self.notify(attempt.execution);
+            running.phases.begin(phase, after);
+        } else if phase == Phase::Run {
+            execution.runs = execution.runs.saturating_add(1);
+            running.run = execution.runs;
+            running.phases.return_to(phase);
+        } else {
+            return;
         }
+        running.phase = Some(phase);
+        self.notify(attempt.execution);
     }
 
     /// Records the end of an attempt, whose resources are free from now on. A final outcome is used if the execution

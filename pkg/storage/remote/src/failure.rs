@@ -135,7 +135,8 @@ impl Peer {
                 }
             }
             _ => Error::Unavailable(format!(
-                "backing cache {peer} is unavailable: {operation}: {failure}"
+                "{} {peer} is unavailable: {operation}: {failure}",
+                self.options.role
             )),
         }
     }

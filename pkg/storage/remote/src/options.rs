@@ -139,6 +139,8 @@ impl fmt::Debug for CallHeaders {
 pub struct RemoteOptions {
     /// The address of the peer.
     pub address: RemoteAddress,
+    /// The words before the address in errors of a peer that does not answer.
+    pub role: &'static str,
     /// The TLS settings of new connections, which may change; `None` for plain text.
     pub tls: Option<watch::Receiver<ClientTls>>,
     /// The instance name of each request. If empty, requests for action results name the caller's
@@ -172,6 +174,7 @@ impl RemoteOptions {
     pub fn new(address: RemoteAddress) -> Self {
         Self {
             address,
+            role: "backing cache",
             tls: None,
             instance_name: String::new(),
             headers: watch::channel(RemoteHeaders::default()).1,

@@ -12,7 +12,7 @@ use reapi::v2::{ActionResult, ExecuteResponse};
 use tokio::time::timeout;
 
 use super::{
-    Builds, Comparison, Explanation, cause,
+    Builds, Cause, Comparison, Explanation, cause,
     event::{CallNames, Event, Outcome as LookupOutcome, ResultFacts, now_ms},
     explain::explain,
     known::ActionNames,
@@ -112,8 +112,8 @@ impl Misses {
         timeout(PATIENCE, explained).await.ok()
     }
 
-    /// Adds a line to the message of an action that ended. Only people who look for the cause of a failure read it, so
-    /// that actions that succeeded are not compared.
+    /// Adds a line to the message of an action that ended, if a result was there before. Only people who look for the cause
+    /// of a failure want to know more, so that actions that succeeded are not compared.
     async fn explain(&self, miss: Miss, outcome: &mut Outcome<ExecuteResponse>) {
         let response = &mut outcome.value;
         let explanation = match (&miss.explanation, &response.result) {
@@ -122,7 +122,7 @@ impl Misses {
             }
             _ => miss.explanation.clone(),
         };
-        let Some(explanation) = explanation else {
+        let Some(explanation) = explanation.filter(|found| !is_noise(&found.cause)) else {
             return;
         };
         let line = line(&explanation);
@@ -134,6 +134,12 @@ impl Misses {
         response.message.push_str(&line);
         outcome.bytes = response.encoded_len() as u64;
     }
+}
+
+/// Returns whether a cause says only that nothing is known.
+const fn is_noise(cause: &Cause) -> bool {
+    use Cause::{NeverSeen, NotComparable, NotUploaded};
+    matches!(cause, NeverSeen | NotComparable | NotUploaded)
 }
 
 fn line(explanation: &Explanation) -> String {

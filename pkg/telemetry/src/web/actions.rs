@@ -21,8 +21,8 @@ use crate::user_info;
 pub(super) const PATH: &str = "/actions";
 /// The time after which an open page reads the actions again, in milliseconds.
 const REREAD_MS: u32 = 2000;
-/// The steps of actions, in order.
-const STEPS: [&str; 6] = ["queue", "fetch", "stage", "run", "collect", "publish"];
+/// The phases of actions, in order.
+const PHASES: [&str; 6] = ["queue", "fetch", "stage", "run", "collect", "publish"];
 
 /// The source of the actions that are executed. Its functions must not block.
 pub struct ActionSource {
@@ -73,7 +73,7 @@ pub struct ExecutedAction {
     pub mnemonic: String,
     /// The build.
     pub build: String,
-    /// The current step, or the outcome.
+    /// The current phase, or the outcome.
     pub state: &'static str,
     /// The exit code of the command, if it has ended.
     pub exit_code: Option<i32>,
@@ -81,8 +81,8 @@ pub struct ExecutedAction {
     pub submitted_ms: u64,
     /// The time from the submission to the end, or to this moment.
     pub took_ms: u64,
-    /// The steps of the last attempt so far, after the time in the queue.
-    pub steps: Vec<ActionStep>,
+    /// The phases of the last attempt so far, after the time in the queue.
+    pub phases: Vec<ActionPhase>,
     /// The attempts so far.
     pub attempts: u32,
     /// The number of operations that share the execution.
@@ -93,11 +93,11 @@ pub struct ExecutedAction {
     pub resident_bytes: Option<u64>,
 }
 
-/// A step of an action.
+/// A phase of an action.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct ActionStep {
+pub struct ActionPhase {
     /// The name.
-    pub step: &'static str,
+    pub phase: &'static str,
     /// The time that it took, or has taken.
     pub took_ms: u64,
 }
@@ -116,9 +116,9 @@ impl ExecutedAction {
         }
     }
 
-    fn step(&self, name: &str) -> Option<u64> {
-        let step = self.steps.iter().find(|step| step.step == name);
-        step.map(|step| step.took_ms)
+    fn phase(&self, name: &str) -> Option<u64> {
+        let phase = self.phases.iter().find(|phase| phase.phase == name);
+        phase.map(|phase| phase.took_ms)
     }
 }
 
@@ -180,7 +180,7 @@ fn current(lists: &ActionLists, has_pages: bool) -> Markup {
                 (name(action, has_pages))
                 td.text { (action.state) }
                 td { (milliseconds(action.took_ms)) }
-                td { (action.steps.last().map_or_else(|| "–".to_owned(), |step| milliseconds(step.took_ms))) }
+                td { (action.phases.last().map_or_else(|| "–".to_owned(), |phase| milliseconds(phase.took_ms))) }
                 td { (action.processor_ms.map_or_else(|| "–".to_owned(), milliseconds)) }
                 td { (action.resident_bytes.map_or_else(|| "–".to_owned(), format::bytes)) }
                 td { (action.attempts) }
@@ -190,7 +190,7 @@ fn current(lists: &ActionLists, has_pages: bool) -> Markup {
     };
     let numeric = [
         "Age",
-        "In this step",
+        "In this phase",
         "CPU",
         "Memory",
         "Attempts",
@@ -200,7 +200,7 @@ fn current(lists: &ActionLists, has_pages: bool) -> Markup {
         p.state { (numbers(lists.totals)) }
         @if !lists.current.is_empty() {
             h2 { "Queued and running" }
-            (table("Queued and running", &["Action", "Mnemonic", "Step"], &numeric, &rows))
+            (table("Queued and running", &["Action", "Mnemonic", "Phase"], &numeric, &rows))
         }
     }
 }
@@ -213,7 +213,7 @@ fn recent(actions: &[ExecutedAction], has_pages: bool) -> Markup {
                 td.text { (outcome(action)) }
                 td { (format::time(action.submitted_ms)) }
                 td { (milliseconds(action.took_ms)) }
-                @for step in STEPS { td { (action.step(step).map_or_else(|| "–".to_owned(), milliseconds)) } }
+                @for phase in PHASES { td { (action.phase(phase).map_or_else(|| "–".to_owned(), milliseconds)) } }
             }
         }
     };
@@ -270,8 +270,8 @@ mod tests {
             action: "0123456789abcdef/7".to_owned(),
             state: "failed",
             exit_code: Some(3),
-            steps: vec![ActionStep {
-                step: "run",
+            phases: vec![ActionPhase {
+                phase: "run",
                 took_ms: 1500,
             }],
             ..ExecutedAction::default()

@@ -1,6 +1,7 @@
 //! Attempts: retries, losses, late outcomes.
 
 use super::*;
+use crate::Phase;
 
 #[test]
 fn an_error_of_the_executor_is_retried_and_then_reported() {
@@ -24,6 +25,36 @@ fn an_error_of_the_executor_is_retried_and_then_reported() {
     };
     assert_eq!(bench.scheduler.totals().ends, ends);
     bench.claims(2);
+}
+
+#[test]
+fn each_run_of_a_command_has_a_number_of_its_own() {
+    let mut bench = Bench::new(1);
+    let id = bench.submit(&request(1));
+    let run = |bench: &Bench| match bench.scheduler.stage(id) {
+        Some(Stage::Executing(running)) => (running.phase, running.run),
+        stage => panic!("{stage:?}"),
+    };
+    let first = bench.claim();
+    assert_eq!((first.run, run(&bench)), (1, (None, 1)));
+    for (phase, now) in [
+        (Phase::Run, (Some(Phase::Run), 1)),
+        (Phase::Collect, (Some(Phase::Collect), 1)),
+        // The disk was full, so that all is done again.
+        (Phase::Fetch, (Some(Phase::Collect), 1)),
+        (Phase::Run, (Some(Phase::Run), 2)),
+        (Phase::Run, (Some(Phase::Run), 3)),
+    ] {
+        bench.scheduler.progress(first.attempt, phase, bench.now);
+        assert_eq!(run(&bench), now);
+    }
+    bench.report(first.attempt, Report::Failed(outcome(0)));
+    let second = bench.claim();
+    assert_eq!((second.run, run(&bench)), (4, (None, 4)));
+    bench
+        .scheduler
+        .progress(second.attempt, Phase::Run, bench.now);
+    assert_eq!(run(&bench), (Some(Phase::Run), 4));
 }
 
 #[test]

@@ -264,7 +264,7 @@ impl Model {
         }
     }
 
-    /// Checks the effects of a step: no stage goes back except for a retry, and nothing follows the end.
+    /// Checks the effects of a step: no stage goes back except for a retry or another run, and nothing follows the end.
     fn check_effects(&mut self, may_retry: bool) {
         for effect in self.bench.scheduler.take_effects() {
             match effect {
@@ -288,7 +288,9 @@ impl Model {
                         (Stage::Executing(_), Stage::Queued) => assert!(may_retry),
                         (Stage::Executing(before), Stage::Executing(after)) => {
                             assert_eq!(before.attempt, after.attempt);
-                            assert!(before.phase < after.phase);
+                            let is_again = before.run < after.run;
+                            assert!(before.phase < after.phase || is_again);
+                            assert!(!is_again || after.phase == Some(Phase::Run));
                         }
                         (Stage::Queued, Stage::Queued) => panic!("{id} was queued twice"),
                     }

@@ -179,7 +179,7 @@ fn every_stage_is_notified_in_order() {
         Phase::Fetch,
         Phase::Run,
         Phase::Stage,
-        Phase::Run,
+        Phase::Fetch,
         Phase::Collect,
     ] {
         bench.scheduler.progress(attempt, phase, bench.now);
@@ -383,10 +383,10 @@ fn the_newest_ended_actions_are_remembered_with_their_steps() {
     assert_eq!((&*ended.target, ended.attempts), ("//pkg:1", 1));
     assert_eq!(ended.ended, Duration::from_secs(3));
     let running = ended.running.as_ref().unwrap();
-    let steps = running
-        .steps
+    let phases = running
+        .phases
         .durations(ended.ended.saturating_sub(running.since));
-    assert_eq!(steps, [(Phase::Run, Duration::from_secs(2))]);
+    assert_eq!(phases, [(Phase::Run, Duration::from_secs(2))]);
     bench.scheduler.shut_down(bench.now);
     let recent: Vec<_> = bench.scheduler.recent().collect();
     assert_eq!((&*recent[0].target, recent.len()), ("//pkg:51", 50));
