@@ -1,7 +1,7 @@
 //! Tests of many readers of one blob that only the backing cache has.
 #![cfg(test)]
 
-use std::{fs, sync::Arc};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use gorego_integration::{
