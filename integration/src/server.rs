@@ -317,6 +317,16 @@ impl Server {
         self.process.id()
     }
 
+    /// Returns the greatest resident memory of the server so far, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id()));
+        let status = status.expect("the server runs");
+        let mut lines = status.lines();
+        let line = lines.find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kib.expect("a size in KiB") * 1024
+    }
+
     /// Returns the path of the data directory for this process.
     pub fn data(&self) -> PathBuf {
         let data = data_in(&self.dir);

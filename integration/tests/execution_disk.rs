@@ -1,12 +1,15 @@
 //! Tests of executors whose disk is full, whose build root is elsewhere, or that find no control groups.
 #![cfg(test)]
 
+use std::fs;
+
 use gorego_integration::{
     content::{blob, digest_of},
-    executor::{Details, Executor, Gate, ON, TestAction, outcome, request, succeeded},
+    executor::{Details, Executor, Gate, Level, ON, TestAction, outcome, request, succeeded},
+    peer::FaultyPeer,
     server::{Disk, Server, refusal_on},
 };
-use reapi::v2::ExecuteResponse;
+use reapi::v2::{ExecuteResponse, execution_stage::Value};
 use tonic::Code;
 
 const DISK: Disk = Disk {
@@ -22,10 +25,21 @@ const SETTINGS: [&str; 3] = [
     "execution.concurrency=1",
 ];
 
-async fn start() -> (Server, Executor) {
-    let server = Server::start_on(DISK, &[&ON[..], &SETTINGS].concat());
-    let executor = Executor::connect(server.address()).await;
-    (server, executor)
+/// Starts a server on a disk at each level that the system allows there.
+async fn start_on(disk: Disk, settings: &[&str]) -> Vec<(Server, Executor)> {
+    let mut started = Vec::new();
+    for level in Level::all() {
+        let server = Server::start_on(disk, &[level.settings(), settings].concat());
+        if level == Level::Plain || Level::is_full(&server) {
+            let executor = Executor::connect(server.address()).await;
+            started.push((server, executor));
+        }
+    }
+    started
+}
+
+async fn start() -> Vec<(Server, Executor)> {
+    start_on(DISK, &SETTINGS).await
 }
 
 fn assert_full(response: &ExecuteResponse) {
@@ -46,47 +60,133 @@ async fn assert_executes(executor: &Executor, name: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_filled_by_staging_fails_the_action_without_a_retry_and_is_emptied() {
-    let (_server, executor) = start().await;
-    // The second and later names of a blob are copies.
-    let content = blob(1, 4 * MIB);
-    let mut action = TestAction::script("true");
-    for name in 0..8 {
-        action = action.input(&format!("input{name}"), content.clone());
+    for (_server, executor) in start().await {
+        // The second and later names of a blob are copies.
+        let content = blob(1, 4 * MIB);
+        let mut action = TestAction::script("true");
+        for name in 0..8 {
+            action = action.input(&format!("input{name}"), content.clone());
+        }
+        let (digest, mut blobs) = action.blobs();
+        blobs.retain(|blob| *blob != content);
+        executor.client.upload_whole(&content).await.unwrap();
+        executor.client.batch_upload(&blobs).await.unwrap();
+        let mut messages = executor.begin(request(&digest)).await.unwrap();
+        assert_full(&messages.response().await);
+        assert_executes(&executor, "after staging").await;
     }
-    let (digest, mut blobs) = action.blobs();
-    blobs.retain(|blob| *blob != content);
-    executor.client.upload_whole(&content).await.unwrap();
-    executor.client.batch_upload(&blobs).await.unwrap();
-    let mut messages = executor.begin(request(&digest)).await.unwrap();
-    assert_full(&messages.response().await);
-    assert_executes(&executor, "after staging").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_filled_by_outputs_fails_the_action_without_a_retry_and_is_emptied() {
-    let (_server, executor) = start().await;
-    // On disk as a file of the action and once more as a blob.
-    let action = TestAction::script("head -c 15000000 /dev/urandom >out && head -c 1 out >small")
-        .output("small")
-        .output("out");
-    let digest = executor.upload(&action).await;
-    let mut messages = executor.begin(request(&digest)).await.unwrap();
-    assert_full(&messages.response().await);
-    let found = executor.client.get_action(&digest).await;
-    assert_eq!(found.unwrap_err().code(), Code::NotFound);
-    assert_executes(&executor, "after collecting").await;
+    for (_server, executor) in start().await {
+        // On disk as files of the action and once more as blobs: they are too small to be moved.
+        let script = "echo x >small; mkdir out
+            for file in $(seq 75); do head -c 200000 /dev/urandom >out/$file; done";
+        let action = TestAction::script(script).output("small").output("out");
+        let digest = executor.upload(&action).await;
+        let mut messages = executor.begin(request(&digest)).await.unwrap();
+        assert_full(&messages.response().await);
+        let found = executor.client.get_action(&digest).await;
+        assert_eq!(found.unwrap_err().code(), Code::NotFound);
+        assert_executes(&executor, "after collecting").await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_that_fills_the_disk_gets_the_error_itself() {
-    let (_server, executor) = start().await;
-    let response = executor
-        .execute(&TestAction::script("cat /dev/zero >filler"))
-        .await;
-    assert_eq!(response.status, None);
-    let result = response.result.unwrap();
-    assert_ne!(result.exit_code, 0);
-    assert_executes(&executor, "after a command").await;
+    for (_server, executor) in start().await {
+        let action = TestAction::script("cat /dev/zero >filler");
+        let response = executor.execute(&action).await;
+        assert_eq!(response.status, None);
+        let result = response.result.unwrap();
+        assert_ne!(result.exit_code, 0);
+        assert_executes(&executor, "after a command").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_filled_by_a_log_fails_the_action_and_is_emptied() {
+    for (_server, executor) in start().await {
+        assert_full(&executor.execute(&TestAction::script("cat /dev/zero")).await);
+        assert_executes(&executor, "after a log").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_filled_by_inputs_of_the_backing_cache_fails_the_action_and_is_emptied() {
+    let peer = FaultyPeer::start();
+    let target = format!("backing_cache.target={}", peer.grpc_url());
+    let settings = [&SETTINGS[..], &[&target, "execution.max_input_bytes=1GiB"]].concat();
+    for (_server, executor) in start_on(DISK, &settings).await {
+        let mut action = TestAction::script("true");
+        for seed in 0..8 {
+            action = action.input(&format!("input{seed}"), blob(seed, 4 * MIB));
+        }
+        let (digest, blobs) = action.blobs();
+        for blob in &blobs {
+            peer.put(blob);
+        }
+        let mut messages = executor.begin(request(&digest)).await.unwrap();
+        let response = messages.response().await;
+        let (code, message) = outcome(&response);
+        // Inputs that do not fit are refused like those above the limit.
+        assert_eq!(code, Code::FailedPrecondition, "{message}");
+        assert!(message.contains("no room"), "{message}");
+        let details = Details::of_response(&response.status.unwrap());
+        assert_eq!(details, Details::default());
+        assert_executes(&executor, "after fetching").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_action_starts_below_min_free_until_there_is_space() {
+    let settings = ["local_cache.max_size_gb=1", "local_cache.min_free=8MiB"];
+    for (server, executor) in start_on(DISK, &settings).await {
+        let gate = Gate::new();
+        let action = TestAction::script(&gate.report());
+        let digest = executor.upload(&action).await;
+        let filler = server.data().join("filler");
+        // Less than one byte in 20 is left.
+        fs::write(&filler, vec![1; 23 * MIB]).unwrap();
+        let mut messages = executor.begin(request(&digest)).await.unwrap();
+        messages.reach(Value::Queued).await;
+        server.wait_for_log("no action starts until there is space");
+        assert_eq!(gate.starts(), 0);
+        fs::remove_file(filler).unwrap();
+        succeeded(messages.response().await);
+        let log = server.log();
+        assert!(!log.contains("although there is little space"), "{log}");
+        assert_eq!(gate.starts(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn actions_run_on_a_build_root_in_an_overlay() {
+    let disk = Disk {
+        mib: 64,
+        // In a user namespace, only this kind of attributes is permitted.
+        prepare: "mkdir exec lower upper work && chmod 711 upper \
+            && mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work,userxattr none exec",
+    };
+    for (server, executor) in start_on(disk, &[]).await {
+        let large = |script: &str| {
+            (0..1200).fold(TestAction::script(script).output("out"), |action, file| {
+                action.input(&format!("d/{file}"), format!("content of {file}\n"))
+            })
+        };
+        // Those that come again would be a prepared tree elsewhere.
+        for run in 0..3 {
+            let script =
+                format!("cat d/{run} >out; chmod u+w d/{run}; (echo more >>d/{run}); true");
+            let result = succeeded(executor.execute(&large(&script)).await);
+            let content = format!("content of {run}\n");
+            assert_eq!(executor.file(&result, "out").await, content);
+            let digest = digest_of(content.as_bytes());
+            assert_eq!(executor.client.download(&digest).await.unwrap(), content);
+        }
+        assert!(!server.log().contains("altered"), "{}", server.log());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,21 +195,22 @@ async fn a_build_root_on_another_file_system_works_by_copying() {
         mib: 64,
         prepare: "mkdir exec && mount -t tmpfs none exec",
     };
-    let server = Server::start_on(disk, &ON);
-    let executor = Executor::connect(server.address()).await;
-    let content = "content\n";
-    // An appended copy is not the blob.
-    let action = TestAction::script("cat input >out; chmod u+w input; echo more >>input")
-        .input("input", content)
-        .output("out");
-    let result = succeeded(executor.execute(&action).await);
-    assert_eq!(executor.file(&result, "out").await, content);
-    let input = executor
-        .client
-        .download(&digest_of(content.as_bytes()))
-        .await;
-    assert_eq!(input.unwrap(), content);
-    assert!(!server.log().contains("altered"), "{}", server.log());
+    for (server, executor) in start_on(disk, &[]).await {
+        let content = "content\n";
+        // An appended copy is not the blob.
+        let action =
+            TestAction::script("cat input >out; chmod u+w input && echo more >>input; true")
+                .input("input", content)
+                .output("out");
+        let result = succeeded(executor.execute(&action).await);
+        assert_eq!(executor.file(&result, "out").await, content);
+        let input = executor
+            .client
+            .download(&digest_of(content.as_bytes()))
+            .await;
+        assert_eq!(input.unwrap(), content);
+        assert!(!server.log().contains("altered"), "{}", server.log());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -118,14 +219,14 @@ async fn a_program_on_a_build_root_without_exec_is_refused_by_name() {
         mib: 64,
         prepare: "mkdir exec && mount -t tmpfs -o noexec none exec",
     };
-    let server = Server::start_on(disk, &ON);
-    let executor = Executor::connect(server.address()).await;
-    let action = TestAction::of(&["./program"]).input("program", "#!/bin/sh\n");
-    let response = executor.execute(&action).await;
-    let (code, message) = outcome(&response);
-    assert_eq!(code, Code::FailedPrecondition, "{message}");
-    assert!(message.contains("./program"), "{message}");
-    succeeded(executor.execute(&TestAction::script("true")).await);
+    for (_server, executor) in start_on(disk, &[]).await {
+        let action = TestAction::of(&["./program"]).input("program", "#!/bin/sh\n");
+        let response = executor.execute(&action).await;
+        let (code, message) = outcome(&response);
+        assert_eq!(code, Code::FailedPrecondition, "{message}");
+        assert!(message.contains("./program"), "{message}");
+        succeeded(executor.execute(&TestAction::script("true")).await);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

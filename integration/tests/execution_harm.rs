@@ -133,26 +133,15 @@ async fn actions_of_root_run_as_another_user_who_cannot_write_into_inputs() {
     assert!(input.is_ok_and(|found| found == INPUT) || !geteuid().is_root());
 }
 
-/// Returns the greatest resident memory of the server so far, in bytes.
-fn peak_memory(server: &Server) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", server.id())).unwrap();
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmHWM:"))
-        .unwrap();
-    let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-    kib * 1024
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_of_200_mib_is_cut_in_the_middle_and_not_held_in_memory() {
     for level in Level::all() {
         let (server, executor) = level.start(&["execution.max_log_bytes=1MiB"]).await;
         succeeded(executor.execute(&TestAction::script("true")).await);
-        let before = peak_memory(&server);
+        let before = server.peak_memory();
         let script = "echo head; yes 0123456789abcde | head -c 209715200; echo tail";
         let result = succeeded(executor.execute(&TestAction::script(script)).await);
-        let grown = peak_memory(&server) - before;
+        let grown = server.peak_memory() - before;
         assert!(grown < 64 * MIB, "{grown} bytes");
         let stdout = executor.stdout(&result).await;
         assert!(stdout.starts_with("head\n0123456789abcde\n"));

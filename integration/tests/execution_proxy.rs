@@ -4,6 +4,7 @@
 use std::slice;
 
 use gorego_integration::{
+    content::blob,
     executor::{Details, Executor, Gate, ON, TestAction, outcome, request, succeeded},
     peer::{Fault, FaultyPeer, Method, Times},
     server::Server,
@@ -138,6 +139,61 @@ async fn an_outage_during_an_action_is_retried_then_internal_without_a_delay() {
     assert!(!Details::of_response(&response.status.unwrap()).retry);
     assert_eq!(gate.starts(), 2);
     assert!(peer.action("", &digest).is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_while_inputs_are_fetched_is_retried_then_internal_without_a_delay() {
+    let (peer, _server, executor) = start(&["execution.max_retries=1"]).await;
+    let gate = Gate::new();
+    let absent = blob(1, 100_000);
+    let action = TestAction::script(&gate.report()).input("input", absent.clone());
+    let (digest, mut blobs) = action.blobs();
+    blobs.retain(|blob| *blob != absent);
+    executor.client.batch_upload(&blobs).await.unwrap();
+    peer.put(&absent);
+    for method in [Method::Read, Method::BatchReadBlobs] {
+        peer.inject(method, Times::Always, Fault::Answer(Code::Unavailable));
+    }
+    let mut messages = executor.begin(request(&digest)).await.unwrap();
+    let response = messages.response().await;
+    let (code, message) = outcome(&response);
+    assert_eq!(code, Code::Internal, "{message}");
+    assert!(!Details::of_response(&response.status.unwrap()).retry);
+    assert_eq!(gate.starts(), 0);
+    peer.heal();
+    // The server may wait before it calls the backing cache again.
+    loop {
+        match executor.begin(request(&digest)).await {
+            Ok(mut messages) => {
+                let response = messages.response().await;
+                if outcome(&response).0 == Code::Ok {
+                    break;
+                }
+                assert_eq!(outcome(&response).0, Code::Internal, "{response:?}");
+            }
+            Err(refused) => assert_eq!(refused.code(), Code::Unavailable, "{refused}"),
+        }
+    }
+    assert_eq!(gate.starts(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_while_the_result_is_stored_does_not_fail_the_action() {
+    let (peer, server, executor) = start(&[]).await;
+    peer.inject(
+        Method::UpdateActionResult,
+        Times::Always,
+        Fault::Answer(Code::Unavailable),
+    );
+    let action = TestAction::script("echo content >out").output("out");
+    let digest = executor.upload(&action).await;
+    let mut messages = executor.begin(request(&digest)).await.unwrap();
+    let result = succeeded(messages.response().await);
+    assert_eq!(executor.file(&result, "out").await, "content\n");
+    let output = result.output_files[0].digest.as_ref().unwrap();
+    assert!(peer.blob(output).is_some());
+    assert!(peer.action("", &digest).is_none());
+    server.wait_for_log(&digest.hash);
 }
 
 #[tokio::test(flavor = "multi_thread")]

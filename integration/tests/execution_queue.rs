@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use gorego_integration::{
     content::blob,
-    executor::{Gate, TestAction, request, start, succeeded},
+    executor::{Executor, Gate, TestAction, request, start, succeeded},
 };
 use reapi::v2::{ExecuteRequest, execution_stage::Value};
 
@@ -74,4 +74,37 @@ async fn the_inputs_of_a_queued_action_outlive_their_leases_in_a_full_cache() {
     succeeded(running.response().await);
     let result = succeeded(queued.response().await);
     assert_eq!(executor.stdout(&result).await.trim(), "1048576");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn actions_are_packed_by_the_memory_that_they_used_before_a_restart() {
+    let (mut server, executor) =
+        start(&["execution.concurrency=3", "execution.memory=100MiB"]).await;
+    let mut gate = Gate::new();
+    // Equal commands with other inputs use about as much. `tail` holds what it reads.
+    let script = format!(
+        "head -c 62914560 /dev/zero | tail -c 62914560 >/dev/null; {}",
+        gate.pass()
+    );
+    let large = |input: &'static str| TestAction::script(&script).input("input", input);
+    gate.open();
+    succeeded(executor.execute(&large("first")).await);
+    server.ask_to_stop();
+    drop(executor);
+    server.wait();
+
+    let server = server.restart();
+    let executor = Executor::connect(server.address()).await;
+    let mut running = executor.start(&large("second")).await;
+    gate.wait_for_starts(2);
+    let mut held_back = executor.start(&large("third")).await;
+    held_back.reach(Value::Queued).await;
+    // A slot is free, but too little memory.
+    succeeded(executor.execute(&TestAction::script("true")).await);
+    assert_eq!(gate.starts(), 2);
+    gate.open();
+    succeeded(running.response().await);
+    gate.open();
+    succeeded(held_back.response().await);
+    assert_eq!(gate.starts(), 3);
 }

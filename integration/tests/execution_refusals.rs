@@ -6,13 +6,15 @@ use std::{
     os::unix::fs::PermissionsExt as _,
 };
 
+use bytes::Bytes;
 use gorego_integration::{
     client::Client,
     content::{blob, digest_of},
     executor::{Details, Executor, TestAction, outcome, request, start, succeeded},
     server::{Server, refusal},
 };
-use reapi::v2::Digest;
+use prost::Message as _;
+use reapi::v2::{Action, Digest, Directory, DirectoryNode};
 use rustix::process::geteuid;
 use tempfile::TempDir;
 use tonic::{Code, Status};
@@ -157,6 +159,63 @@ async fn inputs_above_the_limit_are_refused_with_the_key() {
         Code::FailedPrecondition,
         "execution.max_input_bytes",
     );
+}
+
+/// Returns a directory with these directories, as a blob.
+fn parent(children: &[(String, Digest)]) -> Bytes {
+    let nodes = children.iter().map(|(name, digest)| DirectoryNode {
+        name: name.clone(),
+        digest: Some(digest.clone()),
+    });
+    let directory = Directory {
+        directories: nodes.collect(),
+        ..Directory::default()
+    };
+    Bytes::from(directory.encode_to_vec())
+}
+
+/// Returns the blobs of a tree with a directory in each of so many levels, `width` times below its parent. The root is
+/// the last one.
+fn nested(levels: usize, width: usize) -> Vec<Bytes> {
+    let mut blobs = vec![parent(&[])];
+    for _ in 0..levels {
+        let child = digest_of(blobs.last().unwrap());
+        let names = (0..width).map(|name| (format!("{name:04}"), child.clone()));
+        blobs.push(parent(&names.collect::<Vec<_>>()));
+    }
+    blobs
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trees_too_large_to_stage_are_refused_in_little_memory() {
+    let (server, executor) = start(&[]).await;
+    succeeded(executor.execute(&TestAction::script("true")).await);
+    // A million directories, a chain of 20,000, and one that occurs 2^40 times.
+    for (name, levels, width) in [("wide", 2, 1000), ("deep", 20_000, 1), ("repeated", 40, 2)] {
+        let mut blobs = nested(levels, width);
+        let command = TestAction::script("true").command;
+        let action = Action {
+            input_root_digest: blobs.last().map(|root| digest_of(root)),
+            command_digest: Some(digest_of(&command.encode_to_vec())),
+            ..Action::default()
+        };
+        blobs.extend([
+            command.encode_to_vec().into(),
+            action.encode_to_vec().into(),
+        ]);
+        for batch in blobs.chunks(10_000) {
+            executor.client.batch_upload(batch).await.unwrap();
+        }
+        let before = server.peak_memory();
+        let digest = digest_of(blobs.last().unwrap());
+        let refused = executor.begin(request(&digest)).await.unwrap_err();
+        let is_final = [Code::InvalidArgument, Code::FailedPrecondition].contains(&refused.code());
+        assert!(is_final, "{name}: {refused}");
+        assert_eq!(Details::of(&refused), Details::default(), "{name}");
+        let grown = server.peak_memory() - before;
+        assert!(grown < 64 << 20, "{name}: {grown} bytes");
+    }
+    succeeded(executor.execute(&TestAction::script("exit 0")).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,7 @@
 //! Tests of many readers of one blob that only the backing cache has.
 #![cfg(test)]
 
-use std::{fs, sync::Arc};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use gorego_integration::{
@@ -18,14 +18,6 @@ const MIB: usize = 1024 * 1024;
 const SIZE: usize = 24 * MIB + 12345;
 const READERS: usize = 500;
 const CONNECTIONS: usize = 10;
-
-/// Returns the peak memory of the server, in MiB.
-fn peak_mib(server: &Server) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", server.id())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
-    let kib = line.and_then(|line| line.split_whitespace().nth(1));
-    kib.unwrap().parse::<u64>().unwrap() / 1024
-}
 
 fn proxy(settings: &[&str]) -> (FaultyPeer, Server) {
     let peer = FaultyPeer::start();
@@ -78,7 +70,7 @@ async fn five_hundred_readers_of_a_missing_blob_cost_one_fetch() {
     read_all(&peer, &server, &content).await;
     assert_eq!(peer.calls(Method::Read).len(), 1);
     assert_eq!(peer.bytes_read(), content.len() as u64);
-    let peak = peak_mib(&server);
+    let peak = server.peak_memory() / MIB as u64;
     assert!(peak < 300, "{peak} MiB");
 }
 
@@ -90,7 +82,7 @@ async fn five_hundred_readers_cost_at_most_two_fetches_without_local_space() {
     peer.put(&content);
     read_all(&peer, &server, &content).await;
     assert!(peer.bytes_read() <= 2 * content.len() as u64);
-    let peak = peak_mib(&server);
+    let peak = server.peak_memory() / MIB as u64;
     assert!(peak < 300, "{peak} MiB");
 }
 

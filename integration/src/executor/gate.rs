@@ -155,10 +155,7 @@ impl Gate {
     pub fn starts(&self) -> usize {
         let mut reports = [0; 4096];
         let more = match (&self.started).read(&mut reports) {
-            Ok(size) => reports[..size]
-                .iter()
-                .filter(|&&byte| byte == b'\n')
-                .count(),
+            Ok(size) => String::from_utf8_lossy(&reports[..size]).lines().count(),
             Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
             Err(error) => panic!("reading reports: {error}"),
         };

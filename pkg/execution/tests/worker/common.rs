@@ -36,6 +36,8 @@ pub(crate) struct Fixture {
     runtime: Runtime,
     /// Set if nodes isolate actions.
     pub(crate) is_isolated: bool,
+    /// The first user of actions, if they have users of their own without isolation.
+    first_user: Option<u32>,
 }
 
 impl Fixture {
@@ -44,7 +46,18 @@ impl Fixture {
             launcher: Arc::new(launcher),
             runtime: Runtime::new().unwrap(),
             is_isolated: false,
+            first_user: None,
         }
+    }
+
+    /// Gives each action of later nodes a user of its own.
+    pub(crate) fn set_user(&mut self) {
+        self.first_user = Some(USER);
+    }
+
+    /// Returns whether actions own their inputs.
+    pub(crate) fn owns_inputs(&self) -> bool {
+        self.first_user.is_none() && !(self.is_isolated && has_users())
     }
 
     /// Isolates the actions of later nodes, or returns why the system does not allow it.
@@ -102,8 +115,9 @@ impl Fixture {
     }
 
     fn change(&self, change: impl FnOnce(&mut Options)) -> impl FnOnce(&mut Options) {
-        let is_isolated = self.is_isolated;
+        let (is_isolated, first_user) = (self.is_isolated, self.first_user);
         move |options| {
+            options.first_user = first_user;
             change(options);
             if is_isolated {
                 isolate(options);

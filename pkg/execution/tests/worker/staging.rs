@@ -1,11 +1,13 @@
 //! The input tree that a command sees.
 
+use std::fs;
+
 use prost_types::Timestamp;
 use reapi::v2::NodeProperties;
 
 use crate::{
     Test,
-    action::Action,
+    action::{Action, SHA256},
     common::{Fixture, PATH, USER, code, has_users},
 };
 
@@ -19,6 +21,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("files_with_properties_are_private_copies", properties),
     ("names_of_one_blob_are_different_files", twins),
     ("an_archive_of_inputs_has_no_hard_links", archive),
+    (
+        "a_blob_with_as_many_links_as_are_allowed_is_copied",
+        many_links,
+    ),
     ("parents_of_outputs_exist_and_outputs_do_not", parents),
     (
         "outputs_may_be_below_a_symlinked_input_directory",
@@ -144,6 +150,29 @@ fn archive(fixture: &Fixture) {
             .file("a", "same\n")
             .file("b", "same\n");
         assert_eq!(node.stdout(&action).await, "0\n1\n1\n");
+    });
+}
+
+fn many_links(fixture: &Fixture) {
+    /// More than ext4 allows. Other file systems have no limit within reach.
+    const MANY: u32 = 65_100;
+    fixture.run(async {
+        let node = fixture.node().await;
+        let content = "content with many links\n";
+        let action = |script: &str| Action::script(script).file("input", content);
+        assert_eq!(node.stdout(&action("cat input")).await, content);
+        let hex = SHA256.digest(content.as_bytes()).hex();
+        let blob = format!("cache/cas/{}/{}/{hex}", &hex[..2], &hex[2..4]);
+        let (blob, links) = (node.dir.path().join(blob), node.dir.path().join("links"));
+        fs::create_dir(&links).unwrap();
+        let link = |name: u32| fs::hard_link(&blob, links.join(name.to_string()));
+        if (0..MANY).all(|name| link(name).is_ok()) {
+            return;
+        }
+        let stdout = node
+            .stdout(&action("cat input; stat -c '%a %h' input"))
+            .await;
+        assert_eq!(stdout, format!("{content}555 1\n"));
     });
 }
 

@@ -7,11 +7,12 @@ use std::{
     time::SystemTime,
 };
 
-use gorego_sandbox::Exit;
+use gorego_sandbox::{Exit, Launch};
 
 use crate::{
     Test,
     common::{Fixture, Root},
+    isolation::Action,
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -39,16 +40,45 @@ pub(crate) const TESTS: &[Test] = &[
     ("usage_counts_all_processes", usage_counts_all_processes),
 ];
 
+/// The tests of a system that allows isolation.
+pub(crate) const ISOLATED: &[Test] = &[
+    (
+        "isolated_environment_is_exact",
+        isolated_environment_is_exact,
+    ),
+    (
+        "isolated_program_is_found_in_three_forms",
+        isolated_program_is_found_in_three_forms,
+    ),
+    (
+        "isolated_exit_codes_and_signals_are_reported",
+        isolated_exit_codes_and_signals_are_reported,
+    ),
+    (
+        "a_gibibyte_of_isolated_output_passes",
+        a_gibibyte_of_isolated_output_passes,
+    ),
+];
+
+const VARIABLES: [(&str, &str); 4] = [
+    ("B", "two words"),
+    ("A", "x=y"),
+    ("EMPTY", ""),
+    ("UNICODE", "gr\u{fc}n"),
+];
+
 fn environment_is_exact(fixture: &Fixture) {
     let root = Root::new();
-    let mut launch = root.launch(&["/usr/bin/env"]);
-    let variables = [
-        ("B", "two words"),
-        ("A", "x=y"),
-        ("EMPTY", ""),
-        ("UNICODE", "gr\u{fc}n"),
-    ];
-    launch.environment = variables
+    assert_environment(fixture, &root, root.launch(&["/usr/bin/env"]));
+}
+
+fn isolated_environment_is_exact(fixture: &Fixture) {
+    let action = Action::new();
+    assert_environment(fixture, &action.root, action.launch(&["/usr/bin/env"]));
+}
+
+fn assert_environment(fixture: &Fixture, root: &Root, mut launch: Launch) {
+    launch.environment = VARIABLES
         .map(|(name, value)| (name.into(), value.into()))
         .into();
     assert_eq!(fixture.run(launch).unwrap().exit, Exit::Code(0));
@@ -60,18 +90,33 @@ fn environment_is_exact(fixture: &Fixture) {
 
 fn program_is_found_in_three_forms(fixture: &Fixture) {
     let root = Root::new();
-    let path = root.executable("some/bin/tool", "#!/bin/sh\necho \"$0\"");
-    let path = path.to_str().unwrap();
-    let absolute_bin = path.strip_suffix("/tool").unwrap();
+    let path = root.path("").display().to_string();
+    assert_found(fixture, &root, path.trim_end_matches('/'), |program| {
+        root.launch(&[program])
+    });
+}
+
+fn isolated_program_is_found_in_three_forms(fixture: &Fixture) {
+    let action = Action::new();
+    assert_found(fixture, &action.root, "/gorego/root", |program| {
+        action.launch(&[program])
+    });
+}
+
+/// Checks the forms of a program's name, in an input root at `seen`.
+fn assert_found(fixture: &Fixture, root: &Root, seen: &str, launch: impl Fn(&str) -> Launch) {
+    root.executable("some/bin/tool", "#!/bin/sh\necho \"$0\"");
+    let absolute_bin = format!("{seen}/some/bin");
+    let path = format!("{absolute_bin}/tool");
     let cases = [
-        (path, "/nothing", path),
+        (path.as_str(), "/nothing", path.as_str()),
         ("bin/tool", "/nothing", "bin/tool"),
         ("../some/bin/tool", "", "../some/bin/tool"),
-        ("tool", absolute_bin, path),
+        ("tool", &absolute_bin, &path),
         ("tool", "/nothing:bin", "bin/tool"),
     ];
     for (program, search, name) in cases {
-        let mut launch = root.launch(&[program]);
+        let mut launch = launch(program);
         launch.working_directory = "some".to_owned();
         launch.environment = vec![("PATH".to_owned(), search.to_owned())];
         let ended = fixture.run(launch);
@@ -127,10 +172,28 @@ fn signal_is_reported(fixture: &Fixture) {
     }
 }
 
-/// The output is sparse, so that it takes no disk.
+fn isolated_exit_codes_and_signals_are_reported(fixture: &Fixture) {
+    let exit_of = |script: &str| fixture.run(Action::new().script(script)).unwrap().exit;
+    for code in [0, 1, 127, 255] {
+        assert_eq!(exit_of(&format!("exit {code}")), Exit::Code(code));
+    }
+    for signal in [1, 6, 9, 11, 13, 15] {
+        assert_eq!(exit_of(&format!("kill -{signal} $$")), Exit::Signal(signal));
+    }
+}
+
 fn a_gibibyte_of_output_passes(fixture: &Fixture) {
-    let root = Root::new();
-    let launch = root.script("exec dd if=/dev/zero bs=1M count=1 seek=1023");
+    assert_gibibyte(fixture, Root::new().script(GIBIBYTE));
+}
+
+fn a_gibibyte_of_isolated_output_passes(fixture: &Fixture) {
+    assert_gibibyte(fixture, Action::new().script(GIBIBYTE));
+}
+
+/// The output is sparse, so that it takes no disk.
+const GIBIBYTE: &str = "exec dd if=/dev/zero bs=1M count=1 seek=1023";
+
+fn assert_gibibyte(fixture: &Fixture, launch: Launch) {
     let output = File::from(launch.stdout.try_clone().unwrap());
     assert_eq!(fixture.run(launch).unwrap().exit, Exit::Code(0));
     assert_eq!(output.metadata().unwrap().size(), 1 << 30);

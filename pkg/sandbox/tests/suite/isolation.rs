@@ -125,7 +125,7 @@ impl Action {
         }
     }
 
-    fn launch(&self, argv: &[&str]) -> Launch {
+    pub(crate) fn launch(&self, argv: &[&str]) -> Launch {
         let mut launch = self.root.launch(argv);
         launch.user = user();
         launch.isolation = Some(self.isolation.clone());

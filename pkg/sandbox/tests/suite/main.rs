@@ -62,6 +62,7 @@ fn main() -> ExitCode {
     let selected = |(name, _): &&Test| filter.is_none_or(|filter| name.contains(filter.as_str()));
     let isolated: &[_] = match isolation::level(&fixture) {
         Level::Full => &[
+            command::ISOLATED,
             isolation::TESTS,
             namespaces::TESTS,
             namespaces::ANEW,
