@@ -139,7 +139,7 @@ pub enum Excess {
         /// The limit.
         limit: u64,
     },
-    /// What it wrote to disk cannot be measured.
+    /// Its directories cannot be measured.
     Unmeasured {
         /// The most levels of directories, not in bytes.
         levels: u64,

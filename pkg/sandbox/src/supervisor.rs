@@ -45,7 +45,7 @@ use crate::{
 /// The unit of disk blocks.
 const BLOCK: u64 = 512;
 
-/// What a command gets from the launcher.
+/// The place of a command among those that run.
 #[derive(Clone, Copy)]
 pub(crate) struct Slot<'a> {
     /// The groups.

@@ -102,7 +102,7 @@ fn isolate(socket: &UnixStream) -> io::Result<Signals> {
 struct Service {
     signals: Signals,
     groups: Option<Groups>,
-    /// What measures the memory of commands without groups.
+    /// The list of processes where commands have no groups.
     measurer: Option<Measurer>,
     /// The names of groups.
     names: Names,
