@@ -139,11 +139,8 @@ pub enum Excess {
         /// The limit.
         limit: u64,
     },
-    /// Its directories cannot be measured.
-    Unmeasured {
-        /// The most levels of directories, not in bytes.
-        levels: u64,
-    },
+    /// What it wrote to disk is not known: it closed its directories again and again.
+    Unmeasured,
 }
 
 /// The control groups that launched commands have.

@@ -138,8 +138,7 @@ impl Scratch {
         let skipped = self.skipped.as_ref().and_then(|root| fstat(root).ok());
         let skipped = skipped.map(|stat| (stat.st_dev, stat.st_ino));
         let Ok(size) = scratch::size(&self.directory, skipped, processes) else {
-            let levels = scratch::DEPTH;
-            return Some(Excess::Unmeasured { levels });
+            return Some(Excess::Unmeasured);
         };
         let used = size.saturating_sub(self.limit.given);
         (used > limit).then_some(Excess::Scratch { used, limit })
