@@ -139,7 +139,7 @@ pub enum Excess {
         /// The limit.
         limit: u64,
     },
-    /// What it wrote to disk is not known: it closed its directories again and again.
+    /// Its directories cannot be measured, as it closed them again and again.
     Unmeasured,
 }
 
