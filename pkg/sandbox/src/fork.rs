@@ -11,7 +11,7 @@
 use std::{
     fs, io,
     ops::RangeInclusive,
-    os::fd::{AsFd, AsRawFd as _, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     panic::{self, AssertUnwindSafe},
     thread,
     time::{Duration, Instant},
@@ -187,10 +187,14 @@ fn unshare(namespace: c_int) -> io::Result<()> {
 
 /// Closes every descriptor but the standard ones and `kept`. Only for a forked process: what it inherited still has
 /// owners, but none of them runs again, as the process exits without unwinding into them.
-pub(crate) fn close_descriptors(kept: impl AsFd) -> io::Result<()> {
-    let kept = kept.as_fd().as_raw_fd();
-    if close_range(3..=kept - 1)
-        .and_then(|()| close_range(kept + 1..=RawFd::MAX))
+pub(crate) fn close_descriptors(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut kept: Vec<RawFd> = kept.iter().map(AsRawFd::as_raw_fd).collect();
+    kept.sort_unstable();
+    let begins = [3].into_iter().chain(kept.iter().map(|kept| kept + 1));
+    let ends = kept.iter().map(|kept| kept - 1).chain([RawFd::MAX]);
+    if begins
+        .zip(ends)
+        .try_for_each(|(begin, end)| close_range(begin..=end))
         .is_ok()
     {
         return Ok(());
@@ -199,7 +203,7 @@ pub(crate) fn close_descriptors(kept: impl AsFd) -> io::Result<()> {
     let open: Vec<RawFd> = fs::read_dir("/proc/self/fd")?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .collect();
-    for descriptor in open.into_iter().filter(|fd| *fd > 2 && *fd != kept) {
+    for descriptor in open.into_iter().filter(|fd| *fd > 2 && !kept.contains(fd)) {
         // SAFETY: as above.
         unsafe { libc::close(descriptor) };
     }

@@ -144,11 +144,8 @@ pub enum Excess {
         /// The limit.
         limit: u64,
     },
-    /// What it wrote to disk cannot be measured.
-    Unmeasured {
-        /// The most levels of directories, not in bytes.
-        levels: u64,
-    },
+    /// Its directories cannot be measured, as it closed them again and again.
+    Unmeasured,
 }
 
 /// The control groups that launched commands have.

@@ -20,7 +20,8 @@
 //! ```
 //!
 //! Each command has a control group of its own, where the system allows it, which limits its memory and its processes
-//! ([`Launcher::control_groups`]). Elsewhere the supervisor measures the memory and kills the command.
+//! ([`Launcher::control_groups`]). Elsewhere the launcher measures the memory, and the supervisor kills the
+//! command.
 //!
 //! Every process of an action is killed when the command ends, when the action is stopped, and when the server, the
 //! launcher or the supervisor dies. An action of their user can send them `SIGSTOP`, unless it is isolated: the launcher
@@ -33,6 +34,7 @@ mod launch;
 mod launcher;
 mod live;
 mod process;
+mod snapshot;
 mod supervisor;
 mod tree;
 mod users;

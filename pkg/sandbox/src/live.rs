@@ -87,13 +87,14 @@ impl Process {
 }
 
 /// All processes of the system.
-struct Processes {
+pub(crate) struct Processes {
     all: HashMap<i32, Process>,
     children: HashMap<i32, Vec<i32>>,
 }
 
 impl Processes {
-    fn read() -> Self {
+    /// Reads `/proc`.
+    pub(crate) fn read() -> Self {
         let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
         let is_process = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
         let processes = entries
@@ -109,6 +110,14 @@ impl Processes {
             children.entry(process.parent).or_default().push(*pid);
         }
         Self { all, children }
+    }
+
+    /// Returns the pid of each process, that of its parent, and its resident memory in bytes.
+    pub(crate) fn resident(&self) -> impl Iterator<Item = (i32, i32, u64)> {
+        self.all.iter().map(|(pid, process)| {
+            let resident = process.resident_pages.saturating_mul(page_size() as u64);
+            (*pid, process.parent, resident)
+        })
     }
 
     /// Returns what the descendants of a supervisor use.

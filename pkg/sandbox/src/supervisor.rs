@@ -14,7 +14,7 @@ mod scratch;
 use std::{
     fs::File,
     io::{self, PipeReader, Read as _, Write as _},
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd, OwnedFd},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -40,13 +40,14 @@ use crate::{
     cgroup::{Consumption, Group, Groups},
     fork,
     process::{Signals, Wake, establish},
+    snapshot::Snapshot,
     wire::{self, Answer, Order, Refusal},
 };
 
 /// The unit of disk blocks.
 const BLOCK: u64 = 512;
 
-/// What a command gets from the launcher.
+/// The place of a command among those that run.
 #[derive(Clone, Copy)]
 pub(crate) struct Slot<'a> {
     /// The groups.
@@ -55,6 +56,8 @@ pub(crate) struct Slot<'a> {
     pub(crate) name: u32,
     /// Set if this process is in the network namespace for it.
     pub(crate) has_network: bool,
+    /// The processes of the system, where there are no groups.
+    pub(crate) snapshot: Option<&'a Snapshot>,
 }
 
 /// Runs the command that arrives on `control`, in a slot, and reports its end. The caller is a new child of
@@ -97,7 +100,7 @@ fn serve(
     slot: Slot<'_>,
     group: &mut Option<Group>,
 ) -> io::Result<Option<Answer>> {
-    let signals = detach(control)?;
+    let signals = detach(control, slot.snapshot)?;
     if getppid() != Some(launcher) {
         return Ok(None);
     }
@@ -119,7 +122,7 @@ fn serve(
         launcher,
         family: Family::new(pid, signals),
         is_isolated,
-        monitor: Monitor::new(&limits, group, scratch),
+        monitor: Monitor::new(&limits, group, slot.snapshot, scratch),
     };
     let cause = supervisor.watch(control, timeout, kill_delay)?;
     let by_itself = !cause.timed_out && cause.excess.is_none();
@@ -215,8 +218,10 @@ fn scratch(order: &Order, descriptors: &mut Vec<OwnedFd>) -> io::Result<Option<S
 }
 
 /// Detaches this process from what it inherited from the launcher, and names it to the server. Returns its signals.
-fn detach(control: &File) -> io::Result<Signals> {
-    fork::close_descriptors(control)?;
+fn detach(control: &File, snapshot: Option<&Snapshot>) -> io::Result<Signals> {
+    let snapshot = snapshot.map(AsFd::as_fd);
+    let kept: Vec<_> = snapshot.into_iter().chain([control.as_fd()]).collect();
+    fork::close_descriptors(&kept)?;
     establish(c"gorego-action")?;
     // Killing stops processes first, which must not cause the next pass at once.
     fork::ignore_stopped_children()?;

@@ -69,11 +69,9 @@ pub(crate) fn describe(excess: &Excess) -> String {
         Excess::Scratch { used, limit } => {
             ("killed: wrote to disk", used, limit, "max_scratch_bytes")
         }
-        Excess::Unmeasured { levels } => {
-            return format!(
-                "killed: what it wrote to disk cannot be measured, as its directories have more than {levels} levels or \
-                 cannot be opened (execution.max_scratch_bytes)"
-            );
+        Excess::Unmeasured => {
+            let why = "killed: what it wrote to disk cannot be measured, as directories were closed again and again";
+            return format!("{why} (execution.max_scratch_bytes)");
         }
     };
     format!(

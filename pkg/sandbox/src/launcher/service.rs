@@ -6,7 +6,7 @@ use std::{
     fs::File,
     io::{self, Write as _},
     os::{fd::AsFd, unix::net::UnixStream},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::sys::signal::Signal;
@@ -25,10 +25,16 @@ use crate::{
     cgroup::Groups,
     fork,
     process::{Children, Signals, Wake, establish, reap},
+    snapshot::Snapshot,
     supervisor::{self, Slot},
     tree::{self, FIRST_PASS, next_pass},
     wire::{self, Ready, Wish},
 };
+
+/// The least time between two lists of processes.
+const PERIOD: Duration = Duration::from_millis(100);
+/// The same as a multiple of the time that the last one took.
+const PAUSE: u32 = 20;
 
 /// Serves `socket` until the server is gone and no process of an action is left. Without `memory`, commands have no
 /// control groups.
@@ -47,9 +53,11 @@ pub(super) fn run(mut socket: &UnixStream, memory: Option<u64>) -> io::Result<()
     let Ok(signals) = isolated else {
         return Ok(());
     };
+    let groups = groups.ok();
     let mut launcher = Service {
         signals,
-        groups: groups.ok(),
+        measurer: groups.is_none().then(Measurer::create).transpose()?,
+        groups,
         names: Names::default(),
         networks: Networks::open().ok(),
         supervisors: HashMap::new(),
@@ -64,7 +72,8 @@ pub(super) fn run(mut socket: &UnixStream, memory: Option<u64>) -> io::Result<()
             return Ok(());
         }
         let peer = server.map(AsFd::as_fd);
-        let wake = launcher.signals.wait(peer, launcher.orphans)?;
+        let left = launcher.orphans.into_iter().chain(launcher.measure()).min();
+        let wake = launcher.signals.wait(peer, left)?;
         if let (Wake::Peer, Some(socket)) = (wake, server)
             && !launcher.accept(socket)?
         {
@@ -76,7 +85,7 @@ pub(super) fn run(mut socket: &UnixStream, memory: Option<u64>) -> io::Result<()
 /// Detaches this process from what it inherited from the server. Returns its signals.
 fn isolate(socket: &UnixStream) -> io::Result<Signals> {
     fork::reset_signals()?;
-    fork::close_descriptors(socket)?;
+    fork::close_descriptors(&[socket.as_fd()])?;
     let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     dup2_stdin(&null)?;
     dup2_stdout(&null)?;
@@ -93,6 +102,8 @@ fn isolate(socket: &UnixStream) -> io::Result<Signals> {
 struct Service {
     signals: Signals,
     groups: Option<Groups>,
+    /// The list of processes where commands have no groups.
+    measurer: Option<Measurer>,
     /// The names of groups.
     names: Names,
     /// `None`: supervisors create network namespaces.
@@ -102,6 +113,32 @@ struct Service {
     lost: Vec<Supervisor>,
     /// The time until the next pass if processes of dead supervisors, now children of this process, may be left.
     orphans: Option<Duration>,
+}
+
+/// A list of processes, and the time of the next one.
+struct Measurer {
+    snapshot: Snapshot,
+    due: Instant,
+}
+
+impl Measurer {
+    fn create() -> io::Result<Self> {
+        Ok(Self {
+            snapshot: Snapshot::create()?,
+            due: Instant::now(),
+        })
+    }
+
+    /// Lists the processes if it is time. Returns the time that is left then.
+    fn measure(&mut self) -> Duration {
+        let now = Instant::now();
+        if self.due <= now {
+            // Without memory for the list, commands are measured later.
+            let _ = self.snapshot.update();
+            self.due = now + PERIOD.max(now.elapsed().saturating_mul(PAUSE));
+        }
+        self.due.saturating_duration_since(Instant::now())
+    }
 }
 
 /// A supervisor, and what is left to do when it has died.
@@ -174,6 +211,13 @@ impl Service {
         Ok(())
     }
 
+    /// Measures the commands if it is time. Returns the time that is left then; `None` without commands.
+    fn measure(&mut self) -> Option<Duration> {
+        let measurer = self.measurer.as_mut();
+        let measurer = measurer.filter(|_| !self.supervisors.is_empty());
+        measurer.map(Measurer::measure)
+    }
+
     fn kill_orphans(&mut self) {
         if let Some(pass) = self.orphans {
             let spared: HashSet<Pid> = self.supervisors.keys().copied().collect();
@@ -212,6 +256,7 @@ impl Service {
             groups: self.groups.as_ref(),
             name,
             has_network: network.is_some(),
+            snapshot: self.measurer.as_ref().map(|measurer| &measurer.snapshot),
         };
         let run = || {
             network.iter().try_for_each(Network::enter)?;

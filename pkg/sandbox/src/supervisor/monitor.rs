@@ -7,17 +7,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::fs::fstat;
+use rustix::{fs::fstat, process::Pid};
 
 use super::scratch;
 use crate::{
     Excess, Limits, ScratchLimit,
     cgroup::{Consumption, Group},
-    tree::{self, Process},
+    snapshot::Snapshot,
+    tree,
 };
 
-/// The time between two measurements of memory.
-const MEMORY_PERIOD: Duration = Duration::from_millis(250);
+/// The time between two looks at the memory of a control group, and at that which the launcher measured.
+const GROUP_PERIOD: Duration = Duration::from_millis(250);
+const SNAPSHOT_PERIOD: Duration = Duration::from_millis(150);
 /// The time between two measurements of the disk.
 const SCRATCH_PERIOD: Duration = Duration::from_secs(1);
 /// The least time between two measurements, as a multiple of the time that the last one took.
@@ -26,7 +28,10 @@ const PAUSE: u32 = 20;
 /// The limits of a running command, and the times of their next comparisons.
 pub(super) struct Monitor<'a> {
     group: Option<&'a Group>,
+    snapshot: Option<&'a Snapshot>,
     memory: Option<(u64, Instant)>,
+    /// The time between two comparisons of memory.
+    period: Duration,
     scratch: Option<(Scratch, Instant)>,
     /// The greatest resident memory of all processes that was measured.
     pub(super) peak: u64,
@@ -41,12 +46,20 @@ pub(super) struct Scratch {
 }
 
 impl<'a> Monitor<'a> {
-    pub(super) fn new(limits: &Limits, group: Option<&'a Group>, scratch: Option<Scratch>) -> Self {
+    pub(super) fn new(
+        limits: &Limits,
+        group: Option<&'a Group>,
+        snapshot: Option<&'a Snapshot>,
+        scratch: Option<Scratch>,
+    ) -> Self {
         let now = Instant::now();
+        let period = group.map_or(SNAPSHOT_PERIOD, |_| GROUP_PERIOD);
         Self {
             group,
+            snapshot,
+            period,
             // The kernel limits the memory of a group. Where it kills only one process of it, the others follow.
-            memory: limits.memory.map(|limit| (limit, now + MEMORY_PERIOD)),
+            memory: limits.memory.map(|limit| (limit, now + period)),
             scratch: scratch.map(|scratch| (scratch, now + SCRATCH_PERIOD)),
             peak: 0,
         }
@@ -65,13 +78,19 @@ impl<'a> Monitor<'a> {
         let now = Instant::now();
         if let Some((limit, _)) = self.memory.filter(|(_, due)| *due <= now) {
             let excess = self.compare_memory(limit);
-            self.memory = Some((limit, next(now, MEMORY_PERIOD)));
+            self.memory = Some((limit, next(now, self.period)));
             if excess.is_some() {
                 return excess;
             }
         }
-        let (scratch, due) = self.scratch.as_mut().filter(|(_, due)| *due <= now)?;
-        let excess = scratch.compare(self.group);
+        self.scratch.as_ref().filter(|(_, due)| *due <= now)?;
+        let processes = self.group.and_then(Group::processes);
+        let processes = processes.unwrap_or_else(|| {
+            let all = self.processes().into_iter();
+            all.map(|(pid, _)| pid).collect()
+        });
+        let (scratch, due) = self.scratch.as_mut()?;
+        let excess = scratch.compare(&processes);
         *due = next(now, SCRATCH_PERIOD);
         excess
     }
@@ -80,14 +99,29 @@ impl<'a> Monitor<'a> {
         if let Some(group) = self.group {
             return out_of_memory(&group.consumption(), limit);
         }
-        let processes = tree::descendants();
-        let mut used = processes.iter().map(resident).sum();
+        let processes = self.processes();
+        let mut used = processes.iter().map(|(_, resident)| resident).sum();
         if used > limit {
             // Pages that processes share count for each of them, so that a large sum is not proof.
-            used = processes.iter().map(proportional).sum();
+            let processes = processes.iter();
+            used = processes
+                .map(|(pid, resident)| proportional(*pid).unwrap_or(*resident))
+                .sum();
         }
         self.peak = self.peak.max(used);
         (used > limit).then_some(Excess::Memory { used, limit })
+    }
+}
+
+impl Monitor<'_> {
+    /// Returns the descendants, with their resident memory in bytes.
+    fn processes(&self) -> Vec<(Pid, u64)> {
+        let listed = self.snapshot.map(Snapshot::descendants);
+        listed.and_then(Result::ok).unwrap_or_else(|| {
+            let tree = tree::descendants().into_iter();
+            tree.map(|process| (process.pid, resident(process.pid)))
+                .collect()
+        })
     }
 }
 
@@ -99,17 +133,12 @@ pub(super) fn out_of_memory(used: &Consumption, limit: u64) -> Option<Excess> {
 }
 
 impl Scratch {
-    fn compare(&self, group: Option<&Group>) -> Option<Excess> {
+    fn compare(&self, processes: &[Pid]) -> Option<Excess> {
         let limit = self.limit.added;
         let skipped = self.skipped.as_ref().and_then(|root| fstat(root).ok());
         let skipped = skipped.map(|stat| (stat.st_dev, stat.st_ino));
-        let processes = group.and_then(Group::processes).unwrap_or_else(|| {
-            let tree = tree::descendants();
-            tree.iter().map(|process| process.pid).collect()
-        });
-        let Ok(size) = scratch::size(&self.directory, skipped, &processes) else {
-            let levels = scratch::DEPTH;
-            return Some(Excess::Unmeasured { levels });
+        let Ok(size) = scratch::size(&self.directory, skipped, processes) else {
+            return Some(Excess::Unmeasured);
         };
         let used = size.saturating_sub(self.limit.given);
         (used > limit).then_some(Excess::Scratch { used, limit })
@@ -123,19 +152,19 @@ fn next(begin: Instant, period: Duration) -> Instant {
 }
 
 /// Returns the resident memory of a process in bytes.
-fn resident(process: &Process) -> u64 {
-    kib(process, "status", "VmRSS:").unwrap_or_default()
+fn resident(pid: Pid) -> u64 {
+    kib(pid, "status", "VmRSS:").unwrap_or_default()
 }
 
-/// Returns the resident memory of a process with its share of the pages that it shares with others, in bytes. Without
-/// permission to read that, all of those.
-fn proportional(process: &Process) -> u64 {
-    kib(process, "smaps_rollup", "Pss:").unwrap_or_else(|| resident(process))
+/// Returns the resident memory of a process with its share of the pages that it shares with others, in bytes; `None`
+/// without permission to read that, or if the process has ended.
+fn proportional(pid: Pid) -> Option<u64> {
+    kib(pid, "smaps_rollup", "Pss:")
 }
 
-/// Returns a number of bytes from a file in `/proc` that has it in KiB; `None` if the process has ended.
-fn kib(process: &Process, file: &str, key: &str) -> Option<u64> {
-    let path = format!("/proc/{}/{file}", process.pid.as_raw_pid());
+/// Returns a number of bytes from a file in `/proc` that has it in KiB.
+fn kib(pid: Pid, file: &str, key: &str) -> Option<u64> {
+    let path = format!("/proc/{}/{file}", pid.as_raw_pid());
     let text = fs::read_to_string(path).ok()?;
     let value = text.lines().find_map(|line| line.strip_prefix(key))?;
     let kib: u64 = value.trim().strip_suffix(" kB")?.parse().ok()?;

@@ -20,8 +20,8 @@ use rustix::{
 
 /// The unit of `st_blocks`.
 const BLOCK: u64 = 512;
-/// The most levels of directories, each of which takes a descriptor.
-pub(super) const DEPTH: u64 = 400;
+/// The most levels of directories, each of which takes a descriptor. Files further down are not counted.
+const DEPTH: u64 = 400;
 /// The most tries to open a directory.
 const TRIES: u32 = 3;
 /// The bytes of a buffer for names in a directory.
@@ -35,7 +35,7 @@ const HUGETLBFS: u64 = 0x9584_58f6;
 /// A file: its device and its number there.
 type File = (u64, u64);
 
-/// The reason why a size is not known: directories that are too deep, or that cannot be opened.
+/// The reason why a size is not known: a directory cannot be opened.
 #[derive(Debug)]
 pub(super) struct Unmeasured;
 
@@ -85,11 +85,11 @@ impl Walk {
             }
             let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
             self.count(&stat, is_directory);
-            if is_directory {
-                let below = depth.checked_sub(1).ok_or(Unmeasured)?;
-                if let Some(opened) = Opened::open(directory, name)? {
-                    self.directory(&opened.directory, below)?;
-                }
+            if is_directory
+                && depth > 0
+                && let Some(opened) = Opened::open(directory, name)?
+            {
+                self.directory(&opened.directory, depth - 1)?;
             }
         }
         Ok(())

@@ -62,10 +62,6 @@ pub(crate) const TESTS: &[Test] = &[
         a_deleted_file_that_is_too_large_ends_the_command,
     ),
     (
-        "limited_scratch_ends_a_command_that_hides_files_too_deep_to_be_measured",
-        directories_that_are_too_deep_end_the_command,
-    ),
-    (
         "limits_hold_without_control_groups",
         limits_hold_without_control_groups,
     ),
@@ -166,13 +162,6 @@ fn a_file_that_is_too_large_ends_the_command(fixture: &Fixture) {
 fn a_deleted_file_that_is_too_large_ends_the_command(fixture: &Fixture) {
     let script = "exec 3>file; rm file; head -c 20971520 /dev/zero >&3; exec sleep 1000";
     assert_too_large(&run_with_scratch(fixture, script));
-}
-
-fn directories_that_are_too_deep_end_the_command(fixture: &Fixture) {
-    let script = "i=0; while [ $i -lt 450 ]; do mkdir d; cd d; i=$((i + 1)); done
-        head -c 20971520 /dev/zero >file; exec sleep 1000";
-    let excess = run_with_scratch(fixture, script).excess;
-    assert_eq!(excess, Some(Excess::Unmeasured { levels: 400 }));
 }
 
 fn limited_scratch_includes_closed_directories(fixture: &Fixture) {
