@@ -181,7 +181,7 @@ async fn every_path_and_field_of_the_api_is_documented() {
         "blobs",
         "aspect",
         "evidence",
-        "steps",
+        "phases",
     ] {
         assert!(fields.contains(expected), "no {expected} in {fields:?}");
     }

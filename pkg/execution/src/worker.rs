@@ -271,9 +271,11 @@ impl Worker<Job, ExecuteResponse> for NodeWorker {
 
     async fn ready(&self) {
         // Where the space is unknown, the action itself finds the disk full.
-        self.shortage
-            .passed(|| self.build_root.space().unwrap_or_default())
-            .await;
+        let space = || self.build_root.space().unwrap_or_default();
+        if space().is_little() {
+            Trash(Arc::clone(&self.build_root)).empty(&self.stop).await;
+        }
+        self.shortage.passed(space).await;
     }
 
     async fn run(&self, attempt: Attempt<Job>) -> Report<ExecuteResponse> {

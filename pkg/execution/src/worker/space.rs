@@ -13,12 +13,22 @@ const PERIOD: Duration = Duration::from_millis(500);
 const LOOKS: u32 = 60;
 /// The most of a file system that is to be free: one in this many bytes.
 const SHARE: u64 = 20;
+/// The free space below which an action waits for the deletion of earlier ones' directories, in bytes, if it is also
+/// less than that share.
+const LITTLE: u64 = 1 << 30;
 
 /// The space on a file system, in bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Space {
     pub(crate) free: u64,
     pub(crate) total: u64,
+}
+
+impl Space {
+    /// Returns whether an action may need the space of directories that are about to be deleted.
+    pub(super) fn is_little(self) -> bool {
+        self.free < LITTLE.min(self.total / SHARE)
+    }
 }
 
 /// The shortage of disk space, during which no action starts.
