@@ -19,7 +19,7 @@ use std::{
 
 use gorego_config::{Config, LoadedConfig, Pairs, UnknownPlatform};
 use gorego_execution::{BuildRootError, Executor, NodeWorker, Options, ProbeError, VerifiedWorker};
-use gorego_sandbox::{ControlGroups, Launcher, Level};
+use gorego_sandbox::{ControlGroups, Launcher, Level, Means};
 use gorego_scheduler::{Generation, NameError};
 use gorego_telemetry::{
     self as telemetry, AttemptCounts, MeteredWorker, builds::ExplainedWorker, web::ActionSource,
@@ -245,7 +245,10 @@ fn limits(groups: &ControlGroups, options: &Options) -> String {
         }
         ControlGroups::None(why) => why,
     };
-    let has_own_processes = options.first_user.is_some() || options.isolation.is_some();
+    let isolation = options.isolation.as_ref();
+    // That of another program is not known to limit them.
+    let is_limited = isolation.is_some_and(|it| !matches!(it.by, Means::Program(_)));
+    let has_own_processes = options.first_user.is_some() || is_limited;
     let processes = if has_own_processes {
         "their processes by user"
     } else {

@@ -28,8 +28,8 @@ pub enum User {
     Mountless,
 }
 
-/// Runs a program as an ordinary user, in a namespace after the number in the file of the first argument was set to that
-/// of the second.
+/// Runs a program as an ordinary user, in a namespace where the limit that the first argument names is set to the
+/// second argument.
 const CONFINE: &str = "echo $2 >/proc/sys/user/$1 && shift 2 \
     && exec unshare --user --map-user=1000 --map-group=1000 -- \"$@\"";
 

@@ -78,8 +78,8 @@ section! {
         /// that an action loads into it, can carry something over from one action to the next; so all clients of an
         /// instance have to trust each other.
         enabled: bool = false,
-        /// The most workers, idle or not. Each idle one keeps its memory; all of them together at most a quarter of
-        /// `execution.memory`, which running actions do not get. 0 for `execution.concurrency`.
+        /// The most workers, idle or not. 0 for `execution.concurrency`. The idle ones together keep at most a quarter of
+        /// `execution.memory`, which running actions do not get.
         max: u32 = 0,
         /// The time after which an idle worker ends.
         idle_timeout: Duration = Duration::from_mins(5),
@@ -90,10 +90,11 @@ section! {
 
 section! {
     /// The sandbox around an action, at the level `full`: namespaces of its own, with the files of this machine
-    /// read-only. At the level `processes`, files are not isolated. At the level `plain` there is no sandbox.
+    /// read-only. At the level `external`, the program of `execution.sandbox.binary_path` creates the sandbox. At the
+    /// level `processes`, files are not isolated. At the level `plain` there is no sandbox.
     Sandbox {
-        /// Isolates actions. `auto` does so as far as the system allows it, and logs a warning below the level `full`.
-        /// `true` prevents the start below that level.
+        /// Isolates actions. `auto` does so as far as the system allows it, and logs a warning at the levels `processes`
+        /// and `plain`. `true` prevents the start at these levels.
         enabled: Switch = Switch::Auto,
         /// Paths that are empty for actions, in addition to the data directory, `execution.build_root`, the
         /// configuration file, the files with keys, certificates and headers, `/root`, `/home` and `/run`. If it is
@@ -102,13 +103,13 @@ section! {
         /// Paths of this machine that actions may write to. Other paths are read-only.
         writable_paths: Vec<PathBuf> = Vec::new(),
         /// Keeps actions off the network, except for a loopback interface of their own. If it is set to `true`, gorego
-        /// starts only at the level `full` or `processes`.
+        /// does not start at the level `plain`.
         network_isolation: bool = true,
         /// Gives the network to actions with the platform property `network=on`.
         allow_network: bool = false,
-        /// The program that creates the sandbox instead of gorego: an absolute path of Bazel's `linux-sandbox`, or of one
-        /// with its options. It hides no files. If it does not work, gorego logs a warning and creates the sandbox
-        /// itself; with `execution.sandbox.enabled: true`, it does not start.
+        /// The program that creates the sandbox instead of gorego (level `external`): the absolute path of Bazel's
+        /// `linux-sandbox`, or of a program with its options. It hides no files. If it does not work, gorego logs a
+        /// warning and creates the sandbox itself; with `execution.sandbox.enabled: true`, gorego does not start.
         binary_path: PathBuf = PathBuf::new(),
         /// The time to clean up that a command gets after its timeout, before it is killed.
         kill_delay: Duration = Duration::from_secs(5),

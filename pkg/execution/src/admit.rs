@@ -100,8 +100,7 @@ pub(crate) fn kind_of(action: &CheckedAction, metadata: Option<&RequestMetadata>
     Kind::new(target, mnemonic, &action.command.hex())
 }
 
-/// Reads an action that no client asks for, and checks it as if one did. Its `kind` is that of its command if it is not
-/// known.
+/// Reads an action that no client asks for, and checks it as if one did. Without a `kind`, it gets that of its command.
 pub(crate) async fn admit_again(
     options: &Options,
     blobs: &dyn BlobStore,

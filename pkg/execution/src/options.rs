@@ -49,7 +49,7 @@ pub struct Options {
     /// The isolation of actions from the host. `None`: actions see what gorego sees. Only where [`crate::probe`] finds
     /// that the system allows it.
     pub isolation: Option<IsolationOptions>,
-    /// The persistent workers. `None`: every action runs by itself.
+    /// The settings of persistent workers. `None`: every action runs by itself.
     pub persistent: Option<PersistentOptions>,
     /// Set if the directories of the newest ten failed actions are kept, in the folder `failed` of the build root.
     pub keeps_failed: bool,
@@ -58,7 +58,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// Isolates actions as far as the system allows it.
+    /// Sets the means of the isolation to those of a level. At [`Level::Plain`], removes the isolation.
     pub fn set_level(&mut self, level: &Level) {
         let by = match level {
             Level::Full => Means::Root,
@@ -97,7 +97,7 @@ impl Options {
     }
 }
 
-/// The share of the memory that idle persistent workers may have: one in so many bytes.
+/// The divisor of the memory: idle persistent workers may have the quotient.
 const IDLE_SHARE: u64 = 4;
 
 /// Settings of persistent workers.
@@ -114,7 +114,7 @@ pub struct PersistentOptions {
 /// Settings of the isolation of actions.
 #[derive(Clone, Debug)]
 pub struct IsolationOptions {
-    /// The means of the isolation, as far as [`crate::probe`] finds that the system allows it.
+    /// The means of the isolation. [`Options::set_level`] limits them to what the system allows.
     pub by: Means,
     /// The paths that are empty in actions.
     pub hide: Vec<PathBuf>,

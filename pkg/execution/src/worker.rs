@@ -213,6 +213,14 @@ impl NodeWorker {
         Report::Done(publish::outcome(publish::failed(&failure)))
     }
 
+    /// Deletes what no running action needs.
+    async fn make_room(&self, stop: &CancellationToken) {
+        self.prepared.clear();
+        let failed = self.failed.iter();
+        failed.for_each(|failed| failed.discard(&self.build_root, 0));
+        Trash(Arc::clone(&self.build_root)).empty(stop).await;
+    }
+
     /// Makes later runs of an action use copies.
     fn remember_altering(&self, action: Digest) {
         let mut altering = self.altering.lock();
@@ -247,10 +255,7 @@ impl NodeWorker {
                 Ok(None) => (supply, has_altered) = (Supply::Copies, true),
                 Err(Abort::NoSpace(_)) if !is_full => {
                     is_full = true;
-                    self.prepared.clear();
-                    let failed = self.failed.iter();
-                    failed.for_each(|failed| failed.discard(&self.build_root, 0));
-                    Trash(Arc::clone(&self.build_root)).empty(run.stop).await;
+                    self.make_room(run.stop).await;
                 }
                 Err(Abort::NoTree(why)) if supply == Supply::Tree => {
                     tracing::warn!(%action, why, "an action runs without the prepared tree of its inputs");
@@ -273,7 +278,7 @@ impl Worker<Job, ExecuteResponse> for NodeWorker {
         // Where the space is unknown, the action itself finds the disk full.
         let space = || self.build_root.space().unwrap_or_default();
         if space().is_little() {
-            Trash(Arc::clone(&self.build_root)).empty(&self.stop).await;
+            self.make_room(&self.stop).await;
         }
         self.shortage.passed(space).await;
     }

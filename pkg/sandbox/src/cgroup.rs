@@ -5,9 +5,9 @@
 //!                                    └─ ...
 //! ```
 //!
-//! A group that a command left as a new one is used again ([`Group::end`]): to create and remove one takes longer than a
-//! small command. The launcher holds a lock on the middle one for as long as it lives. The groups of launchers that died
-//! are found by that, and removed by the next one.
+//! A group that a command left as good as new is used again ([`Group::end`]): to create and remove one takes longer
+//! than a small command. The launcher locks the middle group for as long as it lives. The next launcher removes the
+//! groups that no launcher locks.
 
 mod place;
 mod remove;
@@ -98,7 +98,7 @@ pub(crate) struct Consumption {
 }
 
 impl Consumption {
-    /// Returns whether a group that can be prepared for another command then measures that one as a new group would.
+    /// Returns whether a group with this consumption, once prepared, measures another command as a new group would.
     fn is_ordinary(&self) -> bool {
         self.left <= MAX_LEFT && self.oom_kills == 0 && self.refused_processes == 0
     }
@@ -175,8 +175,8 @@ impl Groups {
     }
 
     /// Creates a group for a command, with limits as given, or takes the one that was kept under this name. No living
-    /// supervisor has one of the same name. It is kept again only if the command `is_bound`: it cannot write to the files of
-    /// the group.
+    /// supervisor has one of the same name. It is kept again only if the command `is_bound`: it cannot write to the
+    /// files of the group.
     pub(crate) fn create(&self, name: u32, limits: &Limits, is_bound: bool) -> io::Result<Group> {
         // The limit of all holds anyway.
         let memory = limits.memory.filter(|memory| *memory < self.memory);

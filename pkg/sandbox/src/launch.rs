@@ -53,11 +53,11 @@ pub struct Launch {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum Means {
     /// Namespaces of its own with a root of its own. The input root is `/gorego/root`. The files of the host are
-    /// read-only and devices are the few that programs expect. Processes, `/proc`, `/tmp`, `/dev/shm` and `SysV` IPC are
-    /// the action's own.
+    /// read-only and devices are the few that programs expect. Processes, `/proc`, `/tmp`, `/dev/shm` and `SysV` IPC
+    /// are the action's own.
     Root,
-    /// Namespaces for processes, `SysV` IPC, the host name and the network. It sees the files of the server, among them
-    /// its `/proc`. Of the other settings, only `network` counts.
+    /// Namespaces for processes, `SysV` IPC, the host name and the network. The command sees the files of the server,
+    /// among them its `/proc`. Of the other settings, only `network` counts.
     Processes,
     /// A program with the interface of Bazel's `linux-sandbox`, at an absolute path. The command sees the files of the
     /// server, read-only. Of the other settings, `tmp`, `writable` and `network` count. If a signal kills the command,
@@ -144,7 +144,7 @@ pub enum Excess {
         /// The limit.
         limit: u64,
     },
-    /// Its directories cannot be measured, as it closed them again and again.
+    /// Its directories could not be measured, as it closed them again and again.
     Unmeasured,
 }
 

@@ -18,8 +18,9 @@ use rustix::{
 
 use crate::live::Processes;
 
-/// A list of processes in memory that the launcher shares with supervisors. A line is a pid, that of the parent, and the
-/// resident memory in bytes. One that is read while it is written is a mixture of two.
+/// A list of processes in memory that the launcher shares with supervisors. A line is a pid, that of the parent, and
+/// the resident memory in bytes, in columns of a fixed width: a reader may see a mixture of two lists, whose lines are
+/// lines of one of them then, or nearly.
 #[derive(Debug)]
 pub(crate) struct Snapshot(File);
 
@@ -36,7 +37,7 @@ impl Snapshot {
         let processes = Processes::read();
         let lines = processes
             .resident()
-            .map(|(pid, parent, resident)| format!("{pid} {parent} {resident}\n"));
+            .map(|(pid, parent, resident)| format!("{pid:>10} {parent:>10} {resident:>20}\n"));
         let list: String = lines.collect();
         self.0.write_all_at(list.as_bytes(), 0)?;
         self.0.set_len(list.len() as u64)
@@ -62,9 +63,9 @@ impl AsFd for Snapshot {
 fn select(list: &str, root: Pid) -> Vec<(Pid, u64)> {
     let mut children: HashMap<i32, Vec<(i32, u64)>> = HashMap::new();
     let parse = |line: &str| {
-        let (pid, rest) = line.split_once(' ')?;
-        let (parent, resident) = rest.split_once(' ')?;
-        let process = (pid.parse().ok()?, resident.parse().ok()?);
+        let mut columns = line.split_ascii_whitespace();
+        let (pid, parent) = (columns.next()?, columns.next()?);
+        let process = (pid.parse().ok()?, columns.next()?.parse().ok()?);
         Some((parent.parse().ok()?, process))
     };
     for (parent, process) in list.lines().filter_map(parse) {

@@ -54,7 +54,7 @@ pub(crate) struct Slot<'a> {
     pub(crate) groups: Option<&'a Groups>,
     /// The name of its group, which no other running command has.
     pub(crate) name: u32,
-    /// Set if this process is in the network namespace for it.
+    /// Set if this process is already in the command's network namespace.
     pub(crate) has_network: bool,
     /// The processes of the system, where there are no groups.
     pub(crate) snapshot: Option<&'a Snapshot>,
@@ -160,8 +160,8 @@ fn serve(
     })))
 }
 
-/// Returns the reason why the command was not executed, if any. The writer of the pipe was closed by a successful start, and
-/// by the end of the process.
+/// Returns the reason why the command was not executed, if any. The writer of the pipe was closed by a successful
+/// start, and by the end of the process.
 fn refused(mut pipe: PipeReader) -> io::Result<Option<Refusal>> {
     let mut refused = Vec::new();
     pipe.read_to_end(&mut refused)?;

@@ -43,7 +43,7 @@ pub trait Links: Send + Sync + fmt::Debug + 'static {
         }
     }
 
-    /// Returns the bytes that the first of the pins that wait lacks; zero if none waits.
+    /// Returns the bytes that the first waiting pin lacks; zero if none waits.
     fn lacking(&self) -> u64 {
         self.inner().map_or(0, Links::lacking)
     }
@@ -99,8 +99,8 @@ pub trait Links: Send + Sync + fmt::Debug + 'static {
             .map_or_else(Vec::new, |inner| inner.altered(digests))
     }
 
-    /// Returns how many blobs were found corrupt or missing so far. As long as it stays the same, files that were linked
-    /// under pins which last are right.
+    /// Returns how many blobs were found corrupt or missing so far. As long as it stays the same, files that were
+    /// linked under pins that are still held have the right content.
     fn losses(&self) -> u64 {
         self.inner().map_or(0, Links::losses)
     }

@@ -31,7 +31,7 @@ impl Terminal {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let controller = openpt(flags)?;
         unlockpt(&controller)?;
-        // A program may read nothing of what is typed.
+        // A program may never read what is typed, so a write must not block.
         ioctl_fionbio(&controller, true)?;
         let device = ioctl_tiocgptpeer(&controller, flags)?;
         if let Some(user) = user {
@@ -180,7 +180,7 @@ fn pass_output(mut terminal: File, ended: &PipeReader) {
     }
 }
 
-/// Returns whether a call may succeed when it is made again.
+/// Returns whether a call that failed with this error can be retried.
 fn is_passing(error: io::ErrorKind) -> bool {
     matches!(
         error,

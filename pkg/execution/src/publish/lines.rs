@@ -9,7 +9,7 @@ pub(super) fn lines(ended: &Ended, alone: bool) -> Vec<String> {
     let mut lines = Vec::new();
     match (&ended.excess, ended.exit) {
         (Some(excess), _) => lines.push(describe(excess)),
-        // At the end of its time it is gorego that kills it, which the status says.
+        // After the timeout, gorego kills the command, and the status says so.
         (None, Exit::Signal(signal)) if !ended.timed_out => {
             let name = signal_name(signal);
             lines.push(format!(

@@ -4,6 +4,7 @@ use std::{io::Write as _, os::unix::fs::PermissionsExt as _, sync::Arc};
 
 use gorego_sandbox::{Ended, Exit};
 use gorego_storage::Error;
+use rustix::{fs::AtFlags, io::Errno};
 
 use super::{
     BuildRootError, block,
@@ -11,7 +12,11 @@ use super::{
     run::{Run, Staged},
 };
 use crate::{
-    Options, abort::Abort, beneath::create_file, environment::environment, script::render,
+    Options,
+    abort::Abort,
+    beneath::{create_file, io as io_error},
+    environment::environment,
+    script::render,
 };
 
 /// The script that runs the command of an action again, in its directory.
@@ -50,6 +55,11 @@ impl Run<'_> {
         let directory = staged.dir.dir.try_clone();
         let write = move || {
             let directory = directory.map_err(|error| Error::io("opening", ".", error))?;
+            // The command may own the directory.
+            match rustix::fs::unlinkat(&directory, SCRIPT, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(io_error("removing", SCRIPT)(errno).into()),
+            }
             let file = create_file(&directory, SCRIPT)?;
             let written = (&file).write_all(script.as_bytes()).and_then(|()| {
                 let mode = std::fs::Permissions::from_mode(0o755);
@@ -59,7 +69,8 @@ impl Run<'_> {
         };
         let action = self.job.action;
         if let Err(error) = block(write).await {
-            tracing::warn!(%action, %error, "a failed action has no script to run it again");
+            tracing::warn!(%action, %error, "the directory of a failed action is not kept");
+            return;
         }
         let path = failed.keep(&staged.dir);
         let path = path.display();
@@ -71,8 +82,8 @@ impl Run<'_> {
         let (job, command) = (self.job, &self.job.command);
         // Inputs may be links to blobs, which the command must not change.
         let before = format!(
-            "# Runs the command of action {0} again, without a sandbox, on a copy of its input root as the action left \
-             it.\n\
+            "# Runs the command of action {0} again, without a sandbox, on a copy of its input root. What it wrote \
+             above that may be in upper/.\n\
              # `gorego shell {0}` runs it in its sandbox, on new inputs.\n\
              copy=$(mktemp -d) && cp -a \"$(dirname \"$0\")/root/.\" \"$copy\" && cd \"$copy\" || exit\n",
             job.action

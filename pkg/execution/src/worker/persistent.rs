@@ -1,10 +1,10 @@
 //! Persistent workers: processes that run one action after another, for clients that ask for them (Bazel's worker
-//! protocol). Whatever stands against it, an action runs by itself, with the same result.
+//! protocol). If a worker cannot run an action, the action runs by itself, with the same result.
 //!
-//! A worker runs as an action does: in a directory, with a user, in namespaces and with limits of its own. Each action is
-//! staged as always. Its files are then moved into the worker's directory, and back after the answer, so that the worker
-//! has a stable path but no earlier action's files. Files that the worker could change are copies, and its outputs are
-//! copied into the store, as it lives on and may still have them open.
+//! A worker runs as an action does: in a directory, with a user, in namespaces and with limits of its own. Each action
+//! is staged as always. Its files are then moved into the worker's directory, and back after the answer, so that the
+//! worker has a stable path but no earlier action's files. Files that the worker could change are copies, and its
+//! outputs are copied into the store, as the worker lives on and may still have them open.
 
 mod arguments;
 mod plan;
@@ -83,7 +83,7 @@ impl From<Breach> for Fault {
 }
 
 impl NodeWorker {
-    /// The persistent workers. They are all zero if there are none.
+    /// Returns the counts of persistent workers, all zero if there are none.
     pub fn persistent(&self) -> PersistentCounts {
         let pool = self.persistent.as_ref();
         pool.map_or_else(PersistentCounts::default, |pool| pool.counts())
@@ -98,7 +98,7 @@ impl Run<'_> {
             return Ok(None);
         };
         if self.alone {
-            // It gets all of the memory.
+            // An action that runs alone gets all of the memory.
             pool.clear().await;
             return Ok(None);
         }
@@ -154,6 +154,9 @@ impl Run<'_> {
         let ended = self.report_of(times.fetch_end, &answer, &mut process).await;
         if !ended.timed_out {
             pool.put(process);
+        } else if process.uses == 0 {
+            // Perhaps it does not speak the protocol.
+            pool.add_broken(process.key);
         }
         pool.answered.fetch_add(1, Relaxed);
         self.count_inputs();
@@ -184,7 +187,7 @@ impl Run<'_> {
         Ok(Some(Process::new(key, block(create).await?)))
     }
 
-    /// Has a worker run the action. The files are the action's again afterwards.
+    /// Runs the action in a worker, and moves its files back afterwards.
     async fn ask(
         &self,
         run: u32,
@@ -222,7 +225,7 @@ impl Run<'_> {
         };
         drop(shown);
         if matches!(answer, Answer::TimedOut) {
-            // Nothing may run when the outputs are collected.
+            // No process may run while the outputs are collected.
             process.stop().await;
         }
         let home = Arc::clone(&process.home);
@@ -287,7 +290,7 @@ impl Run<'_> {
 
     /// Ends a worker that cannot be used any more, and logs why.
     async fn discard(&self, pool: &Pool, process: Process, breach: &Breach) {
-        // Files are the action's, so that another one may succeed.
+        // A breach that concerns files is due to the action: another one may succeed.
         if process.uses == 0 && !matches!(breach, Breach::Files(_)) {
             pool.add_broken(process.key);
         }

@@ -13,8 +13,8 @@ const PERIOD: Duration = Duration::from_millis(500);
 const LOOKS: u32 = 60;
 /// The most of a file system that is to be free: one in this many bytes.
 const SHARE: u64 = 20;
-/// The free space below which an action waits for the deletion of earlier ones' directories, in bytes, if it is also
-/// less than that share.
+/// The free space, in bytes, below which an action waits for the deletion of earlier actions' directories. On a small
+/// file system, one part in [`SHARE`] of it is the bound.
 const LITTLE: u64 = 1 << 30;
 
 /// The space on a file system, in bytes.

@@ -1,7 +1,7 @@
 //! Prepared trees: large input trees on disk that several actions have at once, each below an overlay of its own.
 //!
-//! A tree is prepared when its root comes for the second time. It pins its blobs, so that it goes before they do: when
-//! pins of actions lack room, when a blob was lost, and when it was not used for a while.
+//! A tree is prepared when its root comes for the second time. It pins its blobs. It is removed when pins of actions
+//! lack room, when a blob was lost, and when it was not used for a while.
 
 #[cfg(test)]
 mod tests;
@@ -27,7 +27,7 @@ const MAX_SEEN: usize = 1000;
 
 /// The time for which an unused tree lasts, and for which no tree is prepared of a root that could not be used.
 const UNUSED: Duration = Duration::from_mins(15);
-/// The time between two looks at the trees. Pins that wait for the room of some wait for as long.
+/// The time between two checks of the trees: pins that need the room of some wait for as long.
 const PERIOD: Duration = Duration::from_secs(1);
 
 /// A prepared tree. It is removed when this is dropped.
@@ -67,7 +67,7 @@ pub(super) struct Trees {
     known: Mutex<Known>,
     /// The most bytes of all of them. Their pins must leave room for those of any action.
     max_bytes: u64,
-    /// Set if actions are isolated, which an overlay needs.
+    /// Set if actions have a root of their own, which an overlay needs.
     is_on: bool,
 }
 
@@ -96,8 +96,7 @@ impl Known {
 }
 
 impl Trees {
-    /// Creates the trees of a worker, without any; there are never any unless its actions
-    /// have a root of their own.
+    /// Creates an empty set of trees. It stays empty unless actions have a root of their own.
     pub(super) fn new(has_root: bool, max_input_bytes: u64) -> Self {
         Self {
             known: Mutex::default(),
@@ -216,8 +215,8 @@ impl Trees {
         drop((known, removed));
     }
 
-    /// Removes trees as pins that wait, lost blobs and time demand it, until `stop`. To be run for as long as there may
-    /// be trees.
+    /// Removes trees when pins wait for room, when blobs were lost, and after a time without use, until `stop` is
+    /// cancelled. Runs for as long as there may be trees.
     pub(super) async fn tend(self: Arc<Self>, links: Arc<dyn Links>, stop: CancellationToken) {
         while self.is_on && stop.run_until_cancelled(sleep(PERIOD)).await.is_some() {
             self.shed(links.lacking());

@@ -54,7 +54,8 @@ const ON_HOST: [&str; 7] = [
 /// The names of tests whose actions have to own their inputs. As root, isolated actions do not.
 const OF_OWNERS: [&str; 2] = ["a_hard_link_of_an_input", "a_user_of_the_action"];
 
-/// A part of the names of tests whose actions try to alter inputs. They do not insist on it where others own these.
+/// A part of the names of tests whose actions try to alter inputs. They tolerate failure where the action does not own
+/// its inputs.
 const ATTACKS: &str = "harms_nobody";
 
 /// The ordinary user that runs tests of owners once more.

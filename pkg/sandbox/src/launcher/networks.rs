@@ -1,7 +1,8 @@
 //! Network namespaces that isolated commands have one after the other: to create one takes longer than a small command.
 //!
-//! They belong to the user namespace of the launcher, so that no command has rights over one. A namespace is kept as long
-//! as no command sent a packet in it: afterwards a port may be in use for a while, and statistics would tell of others.
+//! They belong to the user namespace of the launcher, so that no command has rights over one. A namespace is kept as
+//! long as no command sent a packet in it: afterwards a port may be in use for a while, and its statistics would
+//! include those of earlier commands.
 
 use std::{collections::HashMap, fs, fs::File, io, os::fd::AsFd as _};
 

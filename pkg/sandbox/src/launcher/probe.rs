@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The exit code of the trial of a program.
 const CODE: i32 = 17;
-/// The most bytes of what a program says that are looked at.
+/// The most bytes that are read of what a program says.
 const MAX_SAID: usize = 300;
 
 /// The isolation that the system allows.
@@ -49,8 +49,8 @@ impl Level {
 }
 
 impl Launcher {
-    /// Isolates a command as `isolation` says, up to the point where it would be executed; if the system does not allow
-    /// a root of its own, without that. With a program, runs a shell. `root` is its input root, and `user` its user.
+    /// Tries to isolate a command as `isolation` says, up to its execution, and again without a root of its own if the
+    /// system does not allow that. With a program, lets it run a shell. `root` is its input root, and `user` its user.
     /// Returns the best level that the system allows, and fails for any other cause.
     pub async fn probe(
         &self,
@@ -86,7 +86,7 @@ impl Launcher {
         user: Option<u32>,
         isolation: Isolation,
     ) -> Result<Option<String>, LaunchError> {
-        // No program, so that the trial needs none.
+        // A directory, which cannot be executed: so the trial needs no program.
         let launch = trial(&["/"], root, user, isolation)?;
         match self.run(launch, CancellationToken::new()).await {
             Err(LaunchError::NotExecutable { .. }) => Ok(None),

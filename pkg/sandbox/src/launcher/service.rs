@@ -33,7 +33,7 @@ use crate::{
 
 /// The least time between two lists of processes.
 const PERIOD: Duration = Duration::from_millis(100);
-/// The same as a multiple of the time that the last one took.
+/// The least time between two lists of processes, as a multiple of the time that the last list took.
 const PAUSE: u32 = 20;
 
 /// Serves `socket` until the server is gone and no process of an action is left. Without `memory`, commands have no
@@ -250,7 +250,7 @@ impl Service {
     fn supervise(&mut self, control: File, has_network: bool) {
         let (launcher, name) = (getpid(), self.names.take());
         let networks = self.networks.as_mut().filter(|_| has_network);
-        // The supervisor tells why it cannot create one.
+        // The supervisor reports why it cannot create one.
         let network = networks.and_then(|networks| networks.take(name).ok());
         let slot = Slot {
             groups: self.groups.as_ref(),

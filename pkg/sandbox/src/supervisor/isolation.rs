@@ -82,7 +82,7 @@ pub(super) fn start(
     let started = map(init, user).and_then(|()| (&ours).write_all(&[0]));
     if let Err(error) = started {
         let _ = kill_process(init, Signal::KILL);
-        return Err(explain(&error, namespaces));
+        return Err(explain(&error, NAMESPACES));
     }
     Ok(Started {
         pid: init,

@@ -17,7 +17,7 @@ use crate::{
     tree,
 };
 
-/// The time between two looks at the memory of a control group, and at that which the launcher measured.
+/// The time between two checks of the memory of a control group, and of the memory that the launcher measured.
 const GROUP_PERIOD: Duration = Duration::from_millis(250);
 const SNAPSHOT_PERIOD: Duration = Duration::from_millis(150);
 /// The time between two measurements of the disk.

@@ -15,7 +15,7 @@ use crate::{Isolation, wire::Refusal};
 const TMP: &str = "/tmp";
 const SHM: &str = "/dev/shm";
 
-/// The time that the supervisor, which kills everything, has before the program does so.
+/// The time by which the program waits longer than the supervisor, which is to kill everything first.
 const AHEAD: Duration = Duration::from_secs(2);
 
 /// Returns the program and the arguments that come before those of the command. The working directory is that of the
@@ -31,20 +31,22 @@ pub(super) fn arguments(
     let tmp = fs::canonicalize(&isolation.tmp).map_err(&failed)?;
     let writable = isolation.writable.iter().map(fs::canonicalize);
     let writable = writable.collect::<Result<Vec<_>, _>>().map_err(&failed)?;
-    // Without it, the command would be killed at once.
+    // Without this delay, the program would kill the command at once.
     let kill_delay = command.order.kill_delay.saturating_add(AHEAD).as_secs();
     let kill_delay = kill_delay.min(i32::MAX.unsigned_abs().into()).to_string();
     let mut all = vec![program.to_owned()];
     let mut add = |option: &str, value: PathBuf| all.extend([option.into(), value]);
-    // Mounts come first, then what is writable.
-    if !root.starts_with(TMP) {
+    // Mounts come first, then what is writable. A build root below /tmp would be hidden by another /tmp, and a writable
+    // /tmp would let the command change the directories of others.
+    let own_tmp = (!root.starts_with(TMP)).then(|| PathBuf::from(TMP));
+    if let Some(at) = &own_tmp {
         add("-M", tmp.clone());
-        add("-m", TMP.into());
+        add("-m", at.clone());
     }
     if Path::new(SHM).is_dir() {
         add("-e", SHM.into());
     }
-    for path in [root, tmp, TMP.into()].into_iter().chain(writable) {
+    for path in [root, tmp].into_iter().chain(own_tmp).chain(writable) {
         add("-w", path);
     }
     add("-t", kill_delay.into());

@@ -49,7 +49,7 @@ struct Program(TempDir);
 
 impl Program {
     fn new() -> Self {
-        let directory = TempDir::new_in("/var/tmp").unwrap();
+        let directory = TempDir::new().unwrap();
         fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).unwrap();
         let program = Self(directory);
         fs::write(program.path(), STAND_IN).unwrap();
@@ -95,12 +95,14 @@ fn external_sandbox_gets_the_options_of_linux_sandbox(fixture: &Fixture) {
     let tmp = action.isolation.tmp.to_str().unwrap();
     let root = action.root.path("");
     let root = root.to_str().unwrap().trim_end_matches('/');
-    for path in [root, tmp, "/tmp", "/var/tmp"] {
-        assert!(
-            options.windows(2).any(|pair| pair == ["-w", path]),
-            "{options:?}"
-        );
+    let has = |option, value| options.windows(2).any(|pair| pair == [option, value]);
+    for path in [root, tmp, "/var/tmp"] {
+        assert!(has("-w", path), "{options:?}");
     }
+    // It has a /tmp of its own, unless that would hide its input root.
+    let has_own_tmp = !root.starts_with("/tmp/");
+    assert_eq!(has("-m", "/tmp"), has_own_tmp, "{options:?}");
+    assert_eq!(has("-w", "/tmp"), has_own_tmp, "{options:?}");
     assert!(
         options.ends_with(&["-t", "3", "-H", "-N"].map(str::to_owned)),
         "{options:?}"

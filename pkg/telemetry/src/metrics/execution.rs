@@ -61,7 +61,7 @@ const REQUESTS: Metric = Metric::new(
 pub struct Execution {
     /// The counts of the worker.
     pub attempts: Arc<AttemptCounts>,
-    /// The level at which actions are isolated: `full` or `plain`.
+    /// The level at which actions are isolated: `full`, `external`, `processes` or `plain`.
     pub level: &'static str,
     /// The function that reads the numbers of the executor.
     pub read: Box<dyn Fn() -> ExecutionReport + Send + Sync>,

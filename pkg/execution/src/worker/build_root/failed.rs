@@ -1,4 +1,4 @@
-//! The directories of failed actions, which are kept for whoever looks for the cause.
+//! The directories of failed actions, which are kept so that the cause can be found.
 
 use std::{collections::VecDeque, os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
@@ -48,7 +48,7 @@ impl Failed {
         }
     }
 
-    /// Moves the directory of an action here when it is dropped. Returns the path that it has then.
+    /// Moves the directory of an action into this folder when it is dropped. Returns the path that it has then.
     pub(crate) fn keep(self: &Arc<Self>, dir: &ActionDir) -> PathBuf {
         let _ = dir.kept.set(Arc::clone(self));
         self.path.join(&dir.name)
@@ -59,7 +59,7 @@ impl Failed {
         self.path.join(&dir.name).join(TMP)
     }
 
-    /// Moves a directory of the build root here, and the oldest to the trash if there are too many.
+    /// Moves a directory of the build root into this folder, and the oldest to the trash if there are too many.
     pub(super) fn add(&self, build_root: &BuildRoot, name: &str) -> Result<(), Errno> {
         if let Err(errno) = rustix::fs::renameat(&build_root.dir, name, &self.dir, name) {
             let _ = build_root.discard(name);
@@ -78,7 +78,7 @@ impl Failed {
                 return;
             };
             let new = build_root.new_name();
-            // Fails if somebody has removed it.
+            // Fails if the directory was removed meanwhile.
             let _ = rustix::fs::renameat(&self.dir, &*name, &build_root.trash, new);
             build_root.dirty.notify_one();
         }

@@ -47,7 +47,9 @@ impl Trash {
 
     /// Deletes what is in the trash now, after another deletion has ended. Files that cannot be deleted are logged.
     pub(crate) async fn empty(&self, stop: &CancellationToken) {
-        let _deleting = self.0.deleting.lock().await;
+        let Some(_deleting) = stop.run_until_cancelled(self.0.deleting.lock()).await else {
+            return;
+        };
         let mut skipped = HashSet::new();
         while !stop.is_cancelled() {
             let root = Arc::clone(&self.0);

@@ -2,9 +2,9 @@
 
 /// The argument that makes a tool a persistent worker.
 const PERSISTENT: &str = "--persistent_worker";
-/// The most files that an argument leads through.
+/// The most flag files that an argument leads through, each named by the one before.
 const MAX_DEPTH: usize = 32;
-/// The most bytes of the flag files of a request, with those that a line takes in memory.
+/// The most bytes of the flag files of a request, with the memory that each line takes besides its text.
 const MAX_BYTES: usize = 32 << 20;
 const LINE: usize = 40;
 

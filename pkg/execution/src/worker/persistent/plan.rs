@@ -21,7 +21,7 @@ const MAX_PATHS: usize = 32 << 20;
 /// The plan of an action in a persistent worker.
 #[derive(Debug)]
 pub(super) struct Plan {
-    /// The digest of all that a worker needs to be right for the action.
+    /// The digest of everything that has to be equal for a worker to serve the action.
     pub(super) key: Digest,
     pub(super) arguments: Arguments,
     pub(super) protocol: Protocol,

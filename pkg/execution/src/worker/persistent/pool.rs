@@ -24,7 +24,7 @@ use crate::Options;
 const PAUSE: Duration = Duration::from_mins(1);
 /// The most kinds of workers that are remembered because they failed.
 const MAX_BROKEN: usize = 100;
-/// The longest time between two looks for workers that have been idle for too long.
+/// The longest time between two checks for workers that have been idle for too long.
 const TICK: Duration = Duration::from_secs(5);
 /// The shortest such time.
 const MIN_TICK: Duration = Duration::from_millis(10);
@@ -74,7 +74,7 @@ impl Pool {
         }
     }
 
-    /// Takes the worker with this key that was used last.
+    /// Removes and returns the idle worker with this key that was used last.
     pub(super) fn take(&self, key: &Digest) -> Option<Process> {
         loop {
             let mut idle = self.idle.lock();
@@ -87,8 +87,8 @@ impl Pool {
         }
     }
 
-    /// Returns the right to start a worker. Ends the one that has been idle for longest, if there are too many; `None` if
-    /// all of them run actions.
+    /// Returns a permit to start a worker. If there are too many, ends the one that has been idle for longest; `None`
+    /// if all of them run actions.
     pub(super) async fn slot(&self) -> Option<OwnedSemaphorePermit> {
         let slot = || Arc::clone(&self.slots).try_acquire_owned().ok();
         if let Some(slot) = slot() {
@@ -99,8 +99,8 @@ impl Pool {
         slot()
     }
 
-    /// Keeps a worker for later actions, unless it had enough. Those that have been idle for longest end if all together
-    /// have too much memory.
+    /// Keeps a worker for later actions, unless it has served its last one. Ends those that have been idle for longest
+    /// while the idle ones together have too much memory.
     pub(super) fn put(&self, mut process: Process) {
         if process.uses >= self.max_uses {
             return;
@@ -140,7 +140,7 @@ impl Pool {
         }
     }
 
-    /// Ends workers that have been idle for too long, until `stop` is cancelled, and then all.
+    /// Ends workers that have been idle for too long, until `stop` is cancelled, and then all idle ones.
     pub(crate) async fn keep(self: Arc<Self>, stop: CancellationToken) {
         let tick = self.idle_timeout.clamp(MIN_TICK, TICK);
         loop {

@@ -27,7 +27,7 @@ use crate::{
 };
 /// The most bytes of the standard error that are kept after an action.
 const MAX_STDERR: u64 = 1 << 20;
-/// The bytes of it that the log of a failure ends with.
+/// The most bytes of the standard error in the warning about a failure.
 const TAIL: u64 = 2048;
 
 /// The time for a worker to end after it closed its standard output.
@@ -60,7 +60,7 @@ pub(super) struct Process {
 struct RunningProcess {
     requests: Sender,
     answers: Answers<Receiver>,
-    /// Gets the reason of the end, when no process is left and the place is released.
+    /// Receives the reason of the end, when no process is left and the place is released.
     ended: oneshot::Receiver<String>,
     live: LiveCommand,
     stop: DropGuard,
@@ -87,7 +87,7 @@ impl Process {
         running.map_or_else(LiveCommand::default, |running| running.live.clone())
     }
 
-    /// Starts the processes. `launch` lacks the pipes.
+    /// Starts the processes of `launch`, with pipes as standard input and output.
     pub(super) fn start(
         &mut self,
         worker: &NodeWorker,
@@ -128,7 +128,7 @@ impl Process {
         };
         let exchange = async {
             let send = async { Ok(running.requests.write_all(request).await?) };
-            // At once, as it may write while it still reads.
+            // Both at once, as the worker may write before it has read everything.
             let ((), response) = tokio::try_join!(send, running.answers.next())?;
             Ok(response)
         };
@@ -138,7 +138,7 @@ impl Process {
             why = &mut running.ended => Err(Breach::Ended(why.unwrap_or_default())),
         };
         if let Err(Breach::Closed | Breach::Io(_)) = exchanged {
-            // It probably ends, for a reason that says more.
+            // The worker probably ends, and the reason says more than the error of the pipe.
             let ended = tokio::time::timeout(PATIENCE, &mut running.ended).await;
             if let Ok(Ok(why)) = ended {
                 return Err(Breach::Ended(why));
@@ -172,7 +172,8 @@ impl Process {
         }
     }
 
-    /// Kills its processes, and waits until none is left and its place is released, unless others use that.
+    /// Kills its processes, and waits until none is left and its place is released, unless something else uses the
+    /// place.
     pub(super) async fn end(self) {
         let Self { home, running, .. } = self;
         drop(home);
@@ -186,7 +187,7 @@ impl RunningProcess {
     async fn end(self) {
         drop(self.stop);
         if !self.ended.is_terminated() {
-            // Whatever the reason.
+            // The reason does not matter.
             let _ = self.ended.await;
         }
     }

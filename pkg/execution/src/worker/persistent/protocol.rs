@@ -22,8 +22,8 @@ pub enum Protocol {
     Json,
 }
 
-/// A request to run an action (Bazel's `WorkRequest`). Fields that a worker of one action at a time lacks, among them the
-/// number of the request, have their default.
+/// A request to run an action (Bazel's `WorkRequest`). Fields that a worker of one action at a time lacks, among them
+/// the number of the request, have their default.
 #[derive(Clone, PartialEq, prost::Message, Serialize)]
 pub(super) struct WorkRequest {
     #[prost(string, repeated, tag = "1")]
@@ -83,7 +83,7 @@ impl WorkRequest {
     }
 }
 
-/// A breach of the protocol, or the end of a worker. It cannot be used any more.
+/// A breach of the protocol, or the end of a worker. The worker cannot be used any more.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Breach {
     #[error("it closed its standard output")]
