@@ -7,13 +7,13 @@ use std::{
     time::Duration,
 };
 
-use gorego_sandbox::{Exit, Isolation, Launch, LaunchError, Level, Means};
+use gorego_sandbox::{Exit, Isolation, Launch, LaunchError, Level, Means, has_users};
 use tempfile::TempDir;
 
 use crate::{
     Test,
     common::{Fixture, LEAVE_PROCESSES, Watch},
-    isolation::{Action, user},
+    isolation::{Action, USER},
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -145,7 +145,8 @@ fn external_sandbox_that_does_not_work_is_found_by_trying(fixture: &Fixture) {
         let mut isolation = program.isolation(&action);
         isolation.by = Means::Program(by.into());
         let root = action.root.launch(&[]).root;
-        fixture.wait(fixture.launcher.probe(root, user(), isolation))
+        let user = has_users(&(USER..USER + 1)).then_some(USER);
+        fixture.wait(fixture.launcher.probe(root, user, isolation))
     };
     let path = program.path();
     let level = probe(path.to_str().unwrap()).unwrap();

@@ -89,7 +89,7 @@ pub(crate) const FORBIDDEN: &[Test] = &[(
 )];
 
 /// The user of commands, if the tests run as root.
-const USER: u32 = 61184;
+pub(crate) const USER: u32 = 61184;
 /// The ordinary user that the tests run as once more.
 const ORDINARY: u32 = 65534;
 
