@@ -246,6 +246,7 @@ impl Service {
         }
         Ok(true)
     }
+
     /// Starts a supervisor, in a network namespace for its command if it `has_network`.
     fn supervise(&mut self, control: File, has_network: bool) {
         let (launcher, name) = (getpid(), self.names.take());

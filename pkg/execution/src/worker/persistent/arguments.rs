@@ -31,7 +31,8 @@ impl Arguments {
     }
 
     /// Returns the arguments of the request: an argument `@FILE` stands for the lines of the file, which `read` returns.
-    /// As in Bazel, `@@` and labels of external repositories are no files, and `--flagfile=` is left to the tool.
+    /// An argument that begins with `@@`, a label of an external repository, and `--flagfile=FILE` stand for themselves,
+    /// as in Bazel.
     pub(super) fn expand(
         &self,
         mut read: impl FnMut(&str) -> Result<String, String>,

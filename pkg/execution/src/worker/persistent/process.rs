@@ -10,7 +10,7 @@ use std::{
 
 use gorego_sandbox::{Ended, Exit, Launch, LaunchError, LiveCommand, LiveUsage};
 use gorego_storage::{Digest, read_at};
-use rustix::{fs::Dir, io::ioctl_fionread};
+use rustix::fs::Dir;
 use tokio::{
     io::AsyncWriteExt as _,
     net::unix::pipe::{Receiver, Sender},
@@ -25,6 +25,7 @@ use crate::{
     publish,
     worker::{NodeWorker, build_root::ActionDir, users::User},
 };
+
 /// The most bytes of the standard error that are kept after an action.
 const MAX_STDERR: u64 = 1 << 20;
 /// The most bytes of the standard error in the warning about a failure.
@@ -145,7 +146,7 @@ impl Process {
             }
         }
         let response = exchanged?;
-        if !running.is_quiet() {
+        if !running.answers.is_quiet() {
             return Err(Breach::Surplus);
         }
         self.uses += 1;
@@ -162,7 +163,8 @@ impl Process {
             running.ended.try_recv(),
             Err(oneshot::error::TryRecvError::Empty)
         );
-        runs && running.is_quiet() && names(&self.home.dir.root).is_ok_and(|names| names.is_empty())
+        runs && running.answers.is_quiet()
+            && names(&self.home.dir.root).is_ok_and(|names| names.is_empty())
     }
 
     /// Kills its processes, and waits until none is left.
@@ -190,11 +192,6 @@ impl RunningProcess {
             // The reason does not matter.
             let _ = self.ended.await;
         }
-    }
-
-    fn is_quiet(&self) -> bool {
-        let unread = ioctl_fionread(self.answers.stream());
-        self.answers.is_empty() && unread.is_ok_and(|unread| unread == 0)
     }
 }
 

@@ -1,10 +1,11 @@
 //! The messages of Bazel's worker protocol, and their two forms.
 
-use std::io;
+use std::{io, os::fd::AsFd};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::{Buf as _, BytesMut};
 use prost::Message as _;
+use rustix::io::{Errno, read};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
@@ -12,6 +13,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 const MAX_ANSWER: usize = 16 << 20;
 /// The most bytes of the length before a message.
 const MAX_PREFIX: usize = 5;
+/// The bytes of white space after an answer with which a worker is taken for one that does not stop.
+const MAX_SPACE: usize = 64;
 
 /// The form of messages.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
@@ -124,10 +127,6 @@ impl<R: AsyncRead + Unpin> Answers<R> {
         }
     }
 
-    pub(super) const fn stream(&self) -> &R {
-        &self.stream
-    }
-
     /// Returns the answer to the only request so far that has none.
     pub(super) async fn next(&mut self) -> Result<WorkResponse, Breach> {
         let mut object = Object::default();
@@ -160,11 +159,11 @@ impl<R: AsyncRead + Unpin> Answers<R> {
         }
     }
 
-    /// Returns whether nothing was read after the last answer.
-    pub(super) fn is_empty(&self) -> bool {
+    /// Returns whether bytes that follow an answer are no part of another one: with JSON, white space may.
+    fn is_nothing(&self, bytes: &[u8]) -> bool {
         match self.protocol {
-            Protocol::Proto => self.buffer.is_empty(),
-            Protocol::Json => self.buffer.iter().all(u8::is_ascii_whitespace),
+            Protocol::Proto => bytes.is_empty(),
+            Protocol::Json => bytes.iter().all(u8::is_ascii_whitespace),
         }
     }
 
@@ -208,6 +207,25 @@ impl<R: AsyncRead + Unpin> Answers<R> {
         response
             .map(Some)
             .map_err(|error| Breach::Malformed(error.to_string()))
+    }
+}
+
+impl<R: AsFd> Answers<R> {
+    /// Returns whether the worker, whose pipe does not block, has written nothing after the last answer.
+    pub(super) fn is_quiet(&self) -> bool
+    where
+        R: AsyncRead + Unpin,
+    {
+        let mut bytes = [0; MAX_SPACE];
+        // Not by way of the runtime, which may not have heard of bytes that are there.
+        let is_nothing = match read(&self.stream, &mut bytes) {
+            Ok(count) => {
+                let bytes = bytes.get(..count).unwrap_or_default();
+                (1..MAX_SPACE).contains(&count) && self.is_nothing(bytes)
+            }
+            Err(errno) => errno == Errno::AGAIN,
+        };
+        is_nothing && self.is_nothing(&self.buffer)
     }
 }
 

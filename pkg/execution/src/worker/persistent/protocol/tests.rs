@@ -1,3 +1,7 @@
+use std::io::Write as _;
+
+use tokio::net::unix::pipe::Receiver;
+
 use super::*;
 
 fn request() -> WorkRequest {
@@ -92,15 +96,23 @@ async fn an_answer_that_never_ends_is_a_breach() {
 }
 
 #[tokio::test]
-async fn what_follows_an_answer_is_seen() {
-    for (protocol, bytes, is_empty) in [
-        (Protocol::Proto, &b"\x00"[..], true),
-        (Protocol::Proto, b"\x00\x00", false),
-        (Protocol::Json, b"{}\r\n", true),
-        (Protocol::Json, b"{}{", false),
+async fn white_space_may_follow_an_answer_in_json_and_nothing_else() {
+    for (protocol, together, later, is_quiet) in [
+        (Protocol::Proto, &b"\x00"[..], &b""[..], true),
+        (Protocol::Proto, b"\x00\x00", b"", false),
+        (Protocol::Proto, b"\x00", b"\n", false),
+        (Protocol::Json, b"{}\r\n", b"", true),
+        (Protocol::Json, b"{}", b"\r\n", true),
+        (Protocol::Json, b"{}{", b"", false),
+        (Protocol::Json, b"{}", b"\n{", false),
+        (Protocol::Json, b"{}", &[b' '; MAX_SPACE], false),
     ] {
-        let mut answers = Answers::new(bytes, protocol);
+        let (reader, mut writer) = io::pipe().unwrap();
+        let reader = Receiver::from_owned_fd(reader.into()).unwrap();
+        let mut answers = Answers::new(reader, protocol);
+        writer.write_all(together).unwrap();
         answers.next().await.unwrap();
-        assert_eq!(answers.is_empty(), is_empty, "{bytes:?}");
+        writer.write_all(later).unwrap();
+        assert_eq!(answers.is_quiet(), is_quiet, "{together:?} {later:?}");
     }
 }
