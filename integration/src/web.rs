@@ -10,7 +10,7 @@ use tokio::{
 };
 
 /// The longest wait for an answer or a condition; far more than it needs.
-const PATIENCE: Duration = Duration::from_mins(1);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A response.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,11 +8,12 @@ use gorego_integration::{
     metrics::Metrics,
     peer::FaultyPeer,
     server::Server,
-    web::{Response, get, get_with, wait_for},
+    web::{PATIENCE, Response, get, get_with, wait_for},
 };
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpStream,
+    time::timeout,
 };
 use tonic::Code;
 use tonic_health::pb::{
@@ -155,6 +156,13 @@ async fn serves(server: &Server) -> bool {
     response.status() == ServingStatus::Serving
 }
 
+/// Waits for a health on the clients' port. It follows the one on the page in a moment.
+async fn until_serves(server: &Server, expected: bool) {
+    let reached = async { while serves(server).await != expected {} };
+    let in_time = timeout(PATIENCE, reached).await;
+    in_time.unwrap_or_else(|_| panic!("still serves: {}", !expected));
+}
+
 /// Calls until the breaker of the backing cache is open.
 async fn notice_outage(server: &Server, client: &Client) {
     let is_open = async || {
@@ -202,7 +210,7 @@ async fn a_server_without_a_local_tier_is_ready_again_after_an_outage_without_a_
     assert_eq!(get(server.metrics(), "/readyz").await.status, 200);
     link.down();
     notice_outage(&server, &client).await;
-    assert!(!serves(&server).await);
+    until_serves(&server, false).await;
     let refused = get(server.metrics(), "/readyz").await;
     assert_eq!(refused.status, 503);
     assert!(refused.content.starts_with("not ready\n"), "{refused:#?}");
@@ -211,7 +219,7 @@ async fn a_server_without_a_local_tier_is_ready_again_after_an_outage_without_a_
         response.status == 200
     })
     .await;
-    assert!(serves(&server).await);
+    until_serves(&server, true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
