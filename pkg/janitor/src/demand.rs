@@ -230,14 +230,14 @@ mod tests {
         fn extreme_usages_do_not_overflow(
             (used, idle_uploads, folders, files) in any::<(u64, u64, u64, u64)>(),
             (limit, wanted, leases_broken, wanted_files) in any::<(u64, u64, u64, u64)>(),
-            (upload, count, evicted) in any::<(u64, u64, u64)>(),
+            (upload, count, evicted, unwritten, writing) in any::<(u64, u64, u64, u64, u64)>(),
             (wanted_on_disk, free_on_disk, free_files) in any::<(Option<u64>, Option<u64>, Option<u64>)>(),
             scanning in any::<bool>(),
             (high, low) in (0.0..=1.0, 0.0..=1.0),
             min_free in any::<u64>(),
         ) {
             let usage = Usage {
-                used, idle_uploads, folders, limit, wanted, wanted_on_disk, wanted_files,
+                used, unwritten, writing, idle_uploads, folders, limit, wanted, wanted_on_disk, wanted_files,
                 upload, leases_broken, files, free_on_disk, free_files, scanning,
                 evicted: EvictionTotal { count, bytes: evicted },
             };

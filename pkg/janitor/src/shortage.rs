@@ -9,11 +9,6 @@ use crate::{Marks, amount::Amount};
 const FILES: (u64, u64) = (20, 32 * 1024);
 /// Eviction for files continues until this many times as many are free.
 const FILES_LOW: u64 = 3;
-/// The amount to evict before eviction can be found futile.
-const PROBE: Amount = Amount {
-    bytes: 64 * 1024,
-    files: 16,
-};
 
 /// The shortage at the beginning of a pass. It is not measured again during the pass: while other
 /// programs fill the disk, that would evict the whole cache.
@@ -71,9 +66,7 @@ impl Shortage {
     /// Whether the resource was lacking, and most of the evicted amount did not become free. Amounts
     /// that other programs free or take meanwhile count, too, and may end a pass early.
     pub(crate) fn is_futile(&self, resource: Resource, usage: &Usage) -> bool {
-        self.lacking.get(resource) > 0
-            && self.evicted(resource, usage) >= PROBE.get(resource)
-            && resource.is_lost(&self.before, usage)
+        self.lacking.get(resource) > 0 && resource.is_lost(&self.before, usage)
     }
 
     fn evicted(&self, resource: Resource, usage: &Usage) -> u64 {
@@ -129,13 +122,12 @@ mod tests {
         assert_eq!(shortage.lacking.bytes, 1 << 20);
         let lost = |bytes: u64| after(bytes, usage((1 << 21) - bytes, 0));
         let is_futile = |usage: &Usage| shortage.is_futile(Resource::Bytes, usage);
-        let small = lost(PROBE.bytes / 2);
-        assert!(!shortage.left(&small).is_zero());
-        assert!(!is_futile(&small));
-        assert!(shortage.left(&lost(PROBE.bytes)).is_zero());
-        assert!(is_futile(&lost(PROBE.bytes)));
+        assert!(!shortage.left(&lost(1 << 15)).is_zero());
+        assert!(!is_futile(&lost(1 << 15)));
+        assert!(shortage.left(&lost(1 << 16)).is_zero());
+        assert!(is_futile(&lost(1 << 16)));
         // Uploads that use the freed space do not make eviction futile.
-        assert!(!is_futile(&after(PROBE.bytes, usage(1 << 21, 0))));
+        assert!(!is_futile(&after(1 << 16, usage(1 << 21, 0))));
     }
 
     #[test]

@@ -11,9 +11,6 @@ use crate::Usage;
 /// The first and the longest pause of eviction for a full disk.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_hours(1));
 
-/// The least number of evicted files that is significant. Other programs may have created as many as fewer.
-const MIN_FILES: u64 = 16;
-
 /// A resource of the file system that can run out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Resource {
@@ -24,20 +21,43 @@ pub enum Resource {
 }
 
 impl Resource {
-    /// Whether most of the amount evicted between two moments did not become free.
+    /// Whether a significant amount was evicted between two moments, and most of it did not become free.
     pub fn is_lost(self, before: &Usage, after: &Usage) -> bool {
+        self.lost(before, after) >= self.least()
+    }
+
+    /// Returns the amount evicted between two moments if most of it did not become free, else zero.
+    fn lost(self, before: &Usage, after: &Usage) -> u64 {
         let evicted = self.evicted(after).saturating_sub(self.evicted(before));
-        if self == Self::Files && evicted < MIN_FILES {
-            return false;
+        let writing = match self {
+            Self::Bytes => after.writing,
+            Self::Files => 0,
+        };
+        let now = self.shared(after).saturating_add(writing);
+        let lost = self.shared(before).saturating_sub(now);
+        if lost >= evicted - evicted / 4 {
+            evicted
+        } else {
+            0
         }
-        let lost = self.shared(before).saturating_sub(self.shared(after));
-        evicted > 0 && lost >= evicted - evicted / 4
+    }
+
+    /// Returns the least evicted amount that can be judged. Other programs may have taken as much as less.
+    const fn least(self) -> u64 {
+        match self {
+            Self::Bytes => 64 * 1024,
+            Self::Files => 16,
+        }
     }
 
     /// Returns the evicted, the used and the free amount.
     const fn amounts(self, usage: &Usage) -> (u64, u64, Option<u64>) {
         match self {
-            Self::Bytes => (usage.evicted.bytes, usage.used, usage.free_on_disk),
+            Self::Bytes => {
+                // Uploads take what they reserved from the free space as they write it.
+                let used = usage.used.saturating_sub(usage.unwritten);
+                (usage.evicted.bytes, used, usage.free_on_disk)
+            }
             Self::Files => (usage.evicted.count, usage.files, usage.free_files),
         }
     }
@@ -71,6 +91,8 @@ impl Resource {
 #[derive(Debug, Default)]
 pub struct EvictionBackoff {
     pauses: Mutex<HashMap<Resource, Pause>>,
+    /// The sums of successive evictions that freed nothing, each too small to be judged alone.
+    lost: Mutex<HashMap<Resource, u64>>,
     logged: LogLimit,
 }
 
@@ -95,6 +117,19 @@ impl EvictionBackoff {
             }
             now < pause.end
         })
+    }
+
+    /// Judges an eviction for one write, together with earlier ones that were too small to be judged alone.
+    pub fn judge(&self, resource: Resource, before: &Usage, now: &Usage) {
+        let mut sums = self.lost.lock();
+        let sum = sums.remove(&resource).unwrap_or_default();
+        let lost = resource.lost(before, now);
+        if lost > 0 && sum.saturating_add(lost) < resource.least() {
+            sums.insert(resource, sum + lost);
+        } else if lost > 0 {
+            drop(sums);
+            self.record(resource, now);
+        }
     }
 
     /// Records an eviction that did not free the resource, and starts a pause. A pause soon after another is
@@ -190,14 +225,14 @@ mod tests {
 
     #[test]
     fn an_amount_is_lost_if_most_of_it_did_not_become_free() {
-        let after = |evicted, used, free| Usage {
-            used,
+        let after = |evicted: u64, used: u64, free: u64| Usage {
+            used: used << 12,
             files: used,
             evicted: EvictionTotal {
                 count: evicted,
-                bytes: evicted,
+                bytes: evicted << 12,
             },
-            ..usage(free, free)
+            ..usage(free << 12, free)
         };
         for resource in [Resource::Bytes, Resource::Files] {
             let is_lost = |evicted, used, free| {
@@ -208,16 +243,55 @@ mod tests {
             assert!(is_lost(20, 80, 5));
             assert!(!is_lost(20, 80, 6));
             assert!(!is_lost(20, 100, 0), "the store used it again");
-            assert!(!is_lost(0, 90, 0), "nothing was evicted");
+            assert!(!is_lost(15, 85, 0), "so little is not significant");
         }
         let unreported = Usage {
             free_files: None,
             ..after(16, 84, 0)
         };
-        assert!(
-            !Resource::Files.is_lost(&after(0, 100, 0), &after(15, 85, 0)),
-            "so few are not significant"
-        );
         assert!(!Resource::Files.is_lost(&Usage::default(), &unreported));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn small_evictions_are_judged_together() {
+        let backoff = EvictionBackoff::default();
+        let after = |evicted: u64, free| Usage {
+            used: 1000 - evicted,
+            evicted: EvictionTotal {
+                count: evicted,
+                bytes: evicted << 12,
+            },
+            files: 1000 - evicted,
+            ..usage(u64::MAX / 2, free)
+        };
+        let judge = |from, to, free| {
+            backoff.judge(Resource::Files, &after(from, 0), &after(to, free));
+            backoff.is_paused(Resource::Files, &after(to, free))
+        };
+        assert!(!judge(0, 10, 10), "most became free");
+        assert!(!judge(10, 20, 20), "most became free");
+        assert!(!judge(20, 30, 0));
+        assert!(judge(30, 40, 0));
+    }
+
+    #[test]
+    fn space_that_uploads_take_as_they_write_is_not_lost() {
+        let usage = |evicted, unwritten, writing| Usage {
+            used: (1 << 20) - evicted,
+            unwritten,
+            writing,
+            evicted: EvictionTotal {
+                count: 1,
+                bytes: evicted,
+            },
+            ..usage(0, 0)
+        };
+        let is_lost = |unwritten, writing| {
+            let before = usage(0, 1 << 18, 0);
+            Resource::Bytes.is_lost(&before, &usage(1 << 16, unwritten, writing))
+        };
+        assert!(is_lost(1 << 18, 0));
+        assert!(!is_lost((1 << 18) - (1 << 16), 0));
+        assert!(!is_lost(1 << 18, 1 << 16));
     }
 }

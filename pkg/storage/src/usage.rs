@@ -1,10 +1,16 @@
 //! The usage of a store, as the janitor sees it.
 
+use crate::Resource;
+
 /// The usage of a store, in bytes unless stated otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// The room in use, including uploads in progress and partial uploads.
     pub used: u64,
+    /// The part of `used` that is reserved for uploads in progress, and not written yet.
+    pub unwritten: u64,
+    /// The part of `unwritten` that is being written now, so that some of it may already take space.
+    pub writing: u64,
     /// The part of `used` that partial uploads without a sender take.
     pub idle_uploads: u64,
     /// The part of `used` that folders take. A folder is removed with its last file.
@@ -36,8 +42,7 @@ pub struct Usage {
 impl Usage {
     /// Returns the lower of the store's limit and the space that other files leave on the disk.
     pub fn capacity(&self) -> u64 {
-        let on_disk = self.free_on_disk.map(|free| free.saturating_add(self.used));
-        self.limit.min(on_disk.unwrap_or(u64::MAX))
+        self.limit.min(Resource::Bytes.shared(self))
     }
 
     /// Whether an upload waits for eviction.

@@ -178,13 +178,14 @@ impl BlobStore for LocalStore {
         });
         let what = format!("a batch of {count} blobs");
         let write = async {
-            let room = disk.room.reserve(total, &what, &Arc::default()).await?;
+            let mut room = disk.room.reserve(total, &what, &Arc::default()).await?;
             let write_all = move |disk: &Arc<Disk>| {
-                let _room = room;
                 let write = |(digest, content): &(Digest, Bytes)| {
                     disk.put_one(digest, std::slice::from_ref(content))
                 };
-                Ok((blobs.iter().map(write).collect::<Vec<_>>(), blobs))
+                let results =
+                    room.write(u64::MAX, || Ok(blobs.iter().map(write).collect::<Vec<_>>()))?;
+                Ok((results, blobs))
             };
             disk.run(write_all).await
         };

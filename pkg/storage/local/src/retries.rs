@@ -45,10 +45,7 @@ impl Retries {
         let free = files.free();
         if let Some(before) = self.before.take() {
             let now = room.usage(free, false);
-            let short = short_of(&now);
-            if short.is_lost(&before, &now) {
-                room.backoff.record(short, &now);
-            }
+            room.backoff.judge(short_of(&now), &before, &now);
         }
         if self.left > 0 && room.check_fits(size, &what, free).is_ok() {
             self.left -= 1;

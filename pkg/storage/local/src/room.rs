@@ -9,6 +9,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use scopeguard::defer;
 use tokio::sync::Notify;
 
 pub(crate) use self::queue::{BrokenLeases, short_of};
@@ -60,6 +61,10 @@ struct Accounts {
     ceiling: u64,
     /// The room of uploads in progress.
     reserved: u64,
+    /// The part of it that is not written yet.
+    unwritten: u64,
+    /// The part of that which is being written.
+    writing: u64,
     /// The number of reservations, each of which counts as a file.
     uploads: u64,
     /// Partial uploads without a sender, and quarantined files.
@@ -87,6 +92,7 @@ struct Accounts {
 pub(super) struct Reservation {
     room: Arc<Room>,
     bytes: u64,
+    unwritten: u64,
 }
 
 impl Room {
@@ -149,9 +155,14 @@ impl Room {
 
     fn reservation(self: &Arc<Self>, accounts: &mut Accounts, bytes: u64) -> Reservation {
         accounts.reserved += bytes;
+        accounts.unwritten += bytes;
         accounts.uploads += 1;
         let room = Arc::clone(self);
-        Reservation { room, bytes }
+        Reservation {
+            room,
+            bytes,
+            unwritten: bytes,
+        }
     }
 
     fn full(&self, what: impl fmt::Display, bytes: u64) -> Error {
@@ -184,6 +195,8 @@ impl Room {
         let goal_files = served.goal.map_or(0, |goal| goal.count);
         Usage {
             used: used.saturating_sub(accounts.slack()),
+            unwritten: accounts.unwritten,
+            writing: accounts.writing,
             idle_uploads: accounts.idle.bytes(),
             folders: accounts.folders.saturating_mul(FOLDER_ROOM),
             limit: self.limit,
@@ -275,7 +288,9 @@ impl Room {
     pub(super) fn adopt_idle(self: &Arc<Self>, path: &str, size: u64) -> Reservation {
         let mut accounts = self.accounts.lock();
         accounts.idle.remove(path);
-        self.reservation(&mut accounts, room_of(size))
+        let mut reservation = self.reservation(&mut accounts, room_of(size));
+        reservation.wrote(&mut accounts, size);
+        reservation
     }
 
     /// Records the most that an earlier run left on the disk, and the uncertain part of that.
@@ -343,6 +358,27 @@ impl Accounts {
 impl Reservation {
     pub(super) fn merge(&mut self, mut other: Self) {
         self.bytes += std::mem::take(&mut other.bytes);
+        self.unwritten += std::mem::take(&mut other.unwritten);
+    }
+
+    /// Runs `write`, which puts so many more bytes of it on the disk, or none if it fails.
+    pub(super) fn write<T>(&mut self, bytes: u64, write: impl FnOnce() -> Result<T>) -> Result<T> {
+        let bytes = bytes.min(self.unwritten);
+        let room = Arc::clone(&self.room);
+        room.accounts.lock().writing += bytes;
+        defer! {
+            let writing = &mut room.accounts.lock().writing;
+            *writing = writing.saturating_sub(bytes);
+        }
+        let written = write()?;
+        self.wrote(&mut room.accounts.lock(), bytes);
+        Ok(written)
+    }
+
+    fn wrote(&mut self, accounts: &mut Accounts, bytes: u64) {
+        let bytes = bytes.min(self.unwritten);
+        self.unwritten -= bytes;
+        accounts.unwritten = accounts.unwritten.saturating_sub(bytes);
     }
 
     pub(super) const fn bytes(&self) -> u64 {
@@ -354,6 +390,7 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         let mut accounts = self.room.accounts.lock();
         accounts.reserved = accounts.reserved.saturating_sub(self.bytes);
+        accounts.unwritten = accounts.unwritten.saturating_sub(self.unwritten);
         accounts.uploads = accounts.uploads.saturating_sub(1);
         let is_wanted = self.bytes > 0 && accounts.waiting > 0;
         drop(accounts);

@@ -61,12 +61,11 @@ impl Disk {
         let broken = Arc::default();
         let mut retries = Retries::new(self, &broken);
         loop {
-            let room = self.room.reserve(size, &what, &broken).await?;
+            let mut room = self.room.reserve(size, &what, &broken).await?;
             let write = write.clone();
             let written = self.run(move |disk| {
                 // Released before a wait for eviction, since it counts as a file.
-                let _room = room;
-                write(disk)
+                room.write(u64::MAX, || write(disk))
             });
             match written.await {
                 Err(error) => retries.make_space(error, &what, size).await?,

@@ -33,6 +33,29 @@ async fn an_upload_counts_as_one_file_while_its_room_is_reserved() {
 }
 
 #[tokio::test]
+async fn an_upload_takes_what_it_reserved_from_the_free_space() {
+    let room = room(16384);
+    let unwritten = || {
+        let usage = room.usage(None, false);
+        (usage.unwritten, usage.writing)
+    };
+    let mut first = room.reserve(4096, "a", &Arc::default()).await.unwrap();
+    let second = room.reserve(8192, "b", &Arc::default()).await.unwrap();
+    assert_eq!(unwritten(), (12288, 0));
+    let during = first.write(1000, || Ok(unwritten())).unwrap();
+    assert_eq!(during, (12288, 1000));
+    assert_eq!(unwritten(), (11288, 0));
+    let failed = first.write(1000, || Err::<(), _>(room.full("a", 1000)));
+    assert_eq!((failed.is_err(), unwritten()), (true, (11288, 0)));
+    first.merge(second);
+    first.write(u64::MAX, || Ok(())).unwrap();
+    assert_eq!(unwritten(), (0, 0));
+    let resumed = room.adopt_idle("c", 4096);
+    drop((first, resumed));
+    assert_eq!(unwritten(), (0, 0));
+}
+
+#[tokio::test]
 async fn a_waiting_upload_proceeds_when_room_was_made() {
     let room = room(8192);
     let none = &Arc::default();

@@ -88,12 +88,18 @@ impl StagedFile {
 
     /// Writes and hashes the next pieces; on an error none of them counts. Blocks.
     pub(super) fn append(&mut self, pieces: &[Bytes]) -> Result<()> {
-        let files = &self.target.disk.files;
-        let written = match &self.writer {
-            Some(file) => write_at(file, pieces, self.len()),
-            None => Err(Errno::BADF),
+        let (files, len) = (&self.target.disk.files, self.len());
+        let write = || {
+            let failed = |errno| files.error("writing", &self.path, errno);
+            let file = self.writer.as_ref().ok_or_else(|| failed(Errno::BADF))?;
+            write_at(file, pieces, len).map_err(|errno| {
+                // What a full disk took is given back: others wait for it.
+                let _cut = file.set_len(len);
+                failed(errno)
+            })
         };
-        written.map_err(|errno| files.error("writing", &self.path, errno))?;
+        let more = pieces.iter().map(|piece| piece.len() as u64).sum();
+        self.room.write(more, write)?;
         for piece in pieces {
             self.hasher.update(piece);
         }
