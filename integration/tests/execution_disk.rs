@@ -246,11 +246,7 @@ async fn memory_of_actions_is_limited_without_control_groups() {
     assert!(message.contains("out of memory: used "), "{message}");
     assert_eq!(response.result.as_ref().unwrap().exit_code, 137);
     assert_eq!(gate.starts(), 2);
-    let log = server.log();
-    assert!(
-        log.contains("limiting memory of actions by polling"),
-        "{log}"
-    );
+    server.wait_for_log("limiting memory of actions by polling");
     gate.wait_for_end_of_processes();
 }
 
