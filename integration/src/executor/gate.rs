@@ -76,8 +76,7 @@ pub fn kill_descendant(of: u32, name: &str) {
         found = descendants(of, name);
         found.len() == 1
     });
-    let helper = found[0];
-    let helper = Pid::from_raw(helper.cast_signed()).expect("no process has the id 0");
+    let helper = Pid::from_raw(found[0].cast_signed()).expect("no process has the id 0");
     kill_process(helper, Signal::KILL).expect("a process that just ran");
 }
 
