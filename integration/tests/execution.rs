@@ -220,7 +220,8 @@ async fn a_timeout_returns_the_partial_log_and_is_not_cached() {
             gate.background(),
             gate.path("never")
         );
-        let action = TestAction::script(&script).timeout(1);
+        // Long enough for the command to start on a busy machine.
+        let action = TestAction::script(&script).timeout(3);
         let digest = executor.upload(&action).await;
         let response = executor
             .begin(request(&digest))

@@ -130,6 +130,25 @@ async fn an_action_is_retried_when_its_supervisor_is_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_action_is_retried_when_its_supervisor_is_killed_as_it_starts() {
+    for level in Level::all() {
+        let (server, executor) = level.start(&["execution.max_retries=1"]).await;
+        for round in 0..10 {
+            let mut gate = Gate::new();
+            let action = TestAction::script(&gate.pass()).variable("ROUND", &round.to_string());
+            let mut messages = executor.start(&action).await;
+            // Before its command runs, or a moment later.
+            kill_descendant(server.id(), "gorego-action");
+            gate.open();
+            // A command that is about to die may have taken the other one.
+            gate.open();
+            succeeded(messages.response().await);
+            gate.wait_for_end_of_processes();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_action_whose_supervisors_are_killed_fails_with_internal_and_no_delay() {
     for level in Level::all() {
         let (server, executor) = level.start(&["execution.max_retries=1"]).await;

@@ -162,6 +162,30 @@ async fn no_action_starts_below_min_free_until_there_is_space() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn actions_start_after_a_while_on_a_disk_that_stays_below_min_free() {
+    let settings = ["local_cache.max_size_gb=1", "local_cache.min_free=8MiB"];
+    let server = Server::start_on(DISK, &[&ON[..], &settings].concat());
+    let executor = Executor::connect(server.address()).await;
+    let [first, second] =
+        ["first", "second"].map(|word| TestAction::script("cat input").input("input", word));
+    let digests = [
+        executor.upload(&first).await,
+        executor.upload(&second).await,
+    ];
+    // Less than one byte in 20 is left.
+    fs::write(server.data().join("filler"), vec![1; 23 * MIB]).unwrap();
+    for (digest, word) in digests.iter().zip(["first", "second"]) {
+        let mut messages = executor.begin(request(digest)).await.unwrap();
+        let result = succeeded(messages.response().await);
+        assert_eq!(executor.stdout(&result).await, word);
+    }
+    let log = server.wait_for_log("actions start although there is little space");
+    // The second one did not wait.
+    let waits = log.matches("no action starts until there is space");
+    assert_eq!(waits.count(), 1, "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn actions_run_on_a_build_root_in_an_overlay() {
     let disk = Disk {
         mib: 64,
@@ -246,11 +270,7 @@ async fn memory_of_actions_is_limited_without_control_groups() {
     assert!(message.contains("out of memory: used "), "{message}");
     assert_eq!(response.result.as_ref().unwrap().exit_code, 137);
     assert_eq!(gate.starts(), 2);
-    let log = server.log();
-    assert!(
-        log.contains("limiting memory of actions by polling"),
-        "{log}"
-    );
+    server.wait_for_log("limiting memory of actions by polling");
     gate.wait_for_end_of_processes();
 }
 

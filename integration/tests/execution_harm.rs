@@ -42,10 +42,9 @@ async fn assert_ran_on_copies(
 ) {
     assert_eq!(executor.file(result, "out").await, "input\nmore\n");
     assert_eq!(gate.starts(), 2);
-    let log = server.log();
-    let mut lines = log
-        .lines()
-        .filter(|line| line.contains("inputs were altered"));
+    let altered = "inputs were altered";
+    let log = server.wait_for_log(altered);
+    let mut lines = log.lines().filter(|line| line.contains(altered));
     assert!(lines.next().unwrap().contains(&action.hash), "{log}");
     assert_eq!(lines.next(), None, "{log}");
     let input = executor.client.download(&digest_of(INPUT.as_bytes())).await;

@@ -40,11 +40,7 @@ async fn a_system_without_namespaces_gets_a_warning_and_level_plain_by_default()
         banner.contains("not isolated: no user namespaces"),
         "{banner}"
     );
-    let log = server.log();
-    assert!(
-        log.contains("\"WARN\",\"message\":\"actions are not isolated"),
-        "{log}"
-    );
+    server.wait_for_log("\"WARN\",\"message\":\"actions are not isolated");
     let executor = Executor::connect(server.address()).await;
     let result = succeeded(executor.execute(&TestAction::script("echo a")).await);
     assert_eq!(executor.stdout(&result).await, "a\n");
@@ -61,11 +57,7 @@ async fn a_system_without_mounts_isolates_processes_and_the_network() {
         banner.contains("isolated except for files: no mount namespaces"),
         "{banner}"
     );
-    let log = server.log();
-    assert!(
-        log.contains("\"WARN\",\"message\":\"actions are isolated except for files"),
-        "{log}"
-    );
+    server.wait_for_log("\"WARN\",\"message\":\"actions are isolated except for files");
     let metrics = Metrics::of(server.metrics()).await;
     let name = "gorego_execution_sandbox_level{level=\"processes\"}";
     assert_eq!(metrics.get(name), Some(1));
@@ -286,7 +278,7 @@ fn a_program_that_is_no_sandbox_prevents_the_start_only_where_a_sandbox_is_deman
         let banner = banner(&server);
         assert!(!banner.contains("/no/such/sandbox"), "{banner}");
         let warning = "execution.sandbox.binary_path: /no/such/sandbox is not used: ";
-        assert!(server.log().contains(warning), "{}", server.log());
+        server.wait_for_log(warning);
         let off = "execution.sandbox.enabled=false";
         let server = Server::start_as(user, None, &[ON, off, absent]);
         let log = server.wait_for_log("for Bazel");

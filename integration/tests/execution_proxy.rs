@@ -5,10 +5,11 @@ use std::slice;
 
 use gorego_integration::{
     content::blob,
-    executor::{Details, Executor, Gate, ON, TestAction, outcome, request, succeeded},
+    executor::{Details, Executor, Gate, ON, TestAction, outcome, request, succeeded, wait_until},
     peer::{Fault, FaultyPeer, Method, Times},
     server::Server,
 };
+use reapi::v2::execution_stage::Value;
 use tonic::Code;
 
 async fn start(settings: &[&str]) -> (FaultyPeer, Server, Executor) {
@@ -114,6 +115,31 @@ async fn an_outage_at_execute_is_unavailable_with_a_delay() {
             Err(refused) => assert_eq!(refused.code(), Code::Unavailable, "{refused}"),
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_while_an_action_is_queued_does_not_fail_it() {
+    let (peer, _server, executor) = start(&[
+        "execution.concurrency=1",
+        "backing_cache.existence_ttl=0",
+        "local_cache.lease=1s",
+    ])
+    .await;
+    let mut gate = Gate::new();
+    let mut running = executor.start(&TestAction::script(&gate.pass())).await;
+    gate.wait_for_starts(1);
+    let action = TestAction::script("cat input").input("input", "content");
+    let mut queued = executor.start(&action).await;
+    queued.reach(Value::Queued).await;
+    let renewals = || peer.calls(Method::FindMissingBlobs).len();
+    peer.inject_everywhere(Times::Always, Fault::Answer(Code::Unavailable));
+    let before = renewals();
+    wait_until("a renewal of leases in the outage", || renewals() > before);
+    peer.heal();
+    gate.open();
+    succeeded(running.response().await);
+    let result = succeeded(queued.response().await);
+    assert_eq!(executor.stdout(&result).await, "content");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,8 +19,7 @@ fn assert_killed(response: &ExecuteResponse, reason: &str) {
 
 /// Returns whether the server could create control groups.
 fn has_groups(server: &Server) -> bool {
-    let log = server.log();
-    assert!(log.contains("limiting memory"), "{log}");
+    let log = server.wait_for_log("limiting memory");
     log.contains("by control groups v")
 }
 
@@ -47,8 +46,9 @@ async fn an_action_that_runs_out_of_memory_runs_once_more_alone_and_is_not_cache
             response.message
         );
         assert_eq!(gate.starts(), 2);
-        let log = server.log();
-        assert_eq!(log.matches("runs once more, alone").count(), 1, "{log}");
+        let line = "runs once more, alone";
+        let log = server.wait_for_log(line);
+        assert_eq!(log.matches(line).count(), 1, "{log}");
         let found = executor.client.get_action(&digest).await;
         assert_eq!(found.unwrap_err().code(), Code::NotFound);
         gate.wait_for_end_of_processes();

@@ -34,12 +34,12 @@ async fn builds_are_removed_once_they_may_not_be_kept() {
         let mut files = folder.read_dir().unwrap().map(|file| file.unwrap().path());
         assert!(files.any(|file| file.extension().is_some_and(|end| end == "build")));
         let server = server.restart_with(&[SERVED, setting]);
-        assert!(!folder.exists(), "{setting}");
         let removed = format!(
             "removed the builds of earlier runs in {}",
             server.data().display()
         );
         server.wait_for_log(&removed);
+        assert!(!folder.exists(), "{setting}");
     }
 }
 
@@ -68,8 +68,10 @@ async fn a_miss_in_an_outage_of_the_backing_cache_is_shown_as_such() {
     };
     assert_eq!((outcome("outage"), outcome("miss")), (Some(2), Some(0)));
 
-    let is_recorded = |response: &Response| response.status == 200;
-    let build = wait_for(server.metrics(), "/api/v1/builds/build", is_recorded).await;
+    let is_explained = |response: &Response| {
+        response.status == 200 && !response.json()["misses"][0]["explanation"].is_null()
+    };
+    let build = wait_for(server.metrics(), "/api/v1/builds/build", is_explained).await;
     let explanation = &build.json()["misses"][0]["explanation"];
     assert_eq!(explanation["cause"]["kind"], "outage", "{build:#?}");
     let sentence = "The backing cache did not answer, and the local tier has no complete result.";

@@ -70,10 +70,13 @@ pub fn descendants(of: u32, name: &str) -> Vec<u32> {
 
 /// Kills the only descendant of a process with this name.
 pub fn kill_descendant(of: u32, name: &str) {
-    let [helper] = descendants(of, name)[..] else {
-        panic!("not one {name}");
-    };
-    let helper = Pid::from_raw(helper.cast_signed()).expect("no process has the id 0");
+    // A process that was just forked has the name of its parent, and one that was killed has its own until it is reaped.
+    let mut found = Vec::new();
+    wait_until(&format!("one {name}"), || {
+        found = descendants(of, name);
+        found.len() == 1
+    });
+    let helper = Pid::from_raw(found[0].cast_signed()).expect("no process has the id 0");
     kill_process(helper, Signal::KILL).expect("a process that just ran");
 }
 
