@@ -123,19 +123,18 @@ impl Worker<Job, ExecuteResponse> for VerifiedWorker {
         {
             let outputs = Outputs::of(result);
             let (action, bytes) = (job.action, outputs.bytes());
-            match self.waiting.try_reserve(bytes) {
-                Some(permit) => {
-                    // Fails if too many wait.
-                    let _ = self.checks.try_send(Check {
-                        action,
-                        kind: job.kind.clone(),
-                        target,
-                        memory,
-                        outputs,
-                        _permit: permit,
-                    });
-                }
-                None => debug!(%action, bytes, "an action with too many outputs is not verified"),
+            if let Some(permit) = self.waiting.try_reserve(bytes) {
+                // Fails if too many wait.
+                let _ = self.checks.try_send(Check {
+                    action,
+                    kind: job.kind.clone(),
+                    target,
+                    memory,
+                    outputs,
+                    _permit: permit,
+                });
+            } else {
+                warn!(%action, bytes, "an action has too many outputs to be verified");
             }
         }
         report
