@@ -27,6 +27,7 @@ pub mod peer;
 pub mod process;
 pub mod project;
 pub mod root;
+pub mod sandbox;
 pub mod selfhost;
 pub mod server;
 pub mod shell;

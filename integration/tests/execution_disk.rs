@@ -113,11 +113,13 @@ async fn a_disk_filled_by_a_log_fails_the_action_and_is_emptied() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_disk_filled_by_inputs_of_the_backing_cache_fails_the_action_and_is_emptied() {
+/// Starts servers with `settings` in front of a backing cache, and runs an action with 32 MiB of inputs from there.
+/// Returns its responses. Small actions run afterwards.
+async fn run_with_inputs_of_a_backing_cache(settings: &[&str]) -> Vec<ExecuteResponse> {
     let peer = FaultyPeer::start();
     let target = format!("backing_cache.target={}", peer.grpc_url());
-    let settings = [&SETTINGS[..], &[&target, "execution.max_input_bytes=1GiB"]].concat();
+    let settings = [&[&target, "execution.max_input_bytes=1GiB"], settings].concat();
+    let mut responses = Vec::new();
     for (_server, executor) in start_on(DISK, &settings).await {
         let mut action = TestAction::script("true");
         for seed in 0..8 {
@@ -128,14 +130,30 @@ async fn a_disk_filled_by_inputs_of_the_backing_cache_fails_the_action_and_is_em
             peer.put(blob);
         }
         let mut messages = executor.begin(request(&digest)).await.unwrap();
-        let response = messages.response().await;
-        let (code, message) = outcome(&response);
-        // Inputs that do not fit are refused like those above the limit.
-        assert_eq!(code, Code::FailedPrecondition, "{message}");
-        assert!(message.contains("no room"), "{message}");
-        let details = Details::of_response(&response.status.unwrap());
-        assert_eq!(details, Details::default());
+        responses.push(messages.response().await);
         assert_executes(&executor, "after fetching").await;
+    }
+    responses
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_filled_by_inputs_of_the_backing_cache_fails_the_action_and_is_emptied() {
+    for response in run_with_inputs_of_a_backing_cache(&SETTINGS).await {
+        assert_full(&response);
+        let message = response.status.unwrap().message;
+        assert!(message.contains("no room for "), "{message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn inputs_that_a_cache_can_never_hold_fail_the_action_naming_the_limit() {
+    let settings = ["local_cache.max_size_gb=16MiB"];
+    for response in run_with_inputs_of_a_backing_cache(&settings).await {
+        let (code, message) = outcome(&response);
+        assert_eq!(code, Code::FailedPrecondition, "{message}");
+        assert!(message.contains("local_cache.max_size_gb"), "{message}");
+        let details = Details::of_response(response.status.as_ref().unwrap());
+        assert_eq!(details, Details::default());
     }
 }
 

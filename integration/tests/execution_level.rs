@@ -11,7 +11,7 @@ use gorego_integration::{
     binary,
     executor::{Executor, TestAction, succeeded},
     metrics::Metrics,
-    project,
+    project, sandbox,
     server::{Server, User, refusal_as},
 };
 use rustix::process::geteuid;
@@ -121,13 +121,20 @@ fn files_that_are_to_be_isolated_and_cannot_be_prevent_the_start() {
         let (key, _) = setting.split_once('=').unwrap();
         let (status, log) = refusal_as(User::Mountless, &[ON, setting]);
         assert_eq!(status.code(), Some(2), "{log}");
-        let expected = format!("{key}: actions cannot be isolated: no mount namespaces");
+        let expected = format!(
+            "{key}: actions would not be isolated from the files of this machine: no mount namespaces"
+        );
         assert!(log.contains(&expected), "{log}");
+        let remedy = "; accepted: this key unset, or execution.sandbox.enabled: false";
+        assert!(log.contains(remedy), "{log}");
     }
     let server = Server::start_as(User::Mountless, None, &[]);
     let banner = banner(&server);
-    let expected = "executing no actions: actions would not be isolated: no mount namespaces";
+    let expected = "executing no actions: actions would not be isolated from the files of this \
+                    machine: no mount namespaces";
     assert!(banner.starts_with(expected), "{banner}");
+    let remedy = "; execution.enabled: true executes them all the same";
+    assert!(banner.ends_with(remedy), "{banner}");
 }
 
 #[test]
@@ -144,7 +151,7 @@ fn isolation_that_was_set_and_cannot_be_had_prevents_the_start() {
         for settings in [&[ON, setting][..], &[setting]] {
             let (status, log) = refusal_as(User::Confined, settings);
             assert_eq!(status.code(), Some(2), "{log}");
-            let expected = format!("{key}: actions cannot be isolated: no user namespaces");
+            let expected = format!("{key}: actions would not be isolated: no user namespaces");
             assert!(log.contains(&expected), "{log}");
         }
     }
@@ -283,5 +290,36 @@ fn a_program_that_is_no_sandbox_prevents_the_start_only_where_a_sandbox_is_deman
         let server = Server::start_as(user, None, &[ON, off, absent]);
         let log = server.wait_for_log("for Bazel");
         assert!(!log.contains("/no/such/sandbox"), "{log}");
+    }
+}
+
+#[test]
+fn files_that_another_sandbox_does_not_hide_are_named_as_such() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let program = sandbox::without_effect(dir.path());
+    let program = program.to_str().unwrap();
+    let setting = format!("execution.sandbox.binary_path={program}");
+    let lack = format!(
+        "{program} would hide no files of this machine from actions (execution.sandbox.binary_path); "
+    );
+    for user in User::all() {
+        let server = Server::start_as(user, None, &[ON, &setting]);
+        let expected = format!(", isolated by {program}, which hides no files");
+        assert!(banner(&server).ends_with(&expected), "{}", banner(&server));
+        let hide = "execution.sandbox.hide=/opt";
+        let (status, log) = refusal_as(user, &[ON, &setting, hide]);
+        assert_eq!(status.code(), Some(2), "{log}");
+        let expected = format!(
+            "execution.sandbox.hide: {lack}accepted: this key unset, or execution.sandbox.enabled: false"
+        );
+        assert!(log.contains(&expected), "{log}");
+        if geteuid().is_root() && user == User::Own {
+            continue;
+        }
+        let server = Server::start_as(user, None, &[&setting]);
+        let expected = format!(
+            "executing no actions: {lack}execution.enabled: true executes them all the same"
+        );
+        assert_eq!(banner(&server), expected);
     }
 }

@@ -8,6 +8,7 @@ use gorego_integration::{
     content::digest_of,
     executor::{Executor, TestAction, names_in, processes_with, request, start, wait_until},
     process::Process,
+    sandbox,
     shell::{Caller, name},
 };
 use prost::Message as _;
@@ -434,4 +435,36 @@ async fn what_cannot_work_is_said_in_a_line() {
     drop(server);
     let refusal = caller.refusal(&digest, &["--run"]);
     assert_eq!(refusal.lines().count(), 1, "{refusal}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_isolation_is_that_of_the_configuration_and_is_said() {
+    let (server, executor) = start(&[]).await;
+    let caller = Caller::new(&server.grpc_url());
+    let digest = name(&executor.upload(&TestAction::script("echo $SANDBOX")).await);
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let program = sandbox::without_effect(dir.path());
+    let program = program.to_str().unwrap();
+    let absent = "execution.sandbox.binary_path=/no/such/sandbox";
+    let other = format!("execution.sandbox.binary_path={program}");
+    let isolated = format!("gorego: isolated by {program}, which hides no files, ");
+    let unused = "execution.sandbox.binary_path: /no/such/sandbox is not used: ";
+    let off = "execution.sandbox.enabled=false";
+    let is_off = ": execution.sandbox.enabled is false";
+    for (setting, printed, line) in [
+        (&*other, program, &*isolated),
+        (absent, "", unused),
+        (off, "", is_off),
+    ] {
+        for arguments in [&["--run"][..], &["--", "/bin/sh", "-c", "echo $SANDBOX"]] {
+            let options = [&["--set", setting], arguments].concat();
+            let (code, stdout, stderr) = caller.run(&digest, &options);
+            assert_eq!((code, stdout.trim_end()), (0, printed), "{stderr}");
+            assert!(stderr.contains(line), "no {line:?} in {stderr}");
+        }
+    }
+    let demand = ["--set", "execution.sandbox.enabled=true", "--set", absent];
+    let refusal = caller.refusal(&digest, &[&demand[..], &["--run"]].concat());
+    let expected = "execution.sandbox.binary_path: /no/such/sandbox cannot isolate actions: ";
+    assert!(refusal.contains(expected), "{refusal}");
 }

@@ -28,7 +28,7 @@ use rustix::process::geteuid;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::{
-    isolation::isolation_settings,
+    isolation::permitted,
     persistent::users,
     preview::preview,
     switch::{Start, start},
@@ -58,9 +58,7 @@ pub(crate) enum Error {
          below ones with x for all (chmod o+x), or execution.run_as_root: true"
     )]
     Unreachable(PathBuf, u32),
-    #[error(
-        "actions would not be isolated: {0}; execution.enabled: true executes them all the same"
-    )]
+    #[error("{0}; execution.enabled: true executes them all the same")]
     Exposed(String),
     #[error("cannot start the launcher of actions: {0}")]
     Launcher(io::Error),
@@ -68,7 +66,7 @@ pub(crate) enum Error {
     Access(#[from] io::Error),
     #[error("execution.build_root: {0}")]
     BuildRoot(#[from] BuildRootError),
-    #[error("{0}: actions cannot be isolated: {1}; accepted: execution.sandbox.enabled: false")]
+    #[error("{0}: {1}; accepted: this key unset, or execution.sandbox.enabled: false")]
     NotIsolated(&'static str, String),
     #[error(
         "execution.sandbox.binary_path: {0} cannot isolate actions: {1}; accepted: a program with the interface of Bazel's \

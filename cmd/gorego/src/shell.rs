@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use self::{action::ActionName, run::Started};
 use crate::{
     cli::Shell,
-    execution::{first_user, isolation_settings, options, users},
+    execution::{first_user, options, permitted, users},
     print, remote,
     terminal::Load,
 };
@@ -149,9 +149,9 @@ impl Session<'_> {
         let dir = &staged.dir;
         let done = dir.stage(&staged.job, blobs, stop).await;
         done.map_err(|why| error(&why))?;
-        let level = dir.probe(&staged.options, &self.launcher).await;
+        let probe = async |options: &Options| Ok(dir.probe(options, &self.launcher).await?);
+        let level = permitted(self.loaded, &mut staged.options, probe, |line| print(&line)).await;
         let level = level.map_err(|why| why.to_string())?;
-        staged.options.set_level(&level);
         let started = Started {
             launcher: &self.launcher,
             staged,
@@ -163,6 +163,7 @@ impl Session<'_> {
         }
         let script = started.write_script()?;
         if !isatty(stdin()) {
+            report::level(&level, staged);
             return started.program(&self.shell.program).await;
         }
         report::banner(staged, &level, &script, self.shell.keep.is_some());
@@ -171,13 +172,11 @@ impl Session<'_> {
 
     /// Returns the settings of an executor with this configuration that takes any action, as far as it is well formed.
     fn options(&self) -> Options {
-        let options = options(&self.loaded.config);
         Options {
-            isolation: Some(isolation_settings(self.loaded, options.memory)),
             max_timeout: Duration::MAX,
             max_input_bytes: u64::MAX,
             ignore_unknown_platform: true,
-            ..options
+            ..options(&self.loaded.config)
         }
     }
 

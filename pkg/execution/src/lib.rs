@@ -10,6 +10,7 @@ mod counts;
 mod environment;
 mod executor;
 mod failure;
+mod found;
 mod history;
 mod inputs;
 mod job;

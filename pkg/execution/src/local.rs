@@ -3,14 +3,14 @@
 mod dir;
 mod inputs;
 
-use std::{collections::HashMap, io, sync::Arc};
+use std::{io, sync::Arc};
 
 use gorego_storage::{BlobStore, Digest, Error, to_hex};
-use reapi::v2::{self, ActionResult, Command, ExecuteResponse};
+use reapi::v2::{Command, ExecuteResponse};
 
 use crate::{
     BuildRootError, Failure, Job, Options, abort::Abort, admit::admit_again, command::outputs,
-    inputs::Resident,
+    found::found, inputs::Resident,
 };
 pub use dir::LocalDir;
 
@@ -100,30 +100,6 @@ impl LocalResult {
             notes: response.message.lines().map(str::to_owned).collect(),
         }
     }
-}
-
-/// Returns a description of each output, by path.
-#[expect(deprecated, reason = "outputs in the old lists are in other fields")]
-fn found(result: &ActionResult) -> HashMap<&str, String> {
-    let digest = |digest: Option<&v2::Digest>| {
-        let digest = digest.cloned().unwrap_or_default();
-        format!("{}/{}", digest.hash, digest.size_bytes)
-    };
-    let files = result.output_files.iter();
-    let files = files.map(|file| (&*file.path, digest(file.digest.as_ref())));
-    let directories = result.output_directories.iter().map(|directory| {
-        let tree = directory.tree_digest.as_ref();
-        let root = directory.root_directory_digest.as_ref();
-        (&*directory.path, digest(tree.or(root)))
-    });
-    let symlinks = [
-        &result.output_symlinks,
-        &result.output_file_symlinks,
-        &result.output_directory_symlinks,
-    ];
-    let symlinks = symlinks.into_iter().flatten();
-    let symlinks = symlinks.map(|link| (&*link.path, format!("-> {}", link.target)));
-    files.chain(directories).chain(symlinks).collect()
 }
 
 /// Returns the name of the file that holds a blob.

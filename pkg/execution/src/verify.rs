@@ -13,19 +13,22 @@ use std::{
 };
 
 use async_trait::async_trait;
+use gorego_limits::{Budget, Permit};
 use gorego_scheduler::{Attempt, Kind, Report, Runner, Worker, WorkerId};
 use gorego_storage::shorten;
-use reapi::v2::{ActionResult, Digest, ExecuteResponse};
+use reapi::v2::{ActionResult, ExecuteResponse};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
-use crate::{Job, NodeWorker, inputs::Resident};
+use crate::{Job, NodeWorker, found::found, inputs::Resident};
 pub(crate) use hashing::{HashOnly, digests};
 
 /// The most actions that wait for their second run. Others are not verified.
 const MAX_WAITING: usize = 32;
-/// The largest response whose action is verified, in bytes.
-const MAX_RESULT: u64 = 256 << 10;
+/// The most memory of the outputs of the actions that wait, in bytes: that of some 30,000 outputs.
+const MAX_BYTES: u64 = 8 << 20;
+/// The memory of a path and a description beside their text, in bytes.
+const OVERHEAD: usize = 100;
 /// The most second runs of an action that give way to others.
 const MAX_TRIES: usize = 3;
 /// The outputs that a log line names.
@@ -39,6 +42,8 @@ struct Check {
     target: Arc<str>,
     memory: u64,
     outputs: Outputs,
+    /// The memory of the outputs.
+    _permit: Permit,
 }
 
 /// The actions that wait for their second run.
@@ -52,6 +57,8 @@ pub struct VerifiedWorker {
     random: RandomState,
     actions: AtomicU64,
     checks: mpsc::Sender<Check>,
+    /// The memory of the actions that wait.
+    waiting: Budget,
 }
 
 impl VerifiedWorker {
@@ -67,6 +74,7 @@ impl VerifiedWorker {
             random: RandomState::new(),
             actions: AtomicU64::default(),
             checks,
+            waiting: Budget::memory("memory for outputs to be verified", MAX_BYTES),
         };
         (Arc::new(verified), Checks(waiting))
     }
@@ -107,22 +115,27 @@ impl Worker<Job, ExecuteResponse> for VerifiedWorker {
         );
         let report = self.worker.run(attempt).await;
         if let Report::Done(outcome) = &report
-            && outcome.bytes <= MAX_RESULT
             && outcome.value.status.is_none()
             && let Some(result) = &outcome.value.result
             && result.exit_code == 0
             && !job.do_not_cache
             && self.is_chosen()
         {
-            let check = Check {
-                outputs: Outputs::of(result),
-                action: job.action,
-                kind: job.kind.clone(),
-                target,
-                memory,
-            };
-            // Too many wait.
-            let _ = self.checks.try_send(check);
+            let outputs = Outputs::of(result);
+            let (action, bytes) = (job.action, outputs.bytes());
+            if let Some(permit) = self.waiting.try_reserve(bytes) {
+                // Fails if too many wait.
+                let _ = self.checks.try_send(Check {
+                    action,
+                    kind: job.kind.clone(),
+                    target,
+                    memory,
+                    outputs,
+                    _permit: permit,
+                });
+            } else {
+                warn!(%action, bytes, "an action has too many outputs to be verified");
+            }
         }
         report
     }
@@ -191,27 +204,20 @@ impl Check {
 struct Outputs(BTreeMap<String, String>);
 
 impl Outputs {
-    #[expect(deprecated, reason = "clients of REAPI 2.0 get the old lists")]
     fn of(result: &ActionResult) -> Self {
-        let name = |digest: Option<&Digest>| digest.map_or("", |digest| &digest.hash).to_owned();
-        let files = result.output_files.iter().map(|file| {
-            let executable = if file.is_executable { "x" } else { "" };
-            let description = name(file.digest.as_ref()) + executable;
-            (file.path.clone(), description)
-        });
-        let directories = result.output_directories.iter().map(|directory| {
-            let root = directory.root_directory_digest.as_ref();
-            let digest = directory.tree_digest.as_ref().or(root);
-            (directory.path.clone(), name(digest))
-        });
-        let links = result.output_symlinks.iter();
-        let links = links
-            .chain(&result.output_file_symlinks)
-            .chain(&result.output_directory_symlinks)
-            .map(|link| (link.path.clone(), format!("-> {}", link.target)));
-        let exit_code = ("(exit code)".to_owned(), result.exit_code.to_string());
-        let outputs = files.chain(directories).chain(links);
-        Self(outputs.chain([exit_code]).collect())
+        let mut outputs = found(result);
+        for file in result.output_files.iter().filter(|it| it.is_executable) {
+            *outputs.entry(&file.path).or_default() += " executable";
+        }
+        outputs.insert("(exit code)", result.exit_code.to_string());
+        let outputs = outputs.into_iter();
+        Self(outputs.map(|(path, it)| (path.to_owned(), it)).collect())
+    }
+
+    /// Returns the memory that they take, in bytes.
+    fn bytes(&self) -> u64 {
+        let bytes = |(path, it): (&String, &String)| path.len() + it.len() + OVERHEAD;
+        self.0.iter().map(bytes).sum::<usize>() as u64
     }
 
     /// Returns the paths that differ or are on one side only.
@@ -228,15 +234,13 @@ impl Outputs {
 mod tests {
     use std::{collections::HashMap, time::SystemTime};
 
-    use gorego_scheduler::{
-        ActionKey, Capacity, Outcome, Request, Runner, ScriptedWorker, WorkerId,
-    };
+    use gorego_scheduler::{ActionKey, Capacity, Request, Runner, ScriptedWorker, WorkerId};
     use gorego_storage::{DigestFunction, InstanceName};
-    use reapi::v2::{OutputFile, OutputSymlink};
+    use reapi::v2::{Digest, OutputFile, OutputSymlink};
     use tokio::time::{Duration, sleep, timeout};
 
     use super::*;
-    use crate::{Inputs, Live, Network, Origin, testing::options};
+    use crate::{Inputs, Live, Network, Origin, publish, testing::options};
 
     fn file(path: &str, hash: &str) -> OutputFile {
         OutputFile {
@@ -276,8 +280,9 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn an_action_that_waits_for_its_second_run_takes_no_memory_for_inputs() {
+    /// Runs an action with this result in a worker that verifies all. Returns whether it waits for its second run, once
+    /// its inputs are released.
+    async fn waits(result: ActionResult) -> bool {
         let (scripted, mut attempts) = ScriptedWorker::new();
         let (worker, mut checks) = VerifiedWorker::new(scripted, 1.0);
         let runner = Runner::new(options().scheduler);
@@ -305,13 +310,10 @@ mod tests {
         let _watch = runner.submit(gorego_scheduler::OperationId(1), &request);
         drop(request);
         let response = ExecuteResponse {
-            result: Some(ActionResult::default()),
+            result: Some(result),
             ..ExecuteResponse::default()
         };
-        let done = Report::Done(Outcome {
-            value: response,
-            bytes: 1,
-        });
+        let done = Report::Done(publish::outcome(response));
         attempts.recv().await.unwrap().end(done);
         let released = async {
             while inputs.strong_count() > 0 {
@@ -319,7 +321,33 @@ mod tests {
             }
         };
         timeout(Duration::from_mins(1), released).await.unwrap();
-        assert!(checks.0.try_recv().is_ok());
+        checks.0.try_recv().is_ok()
+    }
+
+    /// Returns a result of this many outputs.
+    fn result_of(outputs: usize) -> ActionResult {
+        let path = |number| format!("{}/{number}", "d".repeat(100));
+        let files = (0..outputs).map(|number| file(&path(number), &"0".repeat(64)));
+        ActionResult {
+            output_files: files.collect(),
+            stdout_raw: vec![b'x'; 2 << 20].into(),
+            ..ActionResult::default()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_action_that_waits_for_its_second_run_takes_no_memory_for_inputs() {
+        assert!(waits(ActionResult::default()).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_action_with_a_long_log_and_20_000_outputs_is_verified() {
+        assert!(waits(result_of(20_000)).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_action_whose_outputs_take_too_much_memory_is_not_verified() {
+        assert!(!waits(result_of(40_000)).await);
     }
 
     #[test]

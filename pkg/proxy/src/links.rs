@@ -89,9 +89,10 @@ impl ProxyStore {
         if unstored.is_empty() {
             return Ok(());
         }
-        Err(PinError::Full {
+        Err(PinError::Store(Error::Full {
+            what: format!("{} fetched blobs", unstored.len()),
             bytes: unstored.iter().map(Digest::size).sum(),
-            why: format!("the local tier could not store {} of them", unstored.len()),
-        })
+            why: "the local tier could not store them".to_owned(),
+        }))
     }
 }

@@ -46,4 +46,5 @@ pub use launch::{
 };
 pub use launcher::{Launcher, Level};
 pub use live::{LiveCommand, LiveUsage};
+pub use supervisor::disk_space;
 pub use users::has_users;

@@ -29,6 +29,7 @@ use rustix::process::{
 };
 
 pub(crate) use self::network::raise_loopback;
+pub use self::scratch::disk_space;
 use self::{
     command::{Command, Started},
     family::Family,

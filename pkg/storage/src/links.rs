@@ -141,7 +141,7 @@ pub enum PinError {
     /// These are all missing blobs, each once.
     #[error("missing blobs: {}", list(.0))]
     Missing(Vec<Digest>),
-    /// The blobs exceed what the local tier can hold at once.
+    /// The blobs exceed what the local tier may ever hold at once. Blobs that find no room now are `Error::Full`.
     #[error("no room for {bytes} bytes of blobs at once: {why}")]
     Full {
         /// The room of all blobs, in bytes.

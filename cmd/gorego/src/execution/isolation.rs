@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf};
 
 use gorego_config::{LoadedConfig, Origin, Switch};
-use gorego_execution::{IsolationOptions, Options, probe};
+use gorego_execution::{IsolationOptions, Options, ProbeError, probe};
 use gorego_sandbox::{ControlGroups, Launcher, Level, Means};
 
 use super::{Error, build_root, first_user};
@@ -11,27 +11,25 @@ use super::{Error, build_root, first_user};
 /// The property of actions that have the network of this machine, or none.
 const NETWORK: &str = "network";
 
-/// Isolates actions as far as the system allows it, and returns the level. Fails if the configuration demands more.
+/// Isolates the actions of a server as far as the system allows it, and returns the level. Fails if the configuration
+/// demands more.
 pub(super) async fn isolate(
     loaded: &LoadedConfig,
     launcher: &Launcher,
     options: &mut Options,
 ) -> Result<Level, Error> {
-    let config = &loaded.config;
-    let level = level(loaded, launcher, options).await?;
+    let probe = async |options: &Options| probe(options, launcher).await;
+    let warn = |line: &str| tracing::warn!("{line}");
+    let level = permitted(loaded, options, probe, warn).await?;
     if let (ControlGroups::None(_), Some(isolation)) =
         (launcher.control_groups(), &mut options.isolation)
     {
         // The memory of processes that is measured instead lacks that of these files.
         isolation.shm_bytes /= u64::from(options.concurrency.max(1));
     }
-    options.set_level(&level);
-    if let Some(why) = level.why() {
-        if let Some(key) = demand(loaded, &level) {
-            return Err(Error::NotIsolated(key, why.to_owned()));
-        }
-        if config.execution.enabled == Switch::Auto {
-            return Err(Error::Exposed(why.to_owned()));
+    if let Some(lack) = lack(&level) {
+        if loaded.config.execution.enabled == Switch::Auto {
+            return Err(Error::Exposed(lack));
         }
         if !matches!(level, Level::External(_)) {
             let (_, meaning) = describe(&level);
@@ -57,17 +55,55 @@ pub(super) async fn isolate(
 pub(super) fn describe(level: &Level) -> (&'static str, String) {
     match level {
         Level::Full => ("full", "isolated".to_owned()),
-        Level::External(program) => ("external", format!("isolated by {}", program.display())),
+        Level::External(program) => {
+            let program = program.display();
+            (
+                "external",
+                format!("isolated by {program}, which hides no files"),
+            )
+        }
         Level::Processes(why) => ("processes", format!("isolated except for files: {why}")),
         Level::Plain(why) => ("plain", format!("not isolated: {why}")),
+    }
+}
+
+/// Returns what a level lacks; `None` for the best.
+fn lack(level: &Level) -> Option<String> {
+    match level {
+        Level::Full => None,
+        Level::External(program) => Some(format!(
+            "{} would hide no files of this machine from actions (execution.sandbox.binary_path)",
+            program.display()
+        )),
+        Level::Processes(why) => Some(format!(
+            "actions would not be isolated from the files of this machine: {why}"
+        )),
+        Level::Plain(why) => Some(format!("actions would not be isolated: {why}")),
+    }
+}
+
+/// Isolates actions as the configuration asks for it, as far as `probe`, which tries that, finds it possible. Returns
+/// the level. Fails if the configuration demands more.
+pub(crate) async fn permitted(
+    loaded: &LoadedConfig,
+    options: &mut Options,
+    probe: impl AsyncFn(&Options) -> Result<Level, ProbeError>,
+    warn: impl Fn(&str),
+) -> Result<Level, Error> {
+    let level = level(loaded, options, probe, warn).await?;
+    options.set_level(&level);
+    match (demand(loaded, &level), lack(&level)) {
+        (Some(key), Some(lack)) => Err(Error::NotIsolated(key, lack)),
+        _ => Ok(level),
     }
 }
 
 /// Tries the isolation that the configuration asks for.
 async fn level(
     loaded: &LoadedConfig,
-    launcher: &Launcher,
     options: &mut Options,
+    probe: impl AsyncFn(&Options) -> Result<Level, ProbeError>,
+    warn: impl Fn(&str),
 ) -> Result<Level, Error> {
     let config = &loaded.config;
     if config.execution.sandbox.enabled == Switch::Off {
@@ -80,10 +116,10 @@ async fn level(
     }
     for path in &config.execution.sandbox.hide {
         if let Err(error) = fs::symlink_metadata(path) {
-            tracing::warn!(
+            warn(&format!(
                 "execution.sandbox.hide: nothing is hidden at {}: {error}",
                 path.display()
-            );
+            ));
         }
     }
     for path in &config.execution.sandbox.writable_paths {
@@ -94,7 +130,7 @@ async fn level(
     if !program.as_os_str().is_empty() {
         isolation.by = Means::Program(program.clone());
         options.isolation = Some(isolation.clone());
-        let why = match probe(options, launcher).await? {
+        let why = match probe(options).await? {
             Level::Plain(why) => why,
             level => return Ok(level),
         };
@@ -102,11 +138,13 @@ async fn level(
             return Err(Error::Program(program.clone(), why));
         }
         let program = program.display();
-        tracing::warn!("execution.sandbox.binary_path: {program} is not used: {why}");
+        warn(&format!(
+            "execution.sandbox.binary_path: {program} is not used: {why}"
+        ));
         isolation.by = Means::Root;
     }
     options.isolation = Some(isolation);
-    Ok(probe(options, launcher).await?)
+    Ok(probe(options).await?)
 }
 
 /// Returns the key of a setting that demands more isolation than `level`, since it was set.
@@ -147,7 +185,7 @@ fn demand(loaded: &LoadedConfig, level: &Level) -> Option<&'static str> {
 
 /// Returns the configured isolation. Files that several programs read and that hold no secret, such as lists of
 /// authorities, are not hidden.
-pub(crate) fn isolation_settings(loaded: &LoadedConfig, memory: u64) -> IsolationOptions {
+fn isolation_settings(loaded: &LoadedConfig, memory: u64) -> IsolationOptions {
     let config = &loaded.config;
     let (sandbox, backing) = (&config.execution.sandbox, &config.backing_cache);
     let folders = ["/root", "/home", "/run"].map(PathBuf::from);

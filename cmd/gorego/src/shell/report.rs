@@ -33,7 +33,7 @@ pub(super) fn level(level: &Level, staged: &Staged) {
             "isolated from this machine, {network}, as {user}"
         )),
         Level::External(program) => print(&format_args!(
-            "isolated by {}, {network}, as {user}",
+            "isolated by {}, which hides no files, {network}, as {user}",
             program.display()
         )),
         Level::Processes(why) => print(&format_args!(

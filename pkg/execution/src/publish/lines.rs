@@ -70,7 +70,8 @@ pub(crate) fn describe(excess: &Excess) -> String {
             ("killed: wrote to disk", used, limit, "max_scratch_bytes")
         }
         Excess::Unmeasured => {
-            let why = "killed: what it wrote to disk cannot be measured, as directories were closed again and again";
+            let why = "killed: what it wrote to disk cannot be measured, as directories were closed again and again, \
+                       or are too deep";
             return format!("{why} (execution.max_scratch_bytes)");
         }
     };

@@ -30,7 +30,7 @@ use crate::{
     beneath::{DIRECTORY, io as io_error, make_child, open_child},
     worker::space::Space,
 };
-pub(crate) use failed::Failed;
+pub(crate) use failed::{Failed, space_of};
 pub(crate) use remove::remove;
 pub use remove::remove_directory;
 pub(crate) use trash::Trash;
@@ -223,8 +223,8 @@ pub(crate) struct ActionDir {
     pub dir: OwnedFd,
     /// The input root.
     pub root: OwnedFd,
-    /// The folder that it is moved to instead of the trash.
-    kept: OnceLock<Arc<Failed>>,
+    /// The folder that it is moved to instead of the trash, and its bytes.
+    kept: OnceLock<(Arc<Failed>, u64)>,
 }
 
 impl ActionDir {
@@ -254,7 +254,7 @@ impl ActionDir {
 impl Drop for ActionDir {
     fn drop(&mut self) {
         let moved = match self.kept.get() {
-            Some(failed) => failed.add(&self.build_root, &self.name),
+            Some((failed, bytes)) => failed.add(&self.build_root, &self.name, *bytes),
             None => self.build_root.discard(&self.name),
         };
         if let Err(error) = moved {

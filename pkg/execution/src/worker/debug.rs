@@ -8,7 +8,7 @@ use rustix::{fs::AtFlags, io::Errno};
 
 use super::{
     BuildRootError, block,
-    build_root::{BuildRoot, Failed},
+    build_root::{BuildRoot, Failed, space_of},
     run::{Run, Staged},
 };
 use crate::{
@@ -28,7 +28,7 @@ pub(super) fn open(
     options: &Options,
 ) -> Result<Option<Arc<Failed>>, BuildRootError> {
     let opened = if options.keeps_failed {
-        Failed::open(build_root).map(|failed| Some(Arc::new(failed)))
+        Failed::open(build_root, options.max_scratch_bytes).map(|failed| Some(Arc::new(failed)))
     } else {
         Failed::remove(build_root).map(|()| None)
     };
@@ -65,14 +65,18 @@ impl Run<'_> {
                 let mode = std::fs::Permissions::from_mode(0o755);
                 file.set_permissions(mode)
             });
-            Ok(written.map_err(|error| Error::io("writing", SCRIPT, error))?)
+            written.map_err(|error| Error::io("writing", SCRIPT, error))?;
+            Ok(space_of(&directory))
         };
         let action = self.job.action;
-        if let Err(error) = block(write).await {
-            tracing::warn!(%action, %error, "the directory of a failed action is not kept");
-            return;
-        }
-        let path = failed.keep(&staged.dir);
+        let bytes = match block(write).await {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                tracing::warn!(%action, %error, "the directory of a failed action is not kept");
+                return;
+            }
+        };
+        let path = failed.keep(&staged.dir, bytes);
         let path = path.display();
         tracing::info!(%action, %path, "kept the directory of a failed action");
     }

@@ -127,7 +127,10 @@ async fn a_pin_fails_if_fetched_blobs_find_no_room() {
             proxy.local.room_made(true);
         }
     };
-    assert!(matches!(pinned, Err(PinError::Full { .. })), "{pinned:?}");
+    let Err(PinError::Store(Error::Full { bytes, .. })) = pinned else {
+        panic!("{pinned:?}");
+    };
+    assert_eq!(bytes, 7 << 20);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    ffi::CStr,
+    ffi::{CStr, CString},
     fs,
     os::{
         fd::{AsRawFd as _, OwnedFd},
@@ -20,8 +20,11 @@ use rustix::{
 
 /// The unit of `st_blocks`.
 const BLOCK: u64 = 512;
-/// The most levels of directories, each of which takes a descriptor. Files further down are not counted.
-const DEPTH: u64 = 400;
+/// The most levels of directories that are open at once, each with a descriptor.
+const DEPTH: usize = 400;
+/// The most levels in all. Names that are remembered for the directories further down than [`DEPTH`] are limited, too.
+const MAX_LEVELS: usize = 10_000;
+const MAX_NAMES: usize = 100_000;
 /// The most tries to open a directory.
 const TRIES: u32 = 3;
 /// The bytes of a buffer for names in a directory.
@@ -35,7 +38,7 @@ const HUGETLBFS: u64 = 0x9584_58f6;
 /// A file: its device and its number there.
 type File = (u64, u64);
 
-/// The reason why a size is not known: a directory cannot be opened.
+/// The reason why a size is not known: a directory cannot be opened, or is too deep.
 #[derive(Debug)]
 pub(super) struct Unmeasured;
 
@@ -53,11 +56,19 @@ pub(super) fn size(
         linked: HashSet::new(),
         skipped,
         bytes: 0,
+        path: Vec::new(),
+        deep: vec![Vec::new()],
     };
-    // Opened anew, to be read from its start.
-    let opened = open(directory, c".", OFlags::empty()).map_err(|_| Unmeasured)?;
-    opened.map_or(Ok(()), |opened| walk.directory(&opened, DEPTH))?;
+    while let Some(path) = walk.deep.pop() {
+        walk.start(directory, path)?;
+    }
     Ok(walk.bytes.saturating_add(deleted(processes)))
+}
+
+/// Returns the disk space that a directory takes, in bytes. Each file counts once, whatever its names. Returns `None` if
+/// it cannot be measured. Blocks.
+pub fn disk_space(directory: &OwnedFd) -> Option<u64> {
+    size(directory, None, &[]).ok()
 }
 
 struct Walk {
@@ -65,11 +76,35 @@ struct Walk {
     linked: HashSet<File>,
     skipped: Option<File>,
     bytes: u64,
+    /// The names on the way to the directory that is read.
+    path: Vec<CString>,
+    /// The directories that are read later, from the start: those below which too many would be open.
+    deep: Vec<Vec<CString>>,
 }
 
 impl Walk {
+    /// Counts what is in the directory at `path`, if it is still there.
+    fn start(&mut self, root: &OwnedFd, path: Vec<CString>) -> Result<(), Unmeasured> {
+        // Opened anew, to be read from its start.
+        let Some(directory) = open(root, c".", OFlags::empty()).map_err(|_| Unmeasured)? else {
+            return Ok(());
+        };
+        let mut opened = Opened {
+            directory,
+            mode: None,
+        };
+        for name in &path {
+            let Some(next) = Opened::open(&opened.directory, name)? else {
+                return Ok(());
+            };
+            opened = next;
+        }
+        self.path = path;
+        self.directory(&opened.directory, DEPTH)
+    }
+
     /// Counts what is in a directory. The command may change it meanwhile.
-    fn directory(&mut self, directory: &OwnedFd, depth: u64) -> Result<(), Unmeasured> {
+    fn directory(&mut self, directory: &OwnedFd, depth: usize) -> Result<(), Unmeasured> {
         let mut buffer = Vec::with_capacity(BUFFER);
         let mut entries = RawDir::new(directory, buffer.spare_capacity_mut());
         while let Some(Ok(entry)) = entries.next() {
@@ -85,13 +120,28 @@ impl Walk {
             }
             let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
             self.count(&stat, is_directory);
-            if is_directory
-                && depth > 0
-                && let Some(opened) = Opened::open(directory, name)?
-            {
+            if !is_directory {
+                continue;
+            }
+            self.path.push(name.to_owned());
+            if depth == 0 {
+                self.defer()?;
+            } else if let Some(opened) = Opened::open(directory, name)? {
                 self.directory(&opened.directory, depth - 1)?;
             }
+            self.path.pop();
         }
+        Ok(())
+    }
+
+    /// Remembers a directory to be read later.
+    fn defer(&mut self) -> Result<(), Unmeasured> {
+        let levels = self.path.len();
+        let names = self.deep.iter().map(Vec::len).sum::<usize>() + levels;
+        if levels > MAX_LEVELS || names > MAX_NAMES {
+            return Err(Unmeasured);
+        }
+        self.deep.push(self.path.clone());
         Ok(())
     }
 

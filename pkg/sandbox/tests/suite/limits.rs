@@ -97,6 +97,10 @@ pub(crate) const ISOLATED: &[Test] = &[
         limited_scratch_includes_closed_directories,
     ),
     (
+        "limited_scratch_includes_deep_directories",
+        limited_scratch_includes_deep_directories,
+    ),
+    (
         "a_control_group_holds_an_isolated_command",
         a_control_group_holds_an_isolated_command,
     ),
@@ -176,6 +180,16 @@ fn limited_scratch_includes_closed_directories(fixture: &Fixture) {
         let metadata = fs::metadata(action.root.path(name)).unwrap();
         assert_eq!(metadata.permissions().mode() & 0o777, mode, "{name}");
     }
+}
+
+fn limited_scratch_includes_deep_directories(fixture: &Fixture) {
+    let script = "i=0; while [ $i -lt 1300 ]; do mkdir d; cd d; i=$((i + 1)); done
+        head -c 20971520 /dev/zero >file; exec sleep 1000";
+    let ended = run_with_scratch(fixture, script);
+    let Some(Excess::Scratch { used, .. }) = ended.excess else {
+        panic!("{ended:?}");
+    };
+    assert!((20 * MIB..32 * MIB).contains(&used), "{used}");
 }
 
 fn limits_hold_without_control_groups(_: &Fixture) {

@@ -108,10 +108,10 @@ async fn the_newest_ten_directories_that_are_kept_outlive_a_restart() {
     let mut all = Vec::new();
     for _ in 0..2 {
         let root = open(dir.path()).unwrap();
-        let failed = Arc::new(Failed::open(&root).unwrap());
+        let failed = Arc::new(Failed::open(&root, u64::MAX).unwrap());
         for _ in 0..7 {
             let action = root.create(None, false).unwrap();
-            all.push(failed.keep(&action));
+            all.push(failed.keep(&action, 1));
         }
         drop(root.create(None, false).unwrap());
         empty(&root).await;
