@@ -56,7 +56,7 @@ pub(super) struct Process {
     running: Option<RunningProcess>,
     /// The number of requests that it has answered.
     pub(super) uses: u32,
-    /// What it had used when it was measured last.
+    /// The resources that it had used at the last measurement.
     pub(super) used: LiveUsage,
     pub(super) idle_since: Instant,
 }
