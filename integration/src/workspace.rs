@@ -1,10 +1,11 @@
 //! Generated Bazel workspaces that need only the packaged Bazel: no registry and no network.
 
+mod compiled;
 mod large;
 
 use std::{fmt::Write as _, fs, path::Path};
 
-pub use self::large::write_large;
+pub use self::{compiled::write_compiled, large::write_large};
 
 /// Modules that Bazel's own tools name and the package lacks. The workspaces do not use them, so empty
 /// ones suffice.

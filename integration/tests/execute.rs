@@ -1,17 +1,31 @@
 //! Builds by Bazel whose actions gorego executes.
 #![cfg(test)]
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    fs::{self, OpenOptions},
+    io::Write as _,
+};
 
 use gorego_integration::{
     bazel::{BazelServer, Build},
     lock::Lock,
+    metrics::Metrics,
+    project,
     server::Server,
     workspace,
 };
+use tokio::runtime::Runtime;
 
 /// Actions that Bazel gives up are killed soon.
 const EXECUTES: [&str; 2] = ["execution.enabled=true", "execution.abandon_after=1s"];
+
+/// The settings of an executor with persistent workers.
+const HAS_WORKERS: [&str; 3] = [
+    "execution.enabled=true",
+    "execution.persistent_workers.enabled=true",
+    "telemetry.metrics_addr=127.0.0.1:0",
+];
 
 /// The stable status of all builds.
 const STATUS: &str = "--workspace_status_command=echo STABLE_NAME gorego";
@@ -159,4 +173,62 @@ fn builds_whose_actions_run_here_have_the_outputs_of_a_local_build() {
     let options = ["--spawn_strategy=remote", keepalive];
     assert_rebuilds(&mut bench, &options, &expected);
     assert_rebuilds(&mut bench, &minimal, &expected);
+}
+
+/// Returns the code in the blocks of a section of the README.
+fn blocks_of(section: &str) -> Vec<String> {
+    let readme = fs::read_to_string(project::root().join("README.md")).unwrap();
+    let (_, text) = readme.split_once(&format!("\n### {section}\n")).unwrap();
+    let (text, _) = text.split_once("\n### ").unwrap();
+    let blocks = text.split("\n```").skip(1).step_by(2);
+    let code = blocks.map(|block| block.split_once('\n').unwrap().1.to_owned() + "\n");
+    code.collect()
+}
+
+/// Returns the number of actions that a persistent worker answered, and of those that it did not.
+fn requests(server: &Server) -> (Option<u64>, Option<u64>) {
+    let metrics = Runtime::new().unwrap();
+    let metrics = metrics.block_on(Metrics::of(server.metrics()));
+    let requests = |outcome| {
+        let name = "gorego_execution_persistent_requests_total";
+        metrics.get(&format!("{name}{{outcome=\"{outcome}\"}}"))
+    };
+    (requests("answered"), requests("failed"))
+}
+
+#[test]
+fn bazel_builds_with_persistent_workers_by_the_lines_of_the_readme() {
+    let _lock = Lock::bazel();
+    let blocks = blocks_of("Persistent workers");
+    let [options, json] = blocks.as_slice() else {
+        panic!("{blocks:?}");
+    };
+    let executor = Server::start_in_root(&HAS_WORKERS);
+    let mut bazel = BazelServer::new(|dir| workspace::write_compiled(dir, json));
+    let url = executor.grpc_url();
+    let address = format!("--remote_executor={url}");
+    let build = |bazel: &mut BazelServer| {
+        bazel.clean();
+        let arguments = [
+            "build",
+            &address,
+            "--spawn_strategy=remote",
+            "//compiled/...",
+        ];
+        let build = bazel.build(&url, &arguments);
+        let compilers = build
+            .spawns
+            .iter()
+            .filter(|spawn| spawn.mnemonic == "Compiled");
+        assert_eq!(compilers.count(), 6, "{}", build.console);
+        assert_ran(&build, "remote");
+        outputs(&build)
+    };
+    let expected = build(&mut bazel);
+    assert_eq!(requests(&executor), (Some(0), Some(0)));
+    let mut rc = OpenOptions::new();
+    let rc = rc.append(true).open(bazel.source().join(".bazelrc"));
+    rc.unwrap().write_all(options.as_bytes()).unwrap();
+    assert_eq!(build(&mut bazel), expected);
+    assert_eq!(requests(&executor), (Some(6), Some(0)));
 }

@@ -2,9 +2,10 @@
 #![cfg(test)]
 
 use gorego_integration::{
-    executor::{Executor, Gate, TestAction, start, succeeded},
+    executor::{Executor, Gate, Level, TestAction, start, succeeded},
     metrics::Metrics,
 };
+use reapi::v2::execution_stage::Value;
 
 /// A tool that runs the only line of its flag file, which has no quotes, and answers with its pid.
 const TOOL: &str = r#"#!/bin/sh
@@ -100,6 +101,80 @@ async fn an_idle_persistent_worker_ends_after_its_time_and_at_shutdown() {
     let (mut server, executor) = start(&[ENABLED]).await;
     answer(&executor, &action(&gate, "true")).await;
     server.ask_to_stop();
+    assert!(server.wait().success());
+    gate.wait_for_end_of_processes();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_persistent_workers_end_when_they_have_too_much_memory() {
+    // A quarter of it is for idle workers.
+    let (_server, executor) = start(&[ENABLED, "execution.memory=256MiB"]).await;
+    let gate = Gate::new();
+    let first = answer(&executor, &action(&gate, "true")).await;
+    assert_eq!(answer(&executor, &action(&gate, ":")).await, first);
+    let growing = "x=$(yes | head -c 73400320)";
+    assert_eq!(answer(&executor, &action(&gate, growing)).await, first);
+    gate.wait_for_end_of_processes();
+    assert_ne!(answer(&executor, &action(&gate, ": again")).await, first);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_action_that_needs_all_memory_waits_for_a_busy_persistent_worker_and_ends_it() {
+    let settings = [ENABLED, "execution.memory=96MiB", "execution.concurrency=2"];
+    let (server, executor) = start(&settings).await;
+    let mut gate = Gate::new();
+    let mut busy = executor.start(&action(&gate, &gate.pass())).await;
+    gate.wait_for_starts(1);
+    let other = Gate::new();
+    let large = format!(
+        "{}; (head -c 314572800 /dev/zero; cat {}) | tail",
+        other.report(),
+        other.path("never")
+    );
+    let mut large = executor.start(&TestAction::script(&large)).await;
+    other.wait_for_starts(1);
+    server.wait_for_log("runs once more, alone");
+    gate.open();
+    succeeded(busy.response().await);
+    large.reach(Value::Executing).await;
+    other.wait_for_starts(2);
+    gate.wait_for_end_of_processes();
+    assert!(large.response().await.message.contains("alone"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_scratch_limit_of_a_persistent_worker_is_that_of_each_action() {
+    for level in Level::all() {
+        let settings = [ENABLED, "execution.max_scratch_bytes=16MiB"];
+        let (_server, executor) = level.start(&settings).await;
+        let gate = Gate::new();
+        let first = answer(&executor, &action(&gate, "true")).await;
+        // Its inputs do not count. It lasts for two measurements.
+        let given = action(&gate, "timeout 2 cat /dev/zero >/dev/null");
+        let given = given.input("given", vec![7; 24 << 20]);
+        assert_eq!(answer(&executor, &given).await, first, "{level:?}");
+        let wait = format!("cat {}", gate.path("never"));
+        let writing = action(
+            &gate,
+            &format!("head -c 25165824 /dev/zero >$TMPDIR/a; {wait}"),
+        );
+        let alone = succeeded(executor.execute(&writing).await);
+        assert_eq!(executor.stdout(&alone).await, "alone\n", "{level:?}");
+        gate.wait_for_end_of_processes();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_action_in_a_persistent_worker_ends_before_its_server() {
+    let (mut server, executor) = start(&[ENABLED]).await;
+    let mut gate = Gate::new();
+    let mut busy = executor.start(&action(&gate, &gate.pass())).await;
+    gate.wait_for_starts(1);
+    server.ask_to_stop();
+    server.wait_for_log("shutting down");
+    gate.open();
+    let result = succeeded(busy.response().await);
+    assert_eq!(result.exit_code, 0);
     assert!(server.wait().success());
     gate.wait_for_end_of_processes();
 }

@@ -435,6 +435,8 @@ async fn every_block_of_the_readme_works() {
             "sh" => check_own(block),
             "" if text.starts_with("gorego ") => check_start(block),
             "" if text.starts_with("$ gorego ") => check_command(block),
+            // The test of Bazel with persistent workers builds with it.
+            "python" if text.starts_with("exec_properties = ") => {}
             "" if text.starts_with("build --") => check_bazelrc(block),
             language => panic!("nothing tests a block of {language:?}:\n{text}"),
         }

@@ -109,6 +109,8 @@ pub struct PersistentOptions {
     pub idle_timeout: Duration,
     /// The most actions of a worker.
     pub max_uses: u32,
+    /// The time in which a new worker that has not answered yet has to do something.
+    pub silence: Duration,
 }
 
 /// Settings of the isolation of actions.

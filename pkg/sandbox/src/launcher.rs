@@ -22,7 +22,7 @@ use rustix::{
     process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid},
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _, Interest},
+    io::{AsyncReadExt as _, Interest},
     net::{UnixStream, unix::OwnedReadHalf},
 };
 use tokio_util::sync::CancellationToken;
@@ -79,14 +79,14 @@ impl Launcher {
         self.hand_over(theirs.into(), Wish::of(&launch)).await?;
         let running = RunningCommand(launch.live.clone());
         order(&control, launch).await.map_err(lost)?;
-        let (mut answers, mut orders) = control.into_split();
+        let (mut answers, orders) = control.into_split();
+        running.0.set_orders(orders);
         let answer = {
             let mut answer = pin!(answer(&mut answers, &running.0));
             tokio::select! {
                 answer = &mut answer => answer,
                 () = stop.cancelled() => {
-                    // Fails if the supervisor has ended: the answer is there, or the action is lost.
-                    let _ = orders.shutdown().await;
+                    running.0.stop();
                     answer.await
                 }
             }
@@ -120,12 +120,13 @@ impl Launcher {
     }
 }
 
-/// A command that is measured until this is dropped.
+/// A command that is measured, and not stopped, until this is dropped.
 struct RunningCommand(LiveCommand);
 
 impl Drop for RunningCommand {
     fn drop(&mut self) {
         self.0.set_supervisor(0);
+        self.0.stop();
     }
 }
 

@@ -6,59 +6,126 @@ use std::{
     io::Read as _,
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI32, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use rustix::param::{clock_ticks_per_second, page_size};
+use tokio::net::unix::OwnedWriteHalf;
+
+use crate::wire::{self, Turn};
 
 /// The bytes that one read of `/proc/<pid>/stat` returns at most, enough for the fields that are used.
 const LINE: usize = 512;
 
 /// A command while it runs. Clones refer to the same one.
 #[derive(Clone, Debug, Default)]
-pub struct LiveCommand(
+pub struct LiveCommand {
+    running: Arc<Running>,
+    /// The processor time that does not count, all of it and that in the kernel.
+    before: (Duration, Duration),
+}
+
+#[derive(Debug, Default)]
+struct Running {
     /// The pid of its supervisor; 0 before there is one and after the end.
-    Arc<AtomicI32>,
-);
+    supervisor: AtomicI32,
+    /// The way to its supervisor. Closing it stops the command.
+    orders: Mutex<Option<OwnedWriteHalf>>,
+}
 
 /// The resources that a command has used, and uses now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LiveUsage {
     /// Processor time of all its processes, also of those that have ended.
     pub processor: Duration,
+    /// The part of it that was spent in the kernel.
+    pub system: Duration,
     /// The sum of the resident memory of its processes, in bytes. Shared memory counts for each of them.
     pub resident_bytes: u64,
 }
 
 impl LiveCommand {
     pub(crate) fn set_supervisor(&self, pid: i32) {
-        self.0.store(pid, Relaxed);
+        self.running.supervisor.store(pid, Relaxed);
+    }
+
+    pub(crate) fn set_orders(&self, orders: OwnedWriteHalf) {
+        *self.orders() = Some(orders);
+    }
+
+    /// Stops the command, if it runs.
+    pub(crate) fn stop(&self) {
+        drop(self.orders().take());
+    }
+
+    fn orders(&self) -> MutexGuard<'_, Option<OwnedWriteHalf>> {
+        let locked = self.running.orders.lock();
+        locked.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the same command, without the processor time that it had used `before`.
+    #[must_use]
+    pub fn since(&self, before: LiveUsage) -> Self {
+        Self {
+            running: Arc::clone(&self.running),
+            before: (before.processor, before.system),
+        }
+    }
+
+    /// Starts the turn of another user of a running command, whose directory holds `given` bytes that the command did not
+    /// write. `None`: it has nothing to do, and its limits are compared rarely.
+    pub fn start_turn(&self, given: Option<u64>) {
+        if let (Some(orders), Ok(turn)) = (&*self.orders(), wire::encode(&Turn { given })) {
+            // Fails if the command ends.
+            let _ = wire::send(orders.as_ref(), &turn, &[]);
+        }
     }
 
     /// Returns what each of `commands` uses, `None` for those that do not run. Reads `/proc` once, and blocks meanwhile.
     pub fn measure(commands: &[Self]) -> Vec<Option<LiveUsage>> {
         let supervisors: Vec<i32> = commands
             .iter()
-            .map(|command| command.0.load(Relaxed))
+            .map(|command| command.running.supervisor.load(Relaxed))
             .collect();
         if supervisors.iter().all(|pid| *pid == 0) {
             return vec![None; commands.len()];
         }
         let processes = Processes::read();
-        let measured = supervisors.into_iter().map(|pid| processes.usage(pid));
+        let measured = commands.iter().zip(supervisors).map(|(command, pid)| {
+            let (processor, system) = command.before;
+            let all = processes.usage(pid)?;
+            Some(LiveUsage {
+                processor: all.processor.saturating_sub(processor),
+                system: all.system.saturating_sub(system),
+                ..all
+            })
+        });
         measured.collect()
+    }
+}
+
+/// Processor time in ticks, outside the kernel and in it.
+#[derive(Clone, Copy)]
+struct Ticks(u64, u64);
+
+impl Ticks {
+    const fn plus(self, other: Self) -> Self {
+        Self(
+            self.0.saturating_add(other.0),
+            self.1.saturating_add(other.1),
+        )
     }
 }
 
 /// The fields of a process that are used.
 struct Process {
     parent: i32,
-    /// The processor time of the process, and of its children that have ended and were waited for, in ticks.
-    own_ticks: u64,
-    ended_ticks: u64,
+    own: Ticks,
+    /// The time of its children that have ended and were waited for.
+    ended: Ticks,
     resident_pages: u64,
 }
 
@@ -71,8 +138,8 @@ impl Process {
         let field = |at: usize| fields.get(at)?.parse::<u64>().ok();
         let process = Self {
             parent: fields.get(1)?.parse().ok()?,
-            own_ticks: field(11)?.saturating_add(field(12)?),
-            ended_ticks: field(13)?.saturating_add(field(14)?),
+            own: Ticks(field(11)?, field(12)?),
+            ended: Ticks(field(13)?, field(14)?),
             resident_pages: field(21)?,
         };
         Some((pid.parse().ok()?, process))
@@ -122,11 +189,7 @@ impl Processes {
 
     /// Returns what the descendants of a supervisor use.
     fn usage(&self, supervisor: i32) -> Option<LiveUsage> {
-        let mut ticks = self
-            .all
-            .get(&supervisor)
-            .filter(|_| supervisor != 0)?
-            .ended_ticks;
+        let mut ticks = self.all.get(&supervisor).filter(|_| supervisor != 0)?.ended;
         let mut pages: u64 = 0;
         let mut seen = HashSet::new();
         let mut parents = vec![supervisor];
@@ -134,15 +197,18 @@ impl Processes {
             // Processes that were created during the pass could form a circle.
             for pid in self.children.get(&parent).into_iter().flatten() {
                 if let Some(process) = self.all.get(pid).filter(|_| seen.insert(*pid)) {
-                    ticks = ticks.saturating_add(process.own_ticks + process.ended_ticks);
+                    ticks = ticks.plus(process.own).plus(process.ended);
                     pages = pages.saturating_add(process.resident_pages);
                     parents.push(*pid);
                 }
             }
         }
         let second = clock_ticks_per_second().max(1);
+        let time = |ticks: u64| Duration::from_millis(ticks.saturating_mul(1000) / second);
+        let Ticks(user, system) = ticks;
         Some(LiveUsage {
-            processor: Duration::from_millis(ticks.saturating_mul(1000) / second),
+            processor: time(user.saturating_add(system)),
+            system: time(system),
             resident_bytes: pages.saturating_mul(page_size() as u64),
         })
     }
@@ -152,9 +218,10 @@ impl Processes {
 mod tests {
     use super::*;
 
+    /// Seven ticks in the kernel.
     fn process(pid: i32, parent: i32, own: u64, ended: u64, pages: u64) -> (i32, Process) {
         let line = format!(
-            "{pid} (a) b (c) S {parent} 1 1 0 -1 4194560 9 9 9 9 {own} 0 {ended} 0 20 0 1 0 77 1000 {pages} 18446744073709551615"
+            "{pid} (a) b (c) S {parent} 1 1 0 -1 4194560 9 9 9 9 {own} 3 {ended} 4 20 0 1 0 77 1000 {pages} 18446744073709551615"
         );
         Process::parse(&line).expect("valid")
     }
@@ -172,9 +239,15 @@ mod tests {
             .into_iter(),
         );
         let usage = processes.usage(10).expect("it runs");
-        assert_eq!(usage.processor, Duration::from_secs(6));
+        // Those that the supervisor has waited for, and two processes.
+        let system = Duration::from_millis((4 + 2 * 7) * 1000 / second);
+        assert_eq!(usage.system, system);
+        assert_eq!(usage.processor, Duration::from_secs(6) + system);
         assert_eq!(usage.resident_bytes, 3 * page_size() as u64);
-        assert_eq!(processes.usage(20), Some(LiveUsage::default()));
+        assert_eq!(
+            processes.usage(20).map(|usage| usage.resident_bytes),
+            Some(0)
+        );
         assert_eq!(processes.usage(30), None);
         assert_eq!(processes.usage(0), None);
     }

@@ -20,6 +20,7 @@ use rustix::{
 
 /// `SIGTERM` as signalfd returns it.
 const SIGTERM: u32 = Signal::SIGTERM as u32;
+const SIGUSR1: u32 = Signal::SIGUSR1 as u32;
 
 /// Gives a forked process a name, and makes it the parent of its descendants' orphans.
 pub(crate) fn establish(name: &CStr) -> io::Result<()> {
@@ -38,6 +39,8 @@ pub(crate) enum Wake {
     Signal {
         /// Set if it is `SIGTERM` from outside the pid namespace of this process.
         terminate: bool,
+        /// Set if it is `SIGUSR1`.
+        ordered: bool,
     },
     /// The peer's descriptor is readable, or its other end is closed.
     Peer,
@@ -76,6 +79,7 @@ impl Signals {
             let is_order = |signal: siginfo| signal.ssi_signo == SIGTERM && signal.ssi_pid == 0;
             Wake::Signal {
                 terminate: signal.is_some_and(is_order),
+                ordered: signal.is_some_and(|signal| signal.ssi_signo == SIGUSR1),
             }
         })
     }

@@ -24,8 +24,11 @@ use nix::sys::{
     signal::Signal,
     time::{TimeVal, TimeValLike as _},
 };
-use rustix::process::{
-    Pid, Signal as Sent, getpid, getppid, kill_process, set_parent_process_death_signal,
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{
+        Pid, Signal as Sent, getpid, getppid, kill_process, set_parent_process_death_signal,
+    },
 };
 
 pub(crate) use self::network::raise_loopback;
@@ -42,7 +45,7 @@ use crate::{
     fork,
     process::{Signals, Wake, establish},
     snapshot::Snapshot,
-    wire::{self, Answer, Order, Refusal},
+    wire::{self, Answer, Order, Refusal, Turn},
 };
 
 /// The unit of disk blocks.
@@ -123,7 +126,7 @@ fn serve(
         launcher,
         family: Family::new(pid, signals),
         is_isolated,
-        monitor: Monitor::new(&limits, group, slot.snapshot, scratch),
+        monitor: Monitor::new(&limits, group, slot.snapshot, scratch, launcher),
     };
     let cause = supervisor.watch(control, timeout, kill_delay)?;
     let by_itself = !cause.timed_out && cause.excess.is_none();
@@ -265,8 +268,10 @@ impl Supervisor<'_> {
         // A time too far to be represented does not come.
         let mut deadline = Instant::now().checked_add(timeout);
         while self.family.reap() && self.family.exit.is_none() {
-            cause.excess = self.monitor.compare();
-            if cause.excess.is_some() {
+            let excess = self.monitor.compare();
+            // What is there since the last turn counts as written until the message about it is read.
+            if excess.is_some() && !is_readable(control) {
+                cause.excess = excess;
                 break;
             }
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -274,8 +279,11 @@ impl Supervisor<'_> {
             let left = left.into_iter().chain(self.monitor.left()).min();
             match self.family.signals.wait(Some(control.as_fd()), left)? {
                 Wake::Peer => {
-                    cause.stopped = true;
-                    break;
+                    let Ok((Turn { given }, _)) = wire::read(control) else {
+                        cause.stopped = true;
+                        break;
+                    };
+                    self.monitor.start_turn(given);
                 }
                 Wake::Signal { .. } if getppid() != Some(self.launcher) => {
                     cause.orphaned = true;
@@ -303,6 +311,12 @@ impl Supervisor<'_> {
             self.family.terminate();
         }
     }
+}
+
+/// Returns whether a message, or the end of messages, can be read.
+fn is_readable(control: &File) -> bool {
+    let mut polled = [PollFd::new(control, PollFlags::IN)];
+    poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 /// Returns the resources that all descendants used, which have ended: those of their control group where they are

@@ -1,8 +1,8 @@
 //! The messages between server, launcher and supervisor.
 //!
 //! The launcher sends [`Ready`]. For each action, the server sends it a [`Wish`] with one end of a socket pair, which the
-//! launcher hands to a new supervisor. The rest goes over that pair: an [`Order`] with its descriptors, then the pid of
-//! the supervisor and an [`Answer`]. A message is its length in 4 bytes, then JSON. The end of either direction means
+//! launcher hands to a new supervisor. The rest goes over that pair: an [`Order`] with its descriptors and any number of
+//! [`Turn`]s, the pid of the supervisor and an [`Answer`]. A message is its length in 4 bytes, then JSON. The end of either direction means
 //! that its sender has died, or that the server wants the action to stop.
 
 use std::{
@@ -67,6 +67,13 @@ pub(crate) struct Order {
     pub(crate) scratch: Option<ScratchLimit>,
     pub(crate) user: Option<u32>,
     pub(crate) isolation: Option<Isolation>,
+}
+
+/// The turn of another user of a running command.
+#[derive(Deserialize, Serialize)]
+pub(crate) struct Turn {
+    /// The bytes in its directory that it did not write. `None`: it has nothing to do.
+    pub(crate) given: Option<u64>,
 }
 
 /// The answer to an order.

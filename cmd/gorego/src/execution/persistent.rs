@@ -1,9 +1,14 @@
 //! The settings of persistent workers.
 
+use std::time::Duration;
+
 use gorego_config::Config;
 use gorego_execution::PersistentOptions;
 
 use super::concurrency;
+
+/// The time in which a new worker that has not answered yet has to do something.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// Returns the settings of persistent workers; `None` if there are none.
 pub(super) fn persistent(config: &Config) -> Option<PersistentOptions> {
@@ -15,6 +20,7 @@ pub(super) fn persistent(config: &Config) -> Option<PersistentOptions> {
         },
         idle_timeout: workers.idle_timeout,
         max_uses: workers.max_uses,
+        silence: SILENCE,
     })
 }
 

@@ -46,21 +46,24 @@ impl Run<'_> {
 
     /// Returns the directory that the command may write into.
     fn scratch(&self, dir: &ActionDir, has_overlay: bool) -> Result<Scratch, Abort> {
-        let inputs = &self.job.inputs;
-        // Below an overlay, what was staged is not counted.
-        let given = if has_overlay {
-            0
-        } else {
-            let blocks = inputs.entries.saturating_mul(BLOCK);
-            inputs.bytes.saturating_add(blocks)
-        };
         Ok(Scratch {
             directory: clone(&dir.dir)?,
             limit: ScratchLimit {
                 added: self.worker.options.max_scratch_bytes,
-                given,
+                given: self.given(has_overlay),
             },
         })
+    }
+
+    /// Returns the bytes of what was staged into the directory that the command may write into.
+    pub(super) fn given(&self, has_overlay: bool) -> u64 {
+        let inputs = &self.job.inputs;
+        // Below an overlay, what was staged is not counted.
+        if has_overlay {
+            return 0;
+        }
+        let blocks = inputs.entries.saturating_mul(BLOCK);
+        inputs.bytes.saturating_add(blocks)
     }
 }
 

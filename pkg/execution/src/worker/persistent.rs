@@ -7,6 +7,7 @@
 //! outputs are copied into the store, as the worker lives on and may still have them open.
 
 mod arguments;
+mod measure;
 mod plan;
 mod pool;
 mod process;
@@ -15,13 +16,14 @@ mod wish;
 
 use std::{
     fs::File,
+    future::pending,
     io::{self, Read as _, Write as _},
     os::fd::OwnedFd,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
-use gorego_sandbox::{Ended, Exit, Launch, Leftovers, LiveCommand, NetworkAttempts, Usage};
+use gorego_sandbox::{Ended, Exit, Launch, Leftovers, NetworkAttempts, Usage};
 use gorego_scheduler::Phase;
 use gorego_storage::{Error, shorten};
 use reapi::v2::ExecuteResponse;
@@ -52,10 +54,20 @@ const MAX_FLAGS: u64 = 32 << 20;
 /// The exit of a worker that was killed at the timeout of an action.
 const KILLED: Exit = Exit::Signal(9);
 
+/// An action that is ready to run in a worker.
+struct Prepared {
+    staged: Staged,
+    /// The command that starts the worker.
+    start: Vec<String>,
+    protocol: Protocol,
+    request: Vec<u8>,
+}
+
 /// The end of an action in a worker.
-enum Answer {
-    Response(WorkResponse),
-    TimedOut,
+struct Answer {
+    /// `None`: the action timed out.
+    response: Option<WorkResponse>,
+    usage: Usage,
 }
 
 /// The reason why a worker did not run an action to its end.
@@ -132,12 +144,18 @@ impl Run<'_> {
         let Some(mut process) = self.process(pool, &plan).await? else {
             return Ok(None);
         };
-        let user = process.home.user.clone();
-        let staged = self.stage(user.is_none(), None, user).await?;
+        let prepared = match self.prepare_for(&process, plan).await {
+            Ok(prepared) => prepared,
+            Err(abort) => {
+                // The worker knows nothing of it.
+                pool.put(process);
+                return Err(abort);
+            }
+        };
         times.fetch_end = SystemTime::now();
         (self.begin)(Phase::Run);
-        let run = self.next.fetch_add(1, Relaxed);
-        let (staged, answer) = match self.ask(run, &mut process, plan, staged).await {
+        let silence = (process.uses == 0).then_some(pool.silence);
+        let (staged, answer) = match self.ask(&mut process, prepared, silence).await {
             Ok(answered) => answered,
             Err(Fault::Abort(abort)) => {
                 process.end().await;
@@ -151,8 +169,9 @@ impl Run<'_> {
         if self.altered(&staged).await? {
             return Ok(None);
         }
-        let ended = self.report_of(times.fetch_end, &answer, &mut process).await;
-        if !ended.timed_out {
+        if answer.response.is_some() {
+            let resident = process.used.resident_bytes;
+            self.worker.memory.record(&self.job.kind, resident);
             pool.put(process);
         } else if process.uses == 0 {
             // Perhaps it does not speak the protocol.
@@ -160,7 +179,9 @@ impl Run<'_> {
         }
         pool.answered.fetch_add(1, Relaxed);
         self.count_inputs();
-        self.finish(times, staged, ended).await.map(Some)
+        let ended = Ok(report_of(times.fetch_end, answer));
+        self.keep_if_failed(&staged, &ended).await;
+        self.finish(times, staged, ended?).await.map(Some)
     }
 
     /// Returns a worker for the action, which may not run yet. `None` if all of them are busy.
@@ -187,59 +208,74 @@ impl Run<'_> {
         Ok(Some(Process::new(key, block(create).await?)))
     }
 
-    /// Runs the action in a worker, and moves its files back afterwards.
+    /// Stages the action for a worker, and encodes its request.
+    async fn prepare_for(&self, process: &Process, plan: Plan) -> Result<Prepared, Abort> {
+        let user = process.home.user.clone();
+        let staged = self.stage(user.is_none(), None, user).await?;
+        block(move || {
+            let (start, protocol) = (plan.arguments.start.clone(), plan.protocol);
+            let request = plan.request(|path| read(&staged.dir.root, path));
+            let request = request.map_err(Abort::Own)?.encode_as(protocol);
+            Ok(Prepared {
+                staged,
+                start,
+                protocol,
+                request: request.map_err(|error| Abort::Own(error.to_string()))?,
+            })
+        })
+        .await
+    }
+
+    /// Runs the action in a worker, and moves its files back afterwards. With `silence`, fails if the worker does nothing
+    /// for that time.
     async fn ask(
         &self,
-        run: u32,
         process: &mut Process,
-        plan: Plan,
-        staged: Staged,
+        prepared: Prepared,
+        silence: Option<Duration>,
     ) -> Result<(Staged, Answer), Fault> {
-        let (protocol, argv) = (plan.protocol, plan.arguments.start.clone());
-        let home = Arc::clone(&process.home);
-        let hand_over = move || {
-            let request = plan.request(|path| read(&staged.dir.root, path));
-            let handed = request.and_then(|request| {
-                let moved = home.move_files(&staged.dir.root, false);
-                let encoded = moved.and_then(|()| request.encode_as(protocol));
-                encoded.map_err(|error| error.to_string())
-            });
-            Ok((staged, handed))
-        };
-        let (staged, request) = block(hand_over).await?;
-        let request = request.map_err(Breach::Files)?;
+        let Prepared {
+            staged,
+            start,
+            protocol,
+            request,
+        } = prepared;
+        process.begin(self.given(false)).await;
+        let staged = move_files(process, staged, false).await?;
         if !process.has_started() {
-            let launch = self.launch_of(&process.home, argv)?;
+            let launch = self.launch_of(&process.home, start)?;
             let started = process.start(self.worker, protocol, launch);
             started.map_err(Breach::Io)?;
         }
+        let run = self.next.fetch_add(1, Relaxed);
         let logs = [staged.stdout.reader()?, staged.stderr.reader()?];
-        let shown = self.job.live.show(run, logs, process.live());
-        let answer = tokio::select! {
+        let live = process.live();
+        let shown = self.job.live.show(run, logs, live.since(process.used));
+        let silent = async {
+            match silence {
+                Some(period) => measure::silence(live, period).await,
+                None => pending().await,
+            }
+        };
+        let response = tokio::select! {
             biased;
             () = self.stop.cancelled() => return Err(Abort::Stopped.into()),
-            answer = timeout(self.job.timeout, process.ask(&request)) => match answer {
-                Ok(answer) => Answer::Response(answer?),
-                Err(_) => Answer::TimedOut,
-            },
+            answer = timeout(self.job.timeout, process.ask(&request)) => answer.ok().transpose()?,
+            () = silent => return Err(Breach::Silent.into()),
         };
         drop(shown);
-        if matches!(answer, Answer::TimedOut) {
-            // No process may run while the outputs are collected.
-            process.stop().await;
-        }
-        let home = Arc::clone(&process.home);
-        let take_back = move || {
-            if let Answer::Response(response) = &answer {
+        let usage = process.measure().await;
+        match &response {
+            Some(response) => {
                 let written = File::from(staged.stderr.writer()?).write_all(&response.output);
                 written.map_err(|error| Error::io("writing", "stderr", error))?;
             }
-            let moved = home.move_files(&staged.dir.root, true);
-            let moved = moved.and_then(|()| home.trim());
-            Ok(moved.map(|()| (staged, answer)))
-        };
-        let moved = block(take_back).await?;
-        Ok(moved.map_err(|error| Breach::Files(error.to_string()))?)
+            // No process may run while the outputs are collected.
+            None => process.stop().await,
+        }
+        let staged = move_files(process, staged, true).await?;
+        process.live().start_turn(None);
+        Ok((staged, Answer { response, usage }))
     }
 
     /// Returns the launch of a worker, without its pipes.
@@ -250,42 +286,6 @@ impl Run<'_> {
             argv,
             ..self.command(&home.dir, false, id, logs)?
         })
-    }
-
-    /// Returns the report of an action that a worker ran.
-    async fn report_of(
-        &self,
-        started: SystemTime,
-        answer: &Answer,
-        process: &mut Process,
-    ) -> Ended {
-        let ended = SystemTime::now();
-        let mut usage = Usage::default();
-        if let Answer::Response(_) = answer {
-            let live = process.live();
-            let measure = move || Ok(LiveCommand::measure(&[live]).pop().flatten());
-            let used = block(measure).await.ok().flatten().unwrap_or_default();
-            usage.user = used.processor.saturating_sub(process.used.processor);
-            usage.peak_bytes = used.resident_bytes;
-            process.used = used;
-            self.worker.memory.record(&self.job.kind, usage.peak_bytes);
-        }
-        Ended {
-            exit: match answer {
-                Answer::Response(response) => Exit::Code(response.exit_code),
-                Answer::TimedOut => KILLED,
-            },
-            timed_out: matches!(answer, Answer::TimedOut),
-            stopped: false,
-            excess: None,
-            refused_processes: 0,
-            attempts: NetworkAttempts::default(),
-            usage,
-            leftovers: Leftovers::default(),
-            started,
-            ended,
-            root: None,
-        }
     }
 
     /// Ends a worker that cannot be used any more, and logs why.
@@ -302,6 +302,37 @@ impl Run<'_> {
             %action, uses, %breach, stderr,
             "a persistent worker failed; the action runs by itself"
         );
+    }
+}
+
+/// Moves the files of an action to its worker, or back from it if `back`.
+async fn move_files(process: &Process, staged: Staged, back: bool) -> Result<Staged, Fault> {
+    let home = Arc::clone(&process.home);
+    let moved = block(move || {
+        let moved = home.move_files(&staged.dir.root, back);
+        Ok(moved.and_then(|()| home.trim()).map(|()| staged))
+    });
+    let moved = moved.await?;
+    Ok(moved.map_err(|error| Breach::Files(error.to_string()))?)
+}
+
+/// Returns the report of an action that a worker ran.
+fn report_of(started: SystemTime, answer: Answer) -> Ended {
+    let Answer { response, usage } = answer;
+    Ended {
+        exit: response
+            .as_ref()
+            .map_or(KILLED, |it| Exit::Code(it.exit_code)),
+        timed_out: response.is_none(),
+        stopped: false,
+        excess: None,
+        refused_processes: 0,
+        attempts: NetworkAttempts::default(),
+        usage,
+        leftovers: Leftovers::default(),
+        started,
+        ended: SystemTime::now(),
+        root: None,
     }
 }
 

@@ -16,6 +16,7 @@ use crate::{
     Test,
     action::{Action, SHA256},
     common::{Fixture, Node, code},
+    responses::fields,
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -34,6 +35,22 @@ pub(crate) const TESTS: &[Test] = &[
     (
         "a_persistent_worker_that_breaks_at_once_is_not_started_again",
         broken,
+    ),
+    (
+        "an_action_runs_by_itself_if_a_new_persistent_worker_does_nothing",
+        silent,
+    ),
+    (
+        "a_missing_flag_file_does_not_end_a_persistent_worker",
+        missing_flags,
+    ),
+    (
+        "the_processor_time_of_earlier_actions_in_a_persistent_worker_does_not_count",
+        resources,
+    ),
+    (
+        "the_directory_of_an_action_that_failed_in_a_persistent_worker_is_kept",
+        kept,
     ),
     ("a_timeout_ends_a_persistent_worker", timeout),
     ("a_cancelled_action_ends_its_persistent_worker", cancelled),
@@ -91,6 +108,7 @@ fn persistent(options: &mut Options) {
         max: 2,
         idle_timeout: Duration::from_mins(10),
         max_uses: 100,
+        silence: Duration::from_mins(1),
     });
 }
 
@@ -255,6 +273,79 @@ fn broken(fixture: &Fixture) {
                     .ends_with("alone right")
             );
         }
+    });
+}
+
+fn silent(fixture: &Fixture) {
+    fixture.run(async {
+        let node = fixture.node_with(|options| {
+            persistent(options);
+            options.persistent.as_mut().unwrap().silence = Duration::from_millis(200);
+        });
+        let node = node.await;
+        // Reading this pipe never ends, as the worker has its other end.
+        let never = "mkfifo pipe; exec 3<>pipe; read never <&3";
+        let silent = action(&format!(
+            "test $worker = no || {{ {never}; }}; output=right"
+        ));
+        assert!(output(&node, &silent).await.ends_with("alone right"));
+        // None is started for the next one.
+        let next = action(WHO);
+        assert!(output(&node, &next).await.contains("alone"));
+    });
+}
+
+fn missing_flags(fixture: &Fixture) {
+    fixture.run(async {
+        let node = node(fixture).await;
+        let first = who(&node, &action(WHO)).await;
+        let mut missing = Action::of(&["bin/tool", "@missing"])
+            .file_with("bin/tool", TOOL.to_owned(), mark)
+            .file("flags", "output=right\n");
+        missing.persistent = Some(wish(Protocol::Json));
+        assert!(output(&node, &missing).await.ends_with("alone right"));
+        let next = who(&node, &action(&format!("{WHO} next="))).await;
+        assert_eq!(next, (first.0, 2));
+    });
+}
+
+fn resources(fixture: &Fixture) {
+    fixture.run(async {
+        let node = node(fixture).await;
+        let mut times = Vec::new();
+        for script in ["while [ $((i += 1)) -lt 300000 ]; do :; done", ":"] {
+            let result = node.execute(&action(script)).await.result.unwrap();
+            let usage = &result.execution_metadata.unwrap().auxiliary_metadata[0];
+            let fields = fields(&usage.value);
+            let time = |field| prost_types::Duration::decode(fields[&field].as_slice()).unwrap();
+            let time = |field| Duration::try_from(time(field)).unwrap();
+            times.push(time(1) + time(2));
+            assert!(!fields.contains_key(&3), "the greatest memory is not known");
+        }
+        assert!(times[0] > times[1], "{times:?}");
+    });
+}
+
+fn kept(fixture: &Fixture) {
+    fixture.run(async {
+        let node = fixture.node_with(|options| {
+            persistent(options);
+            options.keeps_failed = true;
+        });
+        let node = node.await;
+        let failing = node.execute(&action("echo wrong >out; code=3")).await;
+        assert_eq!(failing.result.unwrap().exit_code, 3);
+        let failed = node.build_root().join("failed");
+        let [kept] = &std::fs::read_dir(failed).unwrap().collect::<Vec<_>>()[..] else {
+            panic!("not one");
+        };
+        let kept = kept.as_ref().unwrap().path();
+        assert_eq!(
+            std::fs::read_to_string(kept.join("root/out")).unwrap(),
+            "wrong\n"
+        );
+        assert!(kept.join("rerun").exists());
+        assert_eq!(who(&node, &action(WHO)).await.1, 2);
     });
 }
 

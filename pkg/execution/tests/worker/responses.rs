@@ -182,7 +182,7 @@ fn resources(fixture: &Fixture) {
 }
 
 /// Decodes the fields of a message: strings and messages by content, numbers as nothing.
-fn fields(mut message: &[u8]) -> BTreeMap<u32, Vec<u8>> {
+pub(crate) fn fields(mut message: &[u8]) -> BTreeMap<u32, Vec<u8>> {
     use prost::encoding::{WireType, decode_key, decode_varint};
     let mut fields = BTreeMap::new();
     while !message.is_empty() {

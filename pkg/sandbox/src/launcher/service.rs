@@ -74,6 +74,11 @@ pub(super) fn run(mut socket: &UnixStream, memory: Option<u64>) -> io::Result<()
         let peer = server.map(AsFd::as_fd);
         let left = launcher.orphans.into_iter().chain(launcher.measure()).min();
         let wake = launcher.signals.wait(peer, left)?;
+        if let (Wake::Signal { ordered: true, .. }, Some(measurer)) =
+            (&wake, &mut launcher.measurer)
+        {
+            measurer.is_ordered = true;
+        }
         if let (Wake::Peer, Some(socket)) = (wake, server)
             && !launcher.accept(socket)?
         {
@@ -96,7 +101,7 @@ fn isolate(socket: &UnixStream) -> io::Result<Signals> {
     establish(c"gorego-launcher")?;
     // The server continues a launcher that was stopped; its death has to do so, too.
     set_parent_process_death_signal(Some(Sent::CONT))?;
-    Signals::new(&[Signal::SIGCHLD])
+    Signals::new(&[Signal::SIGCHLD, Signal::SIGUSR1])
 }
 
 struct Service {
@@ -115,9 +120,11 @@ struct Service {
     orphans: Option<Duration>,
 }
 
-/// A list of processes, and the time of the next one.
+/// A list of processes, and the earliest time of the next one.
 struct Measurer {
     snapshot: Snapshot,
+    /// Set if a supervisor has ordered one. Those of idle commands rarely do.
+    is_ordered: bool,
     due: Instant,
 }
 
@@ -125,19 +132,22 @@ impl Measurer {
     fn create() -> io::Result<Self> {
         Ok(Self {
             snapshot: Snapshot::create()?,
+            is_ordered: false,
             due: Instant::now(),
         })
     }
 
-    /// Lists the processes if it is time. Returns the time that is left then.
-    fn measure(&mut self) -> Duration {
+    /// Lists the processes if that was ordered and it is time. Returns the time that is left; `None` without an order.
+    fn measure(&mut self) -> Option<Duration> {
         let now = Instant::now();
-        if self.due <= now {
+        if self.is_ordered && self.due <= now {
             // Without memory for the list, commands are measured later.
             let _ = self.snapshot.update();
+            self.is_ordered = false;
             self.due = now + PERIOD.max(now.elapsed().saturating_mul(PAUSE));
         }
-        self.due.saturating_duration_since(Instant::now())
+        let left = self.due.saturating_duration_since(Instant::now());
+        self.is_ordered.then_some(left)
     }
 }
 
@@ -211,11 +221,9 @@ impl Service {
         Ok(())
     }
 
-    /// Measures the commands if it is time. Returns the time that is left then; `None` without commands.
+    /// Measures the commands if it is time. Returns the time that is left; `None` if nothing waits for it.
     fn measure(&mut self) -> Option<Duration> {
-        let measurer = self.measurer.as_mut();
-        let measurer = measurer.filter(|_| !self.supervisors.is_empty());
-        measurer.map(Measurer::measure)
+        self.measurer.as_mut().and_then(Measurer::measure)
     }
 
     fn kill_orphans(&mut self) {

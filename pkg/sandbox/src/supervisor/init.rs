@@ -172,7 +172,10 @@ fn watch(mut family: Family) -> io::Result<Report> {
                 attempts: NetworkAttempts::default(),
             });
         }
-        if let Wake::Signal { terminate: true } = family.signals.wait(None, None)? {
+        if let Wake::Signal {
+            terminate: true, ..
+        } = family.signals.wait(None, None)?
+        {
             terminated = true;
             family.terminate();
         }

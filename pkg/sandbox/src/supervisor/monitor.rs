@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::{fs::fstat, process::Pid};
+use rustix::{
+    fs::fstat,
+    process::{Pid, Signal, kill_process},
+};
 
 use super::scratch;
 use crate::{
@@ -19,9 +22,11 @@ use crate::{
 
 /// The time between two checks of the memory of a control group, and of the memory that the launcher measured.
 const GROUP_PERIOD: Duration = Duration::from_millis(250);
-const SNAPSHOT_PERIOD: Duration = Duration::from_millis(150);
+const SNAPSHOT_PERIOD: Duration = Duration::from_millis(120);
 /// The time between two measurements of the disk.
 const SCRATCH_PERIOD: Duration = Duration::from_secs(1);
+/// The time between two measurements of a command that has nothing to do.
+const IDLE_PERIOD: Duration = Duration::from_secs(5);
 /// The least time between two measurements, as a multiple of the time that the last one took.
 const PAUSE: u32 = 20;
 
@@ -29,10 +34,12 @@ const PAUSE: u32 = 20;
 pub(super) struct Monitor<'a> {
     group: Option<&'a Group>,
     snapshot: Option<&'a Snapshot>,
+    launcher: Pid,
     memory: Option<(u64, Instant)>,
     /// The time between two comparisons of memory.
     period: Duration,
     scratch: Option<(Scratch, Instant)>,
+    is_idle: bool,
     /// The greatest resident memory of all processes that was measured.
     pub(super) peak: u64,
 }
@@ -51,18 +58,54 @@ impl<'a> Monitor<'a> {
         group: Option<&'a Group>,
         snapshot: Option<&'a Snapshot>,
         scratch: Option<Scratch>,
+        launcher: Pid,
     ) -> Self {
         let now = Instant::now();
         let period = group.map_or(SNAPSHOT_PERIOD, |_| GROUP_PERIOD);
-        Self {
+        let monitor = Self {
             group,
             snapshot,
+            launcher,
             period,
             // The kernel limits the memory of a group. Where it kills only one process of it, the others follow.
             memory: limits.memory.map(|limit| (limit, now + period)),
             scratch: scratch.map(|scratch| (scratch, now + SCRATCH_PERIOD)),
+            is_idle: false,
             peak: 0,
+        };
+        monitor.order_snapshot();
+        monitor
+    }
+
+    /// Starts the turn of another user of the command, who put `given` bytes into its directory; `None` if there is none.
+    pub(super) fn start_turn(&mut self, given: Option<u64>) {
+        self.is_idle = given.is_none();
+        let now = Instant::now();
+        if let Some((_, due)) = &mut self.memory {
+            *due = now + self.period;
         }
+        if let Some((scratch, due)) = &mut self.scratch {
+            scratch.limit.given = given.unwrap_or_default();
+            *due = now + SCRATCH_PERIOD;
+        }
+        if !self.is_idle {
+            self.order_snapshot();
+        }
+    }
+
+    /// Makes the launcher list the processes, for the next comparison.
+    fn order_snapshot(&self) {
+        if self.snapshot.is_some() {
+            // Fails if the launcher has ended: this process ends then, too.
+            let _ = kill_process(self.launcher, Signal::USR1);
+        }
+    }
+
+    /// Returns the time of the comparison after one that began at `begin`.
+    fn next(&self, begin: Instant, period: Duration) -> Instant {
+        let took = begin.elapsed();
+        let period = if self.is_idle { IDLE_PERIOD } else { period };
+        begin + period.max(took.saturating_mul(PAUSE))
     }
 
     /// Returns the time until the next comparison.
@@ -78,7 +121,8 @@ impl<'a> Monitor<'a> {
         let now = Instant::now();
         if let Some((limit, _)) = self.memory.filter(|(_, due)| *due <= now) {
             let excess = self.compare_memory(limit);
-            self.memory = Some((limit, next(now, self.period)));
+            self.memory = Some((limit, self.next(now, self.period)));
+            self.order_snapshot();
             if excess.is_some() {
                 return excess;
             }
@@ -89,9 +133,10 @@ impl<'a> Monitor<'a> {
             let all = self.processes().into_iter();
             all.map(|(pid, _)| pid).collect()
         });
-        let (scratch, due) = self.scratch.as_mut()?;
+        let (scratch, _) = self.scratch.as_ref()?;
         let excess = scratch.compare(&processes);
-        *due = next(now, SCRATCH_PERIOD);
+        let next = self.next(now, SCRATCH_PERIOD);
+        self.scratch.iter_mut().for_each(|(_, due)| *due = next);
         excess
     }
 
@@ -143,12 +188,6 @@ impl Scratch {
         let used = size.saturating_sub(self.limit.given);
         (used > limit).then_some(Excess::Scratch { used, limit })
     }
-}
-
-/// Returns the time of the comparison after one that began at `begin`.
-fn next(begin: Instant, period: Duration) -> Instant {
-    let took = begin.elapsed();
-    begin + period.max(took.saturating_mul(PAUSE))
 }
 
 /// Returns the resident memory of a process in bytes.

@@ -38,6 +38,7 @@ pub(crate) struct Pool {
     max: u32,
     idle_timeout: Duration,
     max_uses: u32,
+    pub(super) silence: Duration,
     /// The most memory of all idle workers, in bytes.
     max_bytes: u64,
     /// The kinds of workers that failed at their first action, and when.
@@ -57,6 +58,7 @@ impl Pool {
             max,
             idle_timeout: persistent.idle_timeout,
             max_uses: persistent.max_uses,
+            silence: persistent.silence,
             max_bytes: options.idle_memory(),
             broken: Mutex::default(),
             answered: AtomicU64::default(),
@@ -99,10 +101,10 @@ impl Pool {
         slot()
     }
 
-    /// Keeps a worker for later actions, unless it has served its last one. Ends those that have been idle for longest
+    /// Keeps a worker for later actions, unless it has served its last one or has not started. Ends those that have been idle for longest
     /// while the idle ones together have too much memory.
     pub(super) fn put(&self, mut process: Process) {
-        if process.uses >= self.max_uses {
+        if process.uses >= self.max_uses || !process.has_started() {
             return;
         }
         process.idle_since = Instant::now();

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use gorego_sandbox::{Ended, Exit, Launch, LaunchError, LiveCommand, LiveUsage};
+use gorego_sandbox::{Ended, Exit, Launch, LaunchError, LiveCommand, LiveUsage, Usage};
 use gorego_storage::{Digest, read_at};
 use rustix::fs::Dir;
 use tokio::{
@@ -19,7 +19,10 @@ use tokio::{
 };
 use tokio_util::sync::DropGuard;
 
-use super::protocol::{Answers, Breach, Protocol, WorkResponse};
+use super::{
+    measure::measure,
+    protocol::{Answers, Breach, Protocol, WorkResponse},
+};
 use crate::{
     logs::LogFile,
     publish,
@@ -53,6 +56,7 @@ pub(super) struct Process {
     running: Option<RunningProcess>,
     /// The number of requests that it has answered.
     pub(super) uses: u32,
+    /// The resources that it had used at the last measurement.
     pub(super) used: LiveUsage,
     pub(super) idle_since: Instant,
 }
@@ -86,6 +90,28 @@ impl Process {
     pub(super) fn live(&self) -> LiveCommand {
         let running = self.running.as_ref();
         running.map_or_else(LiveCommand::default, |running| running.live.clone())
+    }
+
+    /// Begins the turn of an action that puts so many bytes into its directory.
+    pub(super) async fn begin(&mut self, given: u64) {
+        self.live().start_turn(Some(given));
+        if self.uses > 0 {
+            // What it did meanwhile is not due to the action.
+            self.measure().await;
+        }
+    }
+
+    /// Returns the processor time since the last measurement. The most memory in that time is not known.
+    pub(super) async fn measure(&mut self) -> Usage {
+        let before = self.used;
+        self.used = measure(self.live()).await.unwrap_or(before);
+        let system = self.used.system.saturating_sub(before.system);
+        let processor = self.used.processor.saturating_sub(before.processor);
+        Usage {
+            user: processor.saturating_sub(system),
+            system,
+            ..Usage::default()
+        }
     }
 
     /// Starts the processes of `launch`, with pipes as standard input and output.

@@ -91,6 +91,8 @@ impl WorkRequest {
 pub(super) enum Breach {
     #[error("it closed its standard output")]
     Closed,
+    #[error("it does nothing, and has not answered its first request")]
+    Silent,
     #[error("{0}")]
     Ended(String),
     #[error("its answer has more than {MAX_ANSWER} bytes")]
