@@ -18,6 +18,7 @@ use std::{
     fs::File,
     future::pending,
     io::{self, Read as _, Write as _},
+    mem,
     os::fd::OwnedFd,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, SystemTime},
@@ -257,7 +258,7 @@ impl Run<'_> {
                 None => pending().await,
             }
         };
-        let response = tokio::select! {
+        let mut response = tokio::select! {
             biased;
             () = self.stop.cancelled() => return Err(Abort::Stopped.into()),
             answer = timeout(self.job.timeout, process.ask(&request)) => answer.ok().transpose()?,
@@ -265,13 +266,16 @@ impl Run<'_> {
         };
         drop(shown);
         let usage = process.measure().await;
-        match &response {
-            Some(response) => {
-                let written = File::from(staged.stderr.writer()?).write_all(&response.output);
-                written.map_err(|error| Error::io("writing", "stderr", error))?;
-            }
+        if let Some(response) = &mut response {
+            let (stderr, output) = (staged.stderr.writer()?, mem::take(&mut response.output));
+            let write = move || {
+                let written = File::from(stderr).write_all(&output);
+                Ok(written.map_err(|error| Error::io("writing", "stderr", error))?)
+            };
+            block(write).await?;
+        } else {
             // No process may run while the outputs are collected.
-            None => process.stop().await,
+            process.stop().await;
         }
         let staged = move_files(process, staged, true).await?;
         process.live().start_turn(None);

@@ -283,3 +283,22 @@ impl Service {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processes_are_listed_only_if_a_supervisor_has_ordered_that() {
+        let mut measurer = Measurer::create().expect("a file");
+        let first = measurer.due;
+        assert_eq!(measurer.measure(), None);
+        assert_eq!(measurer.due, first);
+        measurer.is_ordered = true;
+        assert_eq!(measurer.measure(), None);
+        assert!(measurer.due > first);
+        // The next one has to wait.
+        measurer.is_ordered = true;
+        assert!(measurer.measure().is_some());
+    }
+}
