@@ -13,8 +13,8 @@ section! {
     /// The execution of actions.
     Execution {
         /// Executes actions for clients: whoever reaches `listen_addr` then runs commands here. `auto` is on if
-        /// `listen_addr` is a loopback address, gorego does not run as root, actions can be isolated, and there is a
-        /// local cache. `true` needs the local cache.
+        /// `listen_addr` is a loopback address, gorego does not run as root, actions can be isolated at the level `full`,
+        /// and there is a local cache. `true` needs the local cache.
         enabled: Switch = Switch::Auto,
         /// If gorego runs as root, the first of the users that actions run as, one for each that runs at once. No other
         /// program should use them; they need no names.
