@@ -354,7 +354,8 @@ fn timeout(fixture: &Fixture) {
         let node = node(fixture).await;
         let first = who(&node, &action(WHO)).await.0;
         let mut slow = action("echo partial >out; cat /dev/zero >/dev/null").outputs(&["out"]);
-        slow.timeout = Duration::from_millis(500);
+        // Long enough for the worker to begin on a busy machine.
+        slow.timeout = Duration::from_secs(3);
         let response = node.execute(&slow).await;
         assert_eq!(code(&response), 4, "{response:?}");
         let result = response.result.unwrap();

@@ -80,7 +80,8 @@ fn timeout(fixture: &Fixture) {
     fixture.run(async {
         let node = fixture.node().await;
         let mut action = Action::script("echo log; echo x > out; sleep 1000").outputs(&["out"]);
-        action.timeout = Duration::from_millis(500);
+        // Long enough for the command to start on a busy machine.
+        action.timeout = Duration::from_secs(3);
         let response = node.execute(&action).await;
         assert_eq!(code(&response), 4);
         let result = response.result.unwrap();
