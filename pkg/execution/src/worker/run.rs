@@ -391,7 +391,10 @@ impl Run<'_> {
         let memory = self.worker.trees.clone();
         let outputs = Outputs::of(&self.job.action, result, Arc::clone(&blobs), memory)?;
         match find_outputs(outputs, &*blobs).await {
-            Err(error) if error.is_miss() => Err(Abort::Own(error.to_string())),
+            // Later ones displaced it.
+            Err(error) if error.is_miss() => Err(Abort::NoSpace(format!(
+                "there is no room for all outputs of the action: {error}"
+            ))),
             held => Ok(held?),
         }
     }
