@@ -23,23 +23,24 @@ pub enum Resource {
 impl Resource {
     /// Whether a significant amount was evicted between two moments, and most of it did not become free.
     pub fn is_lost(self, before: &Usage, after: &Usage) -> bool {
-        self.lost(before, after) >= self.least()
+        let lost = self.lost(before, after);
+        lost.is_some_and(|lost| lost >= self.least())
     }
 
-    /// Returns the amount evicted between two moments if most of it did not become free, else zero.
-    fn lost(self, before: &Usage, after: &Usage) -> u64 {
+    /// Returns the amount evicted between two moments if most of it did not become free, else zero. `None` while uploads
+    /// that are being written may have taken it.
+    fn lost(self, before: &Usage, after: &Usage) -> Option<u64> {
         let evicted = self.evicted(after).saturating_sub(self.evicted(before));
+        let missing = self.shared(before).saturating_sub(self.shared(after));
         let writing = match self {
             Self::Bytes => after.writing,
             Self::Files => 0,
         };
-        let now = self.shared(after).saturating_add(writing);
-        let lost = self.shared(before).saturating_sub(now);
-        if lost >= evicted - evicted / 4 {
-            evicted
-        } else {
-            0
+        let most = evicted - evicted / 4;
+        if missing < most {
+            return Some(0);
         }
+        (missing.saturating_sub(writing) >= most).then_some(evicted)
     }
 
     /// Returns the least evicted amount that can be judged. Other programs may have taken as much as less.
@@ -54,7 +55,7 @@ impl Resource {
     const fn amounts(self, usage: &Usage) -> (u64, u64, Option<u64>) {
         match self {
             Self::Bytes => {
-                // Uploads take what they reserved from the free space as they write it.
+                // Reserved bytes leave the free space only once they are written.
                 let used = usage.used.saturating_sub(usage.unwritten);
                 (usage.evicted.bytes, used, usage.free_on_disk)
             }
@@ -91,8 +92,8 @@ impl Resource {
 #[derive(Debug, Default)]
 pub struct EvictionBackoff {
     pauses: Mutex<HashMap<Resource, Pause>>,
-    /// The sums of successive evictions that freed nothing, each too small to be judged alone.
-    lost: Mutex<HashMap<Resource, u64>>,
+    /// The sums of successive evictions that freed nothing, each too small to be judged alone, and the times of the last.
+    lost: Mutex<HashMap<Resource, (u64, Instant)>>,
     logged: LogLimit,
 }
 
@@ -119,13 +120,18 @@ impl EvictionBackoff {
         })
     }
 
-    /// Judges an eviction for one write, together with earlier ones that were too small to be judged alone.
+    /// Judges an eviction for one write, together with others a short time ago that were too small to be judged alone.
     pub fn judge(&self, resource: Resource, before: &Usage, now: &Usage) {
+        let Some(lost) = resource.lost(before, now) else {
+            return;
+        };
         let mut sums = self.lost.lock();
-        let sum = sums.remove(&resource).unwrap_or_default();
-        let lost = resource.lost(before, now);
-        if lost > 0 && sum.saturating_add(lost) < resource.least() {
-            sums.insert(resource, sum + lost);
+        let recent = sums
+            .remove(&resource)
+            .filter(|(_, at)| at.elapsed() < PAUSE.0);
+        let sum = recent.map_or(0, |(sum, _)| sum).saturating_add(lost);
+        if lost > 0 && sum < resource.least() {
+            sums.insert(resource, (sum, Instant::now()));
         } else if lost > 0 {
             drop(sums);
             self.record(resource, now);
@@ -271,7 +277,9 @@ mod tests {
         assert!(!judge(0, 10, 10), "most became free");
         assert!(!judge(10, 20, 20), "most became free");
         assert!(!judge(20, 30, 0));
-        assert!(judge(30, 40, 0));
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert!(!judge(30, 40, 0), "the other one is long ago");
+        assert!(judge(40, 50, 0));
     }
 
     #[test]

@@ -361,7 +361,7 @@ impl Reservation {
         self.unwritten += std::mem::take(&mut other.unwritten);
     }
 
-    /// Runs `write`, which puts so many more bytes of it on the disk, or none if it fails.
+    /// Runs `write`. Afterwards so many more bytes of the reservation count as written; none if it fails.
     pub(super) fn write<T>(&mut self, bytes: u64, write: impl FnOnce() -> Result<T>) -> Result<T> {
         let bytes = bytes.min(self.unwritten);
         let room = Arc::clone(&self.room);
