@@ -8,7 +8,7 @@ mod large;
 use std::os::fd::OwnedFd;
 
 use bytes::Bytes;
-use gorego_storage::{Digest, Links, shorten};
+use gorego_storage::{Digest, Links, blocking, shorten};
 use reapi::v2::{
     ActionResult, NodeProperties, OutputDirectory, OutputFile, OutputSymlink,
     command::OutputDirectoryFormat,
@@ -55,13 +55,14 @@ pub(crate) struct Sink<'a> {
 impl Sink<'_> {
     /// Waits for a call to the store, which may be slow, unless the attempt has to stop.
     pub(crate) fn wait<T>(&self, call: impl Future<Output = T>) -> Result<T, Abort> {
-        self.runtime.block_on(async {
+        let wait = async {
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => Err(Abort::Stopped),
                 done = call => Ok(done),
             }
-        })
+        };
+        blocking::scope(|| self.runtime.block_on(wait))
     }
 }
 
