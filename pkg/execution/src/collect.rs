@@ -55,14 +55,18 @@ pub(crate) struct Sink<'a> {
 impl Sink<'_> {
     /// Waits for a call to the store, which may be slow, unless the attempt has to stop.
     pub(crate) fn wait<T>(&self, call: impl Future<Output = T>) -> Result<T, Abort> {
-        let wait = async {
+        self.runtime.block_on(async {
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => Err(Abort::Stopped),
                 done = call => Ok(done),
             }
-        };
-        blocking::scope(|| self.runtime.block_on(wait))
+        })
+    }
+
+    /// Waits as [`Sink::wait`] does. The store may do short work for the call on this thread, one part after the other.
+    pub(crate) fn wait_here<T>(&self, call: impl Future<Output = T>) -> Result<T, Abort> {
+        blocking::scope(|| self.wait(call))
     }
 }
 
