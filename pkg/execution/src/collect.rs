@@ -8,7 +8,7 @@ mod large;
 use std::os::fd::OwnedFd;
 
 use bytes::Bytes;
-use gorego_storage::{Digest, Links, shorten};
+use gorego_storage::{Digest, Links, blocking, shorten};
 use reapi::v2::{
     ActionResult, NodeProperties, OutputDirectory, OutputFile, OutputSymlink,
     command::OutputDirectoryFormat,
@@ -62,6 +62,11 @@ impl Sink<'_> {
                 done = call => Ok(done),
             }
         })
+    }
+
+    /// Waits as [`Sink::wait`] does. The store may do short work for the call on this thread, one part after the other.
+    pub(crate) fn wait_here<T>(&self, call: impl Future<Output = T>) -> Result<T, Abort> {
+        blocking::scope(|| self.wait(call))
     }
 }
 

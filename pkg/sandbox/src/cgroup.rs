@@ -20,7 +20,7 @@ use std::{
     cell::Cell,
     fmt::Debug,
     fs::{self, File},
-    io::{self, Write as _},
+    io::{self, Read as _, Write as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process,
@@ -46,6 +46,9 @@ const SERVER: &str = ".server";
 
 /// The most memory that may be left in a group that is kept, in bytes.
 const MAX_LEFT: u64 = 16 << 20;
+
+/// The most bytes of a file of a group that is read for numbers.
+const LARGEST: usize = 4096;
 
 /// The most tries to create and lock a group, which another launcher may take for a leftover in between.
 const TRIES: u32 = 3;
@@ -75,8 +78,11 @@ trait Version: Debug {
     /// Returns what the processes of a group used. Files that cannot be read are ignored.
     fn consumption(&self, dirs: &[PathBuf]) -> Consumption;
 
-    /// Prepares a group for another command. Returns whether it can be: it has no process, and of what it measured
-    /// ([`Consumption`]) nothing is left but what [`Consumption::is_ordinary`] permits.
+    /// Returns whether a group can measure one command after another.
+    fn is_reusable(&self) -> bool;
+
+    /// Prepares a group for another command. Returns whether it can be: it exists, has no process, and of what it
+    /// measured ([`Consumption`]) nothing is left but what [`Consumption::is_ordinary`] permits.
     fn reset(&self, dirs: &[PathBuf]) -> bool;
 }
 
@@ -186,11 +192,14 @@ impl Groups {
             dirs: self.dirs.iter().map(|dir| dir.join(&name)).collect(),
             is_bound,
             // The next command would inherit limits, or lack them.
-            may_keep: is_bound && memory.is_none() && limits.processes.is_some(),
+            may_keep: is_bound
+                && self.version.is_reusable()
+                && memory.is_none()
+                && limits.processes.is_some(),
             is_kept: Cell::new(false),
         };
-        let is_kept = group.dirs.iter().all(|dir| dir.exists());
-        if !is_kept || !self.version.reset(&group.dirs) {
+        // Fails if there is none.
+        if !self.version.reset(&group.dirs) {
             for dir in &group.dirs {
                 remove(dir)?;
                 fs::create_dir(dir)?;
@@ -259,7 +268,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if self.is_kept.get() && self.version.reset(&self.dirs) {
+        if self.is_kept.get() {
             return;
         }
         for dir in &self.dirs {
@@ -331,9 +340,17 @@ fn write(dir: &Path, name: &str, value: &impl ToString) -> io::Result<()> {
     open_to_write(dir, name)?.write_all(value.to_string().as_bytes())
 }
 
+/// Returns the content of a small file of a group, which one call reads.
+fn read(dir: &Path, name: &str) -> io::Result<String> {
+    let mut content = [0; LARGEST];
+    let length = File::open(dir.join(name))?.read(&mut content)?;
+    let content = content.get(..length).unwrap_or_default();
+    Ok(String::from_utf8_lossy(content).into_owned())
+}
+
 /// Returns the number in a file, or in the lines `key number` of it, 0 if there is none.
 fn number(dir: &Path, name: &str, key: Option<&str>) -> u64 {
-    let text = fs::read_to_string(dir.join(name)).unwrap_or_default();
+    let text = read(dir, name).unwrap_or_default();
     find(&text, key).unwrap_or_default()
 }
 

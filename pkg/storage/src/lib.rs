@@ -2,6 +2,7 @@
 
 mod backoff;
 mod blob;
+pub mod blocking;
 mod breaker;
 mod chain;
 mod completeness;

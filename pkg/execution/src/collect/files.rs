@@ -22,6 +22,8 @@ use crate::{
 
 /// The most files that are open at once, and stored in one call.
 const BATCH: usize = 64;
+/// The most files that are copied one after the other on this thread.
+const FEW: usize = 3;
 /// The most files and directories in the outputs of an action.
 const MAX_ENTRIES: usize = 1_000_000;
 /// The most bytes of their names and of the targets of symlinks, which are in memory.
@@ -226,8 +228,14 @@ impl<'a> Files<'a> {
     }
 
     fn adopt(&self, files: Vec<Adopt>) -> Result<Vec<Result<Digest, Error>>, Abort> {
+        let is_few = files.len() <= FEW;
         let adopt = self.sink.links.adopt(self.job.function(), files);
-        self.sink.wait(adopt)
+        if is_few {
+            self.sink.wait_here(adopt)
+        } else {
+            // The store takes several at once.
+            self.sink.wait(adopt)
+        }
     }
 
     /// Stores the rest.

@@ -366,7 +366,7 @@ impl Run<'_> {
                 let err = stderr.store(function, &*links, job.inline_stderr, &mut inline);
                 Ok::<_, Abort>((out, err.await?))
             };
-            let (stdout, stderr) = sink.wait(logs)??;
+            let (stdout, stderr) = sink.wait_here(logs)??;
             sink.max_inline = inline;
             let outputs = match collect(&job, root, sink) {
                 Err(Abort::Final(failure)) => Err(failure),

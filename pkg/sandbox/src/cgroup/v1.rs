@@ -1,8 +1,8 @@
 //! Version 1: a hierarchy for each controller.
 
-use std::{fs, io, path::PathBuf};
+use std::{io, path::PathBuf};
 
-use super::{Consumption, Groups, Version, number, place::Places, write};
+use super::{Consumption, Groups, Version, number, place::Places, read, write};
 
 /// The controllers. The hierarchy of `cpuacct` is not used: the times of processes are known when they have ended, and
 /// each hierarchy costs an action 0.1 ms.
@@ -76,11 +76,15 @@ impl Version for V1 {
         }
     }
 
+    fn is_reusable(&self) -> bool {
+        true
+    }
+
     fn reset(&self, dirs: &[PathBuf]) -> bool {
         let [of_memory, of_processes] = dirs else {
             return false;
         };
-        let processes = fs::read_to_string(of_processes.join("pids.current"));
+        let processes = read(of_processes, "pids.current");
         let is_empty = processes.is_ok_and(|processes| processes.trim() == "0");
         is_empty && write(of_memory, "memory.max_usage_in_bytes", &0).is_ok()
     }

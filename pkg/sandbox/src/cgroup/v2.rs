@@ -143,6 +143,10 @@ impl Version for V2 {
     }
 
     /// Processor time and transfers are those of all processes that were ever in a group.
+    fn is_reusable(&self) -> bool {
+        false
+    }
+
     fn reset(&self, _dirs: &[PathBuf]) -> bool {
         false
     }

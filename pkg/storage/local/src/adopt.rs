@@ -124,7 +124,7 @@ impl Disk {
             let (file, stat) = file.open()?;
             Ok((Arc::new(file), Meta::of(&stat).size))
         };
-        let (file, size) = self.run(open).await?;
+        let (file, size) = self.run_sized(0, open).await?;
         if size == 0 {
             return Ok(function.empty());
         }

@@ -30,10 +30,13 @@ use super::{
     twins::Twins,
 };
 use crate::index::{Index, Key, Space, Terms, Use};
-use gorego_storage::{Digest, Error, EvictionObserver, InUse, Put, Result, Traffic};
+use gorego_storage::{Digest, Error, EvictionObserver, InUse, Put, Result, Traffic, blocking};
 
 /// The number of locks that order the changes of single files.
 const KEY_LOCKS: usize = 1024;
+
+/// The most bytes of work that a caller which may block does itself.
+const SHORT: u64 = 256 << 10;
 
 /// A data directory with its index and accounts.
 pub(super) struct Disk {
@@ -110,6 +113,19 @@ impl Disk {
         let disk = Arc::clone(self);
         let done = tokio::task::spawn_blocking(move || work(&disk)).await;
         done.unwrap_or_else(|error| Err(cut_off(&error)))
+    }
+
+    /// Runs work on a file of `bytes` bytes that blocks on the disk: here if that is permitted and short.
+    pub(super) async fn run_sized<T: Send + 'static>(
+        self: &Arc<Self>,
+        bytes: u64,
+        work: impl FnOnce(&Arc<Self>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        if bytes <= SHORT && blocking::is_allowed() {
+            work(self)
+        } else {
+            self.run(work).await
+        }
     }
 
     pub(super) fn key_locks<L: Default>() -> Box<[L]> {

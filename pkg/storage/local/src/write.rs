@@ -50,8 +50,8 @@ impl Disk {
             .write_new(pieces, |tmp| self.publish_blob(digest, tmp))
     }
 
-    /// Reserves room for a file of `size` bytes and writes it on another thread; again, after
-    /// eviction, if the disk is full. `what` names it in errors.
+    /// Reserves room for a file of `size` bytes and writes it on a thread that may block; again,
+    /// after eviction, if the disk is full. `what` names it in errors.
     pub(super) async fn write<T: Send + 'static>(
         self: &Arc<Self>,
         size: u64,
@@ -63,7 +63,7 @@ impl Disk {
         loop {
             let mut room = self.room.reserve(size, &what, &broken).await?;
             let write = write.clone();
-            let written = self.run(move |disk| {
+            let written = self.run_sized(size, move |disk| {
                 // Released before a wait for eviction, since it counts as a file.
                 room.write(u64::MAX, || write(disk))
             });
