@@ -310,7 +310,8 @@ fn files_that_another_sandbox_does_not_hide_are_named_as_such() {
         let (status, log) = refusal_as(user, &[ON, &setting, hide]);
         assert_eq!(status.code(), Some(2), "{log}");
         let expected = format!(
-            "execution.sandbox.hide: {lack}accepted: this key unset, or execution.sandbox.enabled: false"
+            "execution.sandbox.hide: {lack}accepted: this key unset, execution.sandbox.binary_path unset, or \
+             execution.sandbox.enabled: false"
         );
         assert!(log.contains(&expected), "{log}");
         if geteuid().is_root() && user == User::Own {

@@ -66,8 +66,8 @@ pub(crate) enum Error {
     Access(#[from] io::Error),
     #[error("execution.build_root: {0}")]
     BuildRoot(#[from] BuildRootError),
-    #[error("{0}: {1}; accepted: this key unset, or execution.sandbox.enabled: false")]
-    NotIsolated(&'static str, String),
+    #[error("{0}: {1}; accepted: this key unset,{2} or execution.sandbox.enabled: false")]
+    NotIsolated(&'static str, String, &'static str),
     #[error(
         "execution.sandbox.binary_path: {0} cannot isolate actions: {1}; accepted: a program with the interface of Bazel's \
          linux-sandbox, or none"

@@ -139,7 +139,7 @@ impl Session<'_> {
         ended.and_then(|status| removed.map(|()| status).map_err(|why| why.to_string()))
     }
 
-    /// Stages the action and runs a program. Returns its exit status.
+    /// Isolates the action, stages it and runs a program. Returns its exit status.
     async fn run_in(
         &self,
         staged: &mut Staged,
@@ -147,11 +147,11 @@ impl Session<'_> {
         stop: &CancellationToken,
     ) -> Result<u8, String> {
         let dir = &staged.dir;
-        let done = dir.stage(&staged.job, blobs, stop).await;
-        done.map_err(|why| error(&why))?;
         let probe = async |options: &Options| Ok(dir.probe(options, &self.launcher).await?);
         let level = permitted(self.loaded, &mut staged.options, probe, |line| print(&line)).await;
         let level = level.map_err(|why| why.to_string())?;
+        let done = dir.stage(&staged.job, blobs, stop).await;
+        done.map_err(|why| error(&why))?;
         let started = Started {
             launcher: &self.launcher,
             staged,

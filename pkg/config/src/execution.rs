@@ -12,9 +12,9 @@ use crate::size::ByteSize;
 section! {
     /// The execution of actions.
     Execution {
-        /// Executes actions for clients: whoever reaches `listen_addr` then runs commands here. `auto` is on if
-        /// `listen_addr` is a loopback address, gorego does not run as root, actions can be isolated at the level `full`,
-        /// and there is a local cache. `true` needs the local cache.
+        /// Executes actions for clients: every client that reaches `listen_addr` can run commands on this machine. `auto`
+        /// is on if `listen_addr` is a loopback address, gorego does not run as root, actions can be isolated at the
+        /// level `full`, and there is a local cache. `true` needs the local cache.
         enabled: Switch = Switch::Auto,
         /// If gorego runs as root, the first of the users that actions run as, one for each that runs at once. No other
         /// program should use them; they need no names.
@@ -55,7 +55,8 @@ section! {
         /// The handling of actions that require a property that this node does not have.
         unknown_platform: UnknownPlatform = UnknownPlatform::Reject,
         /// The part of the executed actions that run a second time when a slot is idle, such as `1%`. One whose outputs
-        /// differ is logged and counted as not reproducible. Those with more than some 30,000 outputs are left out.
+        /// differ is logged and counted as not reproducible. An action is not verified while 32 others wait for their
+        /// second run, or if its outputs and theirs exceed about 30,000.
         verify: Fraction = Fraction::NONE,
         /// The memory that the running actions may use together. 0 for 90 % of what the machine or the cgroup has. An
         /// action that needs more is killed, runs once more alone, and then fails.
@@ -98,13 +99,14 @@ section! {
         enabled: Switch = Switch::Auto,
         /// Paths that are empty for actions, in addition to the data directory, `execution.build_root`, the
         /// configuration file, the files with keys, certificates and headers, `/root`, `/home` and `/run`. If it is
-        /// set, gorego starts only at the level `full`, unless `execution.sandbox.enabled` is false.
+        /// set, gorego starts only at the level `full`, unless `execution.sandbox.enabled` is false, in which case
+        /// nothing is hidden.
         hide: Vec<PathBuf> = Vec::new(),
         /// Paths of this machine that actions may write to. At the levels `full` and `external`, other paths are
         /// read-only; at `processes` and `plain`, actions write to all paths that their user can.
         writable_paths: Vec<PathBuf> = Vec::new(),
-        /// Keeps actions off the network, except for a loopback interface of their own; not at the level `plain`. If it
-        /// is set to `true`, gorego does not start at that level, unless `execution.sandbox.enabled` is false.
+        /// Keeps actions off the network, except for a loopback interface of their own. No effect at level `plain`: if
+        /// set to `true`, gorego does not start there, unless `execution.sandbox.enabled` is false.
         network_isolation: bool = true,
         /// Gives the network to actions with the platform property `network=on`.
         allow_network: bool = false,
@@ -115,9 +117,9 @@ section! {
         /// The time to clean up that a command gets after its timeout, before it is killed.
         kill_delay: Duration = Duration::from_secs(5),
         /// Keeps the directories of the newest ten failed actions in `failed` below `execution.build_root`, each with a
-        /// script `rerun` that runs its command again. A line of the log names each. With their inputs, they have at
-        /// most `execution.max_scratch_bytes` together, or only the newest stays. They are removed at the next start
-        /// without this setting, and when the disk is full.
+        /// script `rerun` that runs its command again. A line of the log names each. The oldest are deleted while all
+        /// together, inputs included, take more than `execution.max_scratch_bytes`; the newest stays. They are removed at
+        /// the next start without this setting, and when the disk is full.
         debug: bool = false,
     }
 }

@@ -4,6 +4,18 @@ use std::collections::BTreeMap;
 
 use reapi::v2::{ActionResult, Digest};
 
+/// Returns the number of outputs.
+#[expect(deprecated, reason = "clients of REAPI 2.0 get the old lists")]
+pub(crate) fn count(result: &ActionResult) -> usize {
+    let symlinks = [
+        &result.output_symlinks,
+        &result.output_file_symlinks,
+        &result.output_directory_symlinks,
+    ];
+    let symlinks = symlinks.into_iter().map(Vec::len).sum::<usize>();
+    result.output_files.len() + result.output_directories.len() + symlinks
+}
+
 /// Returns a description of each output, by path: the digest of a file or of a directory's tree, or the target of a
 /// symlink.
 #[expect(deprecated, reason = "clients of REAPI 2.0 get the old lists")]

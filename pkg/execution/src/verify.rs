@@ -13,19 +13,20 @@ use std::{
 };
 
 use async_trait::async_trait;
-use gorego_limits::{Budget, Permit};
+use gorego_limits::{Budget, LogLimit, Permit};
 use gorego_scheduler::{Attempt, Kind, Report, Runner, Worker, WorkerId};
 use gorego_storage::shorten;
 use reapi::v2::{ActionResult, ExecuteResponse};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
-use crate::{Job, NodeWorker, found::found, inputs::Resident};
+use crate::{Job, NodeWorker, found, inputs::Resident};
 pub(crate) use hashing::{HashOnly, digests};
 
 /// The most actions that wait for their second run. Others are not verified.
 const MAX_WAITING: usize = 32;
-/// The most memory of the outputs of the actions that wait, in bytes: that of some 30,000 outputs.
+/// The most outputs of an action, and the most memory of those of all that wait, in bytes: that of some 30,000 outputs.
+const MAX_OUTPUTS: usize = 30_000;
 const MAX_BYTES: u64 = 8 << 20;
 /// The memory of a path and a description beside their text, in bytes.
 const OVERHEAD: usize = 100;
@@ -59,6 +60,7 @@ pub struct VerifiedWorker {
     checks: mpsc::Sender<Check>,
     /// The memory of the actions that wait.
     waiting: Budget,
+    logged: LogLimit,
 }
 
 impl VerifiedWorker {
@@ -75,8 +77,29 @@ impl VerifiedWorker {
             actions: AtomicU64::default(),
             checks,
             waiting: Budget::memory("memory for outputs to be verified", MAX_BYTES),
+            logged: LogLimit::new(),
         };
         (Arc::new(verified), Checks(waiting))
+    }
+
+    /// Adds an action to those that wait. Returns `None` if they would be too many, or have too many outputs.
+    fn add(&self, job: &Job, target: Arc<str>, memory: u64, result: &ActionResult) -> Option<()> {
+        let place = self.checks.try_reserve().ok()?;
+        // Counted first, since descriptions take time and memory.
+        if found::count(result) > MAX_OUTPUTS {
+            return None;
+        }
+        let outputs = Outputs::of(result);
+        let permit = self.waiting.try_reserve(outputs.bytes())?;
+        place.send(Check {
+            action: job.action,
+            kind: job.kind.clone(),
+            target,
+            memory,
+            outputs,
+            _permit: permit,
+        });
+        Some(())
     }
 
     /// Returns whether to verify the next action, by chance.
@@ -120,22 +143,14 @@ impl Worker<Job, ExecuteResponse> for VerifiedWorker {
             && result.exit_code == 0
             && !job.do_not_cache
             && self.is_chosen()
+            && self.add(&job, target, memory, result).is_none()
+            && self.logged.is_due()
         {
-            let outputs = Outputs::of(result);
-            let (action, bytes) = (job.action, outputs.bytes());
-            if let Some(permit) = self.waiting.try_reserve(bytes) {
-                // Fails if too many wait.
-                let _ = self.checks.try_send(Check {
-                    action,
-                    kind: job.kind.clone(),
-                    target,
-                    memory,
-                    outputs,
-                    _permit: permit,
-                });
-            } else {
-                warn!(%action, bytes, "an action has too many outputs to be verified");
-            }
+            warn!(
+                action = %job.action,
+                outputs = found::count(result),
+                "an action is not verified: too many wait for their second run, or their outputs and its own are too many"
+            );
         }
         report
     }
@@ -205,7 +220,7 @@ struct Outputs(BTreeMap<String, String>);
 
 impl Outputs {
     fn of(result: &ActionResult) -> Self {
-        let mut outputs = found(result);
+        let mut outputs = found::found(result);
         for file in result.output_files.iter().filter(|it| it.is_executable) {
             *outputs.entry(&file.path).or_default() += " executable";
         }
@@ -347,7 +362,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_action_whose_outputs_take_too_much_memory_is_not_verified() {
-        assert!(!waits(result_of(40_000)).await);
+        let long = ActionResult {
+            output_files: vec![file(&"d".repeat(9 << 20), "")],
+            ..ActionResult::default()
+        };
+        for result in [result_of(40_000), long] {
+            assert!(!waits(result).await);
+        }
     }
 
     #[test]

@@ -144,7 +144,7 @@ pub enum Excess {
         /// The limit.
         limit: u64,
     },
-    /// Its directories could not be measured, as it closed them again and again, or as they are too deep.
+    /// Its directories could not be measured, as it closed them again and again, or as too many are too deep.
     Unmeasured,
 }
 

@@ -93,7 +93,13 @@ pub(crate) async fn permitted(
     let level = level(loaded, options, probe, warn).await?;
     options.set_level(&level);
     match (demand(loaded, &level), lack(&level)) {
-        (Some(key), Some(lack)) => Err(Error::NotIsolated(key, lack)),
+        (Some(key), Some(lack)) => {
+            let remedy = match level {
+                Level::External(_) => " execution.sandbox.binary_path unset,",
+                _ => "",
+            };
+            Err(Error::NotIsolated(key, lack, remedy))
+        }
         _ => Ok(level),
     }
 }

@@ -71,7 +71,7 @@ pub(crate) fn describe(excess: &Excess) -> String {
         }
         Excess::Unmeasured => {
             let why = "killed: what it wrote to disk cannot be measured, as directories were closed again and again, \
-                       or are too deep";
+                       or too many are too deep";
             return format!("{why} (execution.max_scratch_bytes)");
         }
     };

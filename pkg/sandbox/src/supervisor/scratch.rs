@@ -22,9 +22,13 @@ use rustix::{
 const BLOCK: u64 = 512;
 /// The most levels of directories that are open at once, each with a descriptor.
 const DEPTH: usize = 400;
-/// The most levels in all. Names that are remembered for the directories further down than [`DEPTH`] are limited, too.
+/// The most levels in all.
 const MAX_LEVELS: usize = 10_000;
-const MAX_NAMES: usize = 100_000;
+/// The most names that are opened again on the way to directories further down than [`DEPTH`]. A long name counts as
+/// several.
+const MAX_NAMES: usize = 1_000_000;
+/// The bytes of a name that counts as one.
+const SHORT: usize = 32;
 /// The most tries to open a directory.
 const TRIES: u32 = 3;
 /// The bytes of a buffer for names in a directory.
@@ -38,7 +42,7 @@ const HUGETLBFS: u64 = 0x9584_58f6;
 /// A file: its device and its number there.
 type File = (u64, u64);
 
-/// The reason why a size is not known: a directory cannot be opened, or is too deep.
+/// The reason why a size is not known: a directory cannot be opened, or too many are too deep.
 #[derive(Debug)]
 pub(super) struct Unmeasured;
 
@@ -58,6 +62,7 @@ pub(super) fn size(
         bytes: 0,
         path: Vec::new(),
         deep: vec![Vec::new()],
+        names: 0,
     };
     while let Some(path) = walk.deep.pop() {
         walk.start(directory, path)?;
@@ -80,6 +85,8 @@ struct Walk {
     path: Vec<CString>,
     /// The directories that are read later, from the start: those below which too many would be open.
     deep: Vec<Vec<CString>>,
+    /// The names on the way to all such directories so far, which bound the time and the memory that they take.
+    names: usize,
 }
 
 impl Walk {
@@ -136,9 +143,9 @@ impl Walk {
 
     /// Remembers a directory to be read later.
     fn defer(&mut self) -> Result<(), Unmeasured> {
-        let levels = self.path.len();
-        let names = self.deep.iter().map(Vec::len).sum::<usize>() + levels;
-        if levels > MAX_LEVELS || names > MAX_NAMES {
+        let names = self.path.iter().map(|name| 1 + name.count_bytes() / SHORT);
+        self.names += names.sum::<usize>();
+        if self.path.len() > MAX_LEVELS || self.names > MAX_NAMES {
             return Err(Unmeasured);
         }
         self.deep.push(self.path.clone());

@@ -183,13 +183,17 @@ fn limited_scratch_includes_closed_directories(fixture: &Fixture) {
 }
 
 fn limited_scratch_includes_deep_directories(fixture: &Fixture) {
-    let script = "i=0; while [ $i -lt 1300 ]; do mkdir d; cd d; i=$((i + 1)); done
+    // More in a row or on a level than are open at once. Fewer than the descriptors that removing them takes.
+    let script = "i=0; while [ $i -lt 400 ]; do mkdir d; cd d; i=$((i + 1)); done
+        mkdir $(seq 300)
+        while [ $i -lt 900 ]; do mkdir d; cd d; i=$((i + 1)); done
         head -c 20971520 /dev/zero >file; exec sleep 1000";
     let ended = run_with_scratch(fixture, script);
     let Some(Excess::Scratch { used, .. }) = ended.excess else {
         panic!("{ended:?}");
     };
-    assert!((20 * MIB..32 * MIB).contains(&used), "{used}");
+    // A part of the file is enough, but the directories alone are not.
+    assert!((16 * MIB..32 * MIB).contains(&used), "{used}");
 }
 
 fn limits_hold_without_control_groups(_: &Fixture) {
