@@ -138,7 +138,7 @@ fn assert_timeout(bench: &mut Bench) {
         "test",
         &executor,
         "--spawn_strategy=remote",
-        "--test_timeout=2",
+        "--test_timeout=5",
         "--test_output=errors",
         "//tests:hangs",
     ];
