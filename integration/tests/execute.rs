@@ -20,10 +20,12 @@ use tokio::runtime::Runtime;
 /// Actions that Bazel gives up are killed soon.
 const EXECUTES: [&str; 2] = ["execution.enabled=true", "execution.abandon_after=1s"];
 
-/// The settings of an executor with persistent workers.
-const HAS_WORKERS: [&str; 3] = [
+/// The settings of an executor with persistent workers: one for each compilation, in case that none is reused.
+const HAS_WORKERS: [&str; 5] = [
     "execution.enabled=true",
+    "execution.concurrency=2",
     "execution.persistent_workers.enabled=true",
+    "execution.persistent_workers.max=6",
     "telemetry.metrics_addr=127.0.0.1:0",
 ];
 

@@ -5,9 +5,10 @@ use std::error::Error as _;
 
 use gorego_integration::{
     executor::{
-        Details, Executor, Gate, Level, TestAction, kill_descendant, names_in, outcome,
-        processes_with, request, succeeded, wait_until,
+        Details, Executor, Gate, Level, TestAction, descendants, kill_descendant, names_in,
+        outcome, processes_with, request, succeeded, wait_until,
     },
+    metrics::Metrics,
     process::describe,
 };
 use reapi::v2::{Digest, execution_stage::Value};
@@ -132,8 +133,16 @@ async fn an_action_is_retried_when_its_supervisor_is_killed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_action_is_retried_when_its_supervisor_is_killed_as_it_starts() {
     for level in Level::all() {
-        let (server, executor) = level.start(&["execution.max_retries=1"]).await;
+        let settings = [
+            "execution.max_retries=1",
+            "telemetry.metrics_addr=127.0.0.1:0",
+        ];
+        let (server, executor) = level.start(&settings).await;
         for round in 0..10 {
+            // That of the last round may still be ending.
+            wait_until("the end of the supervisors", || {
+                descendants(server.id(), "gorego-action").is_empty()
+            });
             let mut gate = Gate::new();
             let action = TestAction::script(&gate.pass()).variable("ROUND", &round.to_string());
             let mut messages = executor.start(&action).await;
@@ -144,6 +153,11 @@ async fn an_action_is_retried_when_its_supervisor_is_killed_as_it_starts() {
             gate.open();
             succeeded(messages.response().await);
             gate.wait_for_end_of_processes();
+            let metrics = Metrics::of(server.metrics()).await;
+            assert_eq!(
+                metrics.get("gorego_execution_retries_total"),
+                Some(round + 1)
+            );
         }
     }
 }

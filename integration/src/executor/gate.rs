@@ -14,6 +14,7 @@ use std::{
 
 use rustix::{
     fs::OFlags,
+    io::Errno,
     process::{Pid, Signal, kill_process},
 };
 use tempfile::TempDir;
@@ -71,13 +72,17 @@ pub fn descendants(of: u32, name: &str) -> Vec<u32> {
 /// Kills the only descendant of a process with this name.
 pub fn kill_descendant(of: u32, name: &str) {
     // A process that was just forked has the name of its parent, and one that was killed has its own until it is reaped.
-    let mut found = Vec::new();
     wait_until(&format!("one {name}"), || {
-        found = descendants(of, name);
-        found.len() == 1
+        let [found] = descendants(of, name)[..] else {
+            return false;
+        };
+        let helper = Pid::from_raw(found.cast_signed()).expect("no process has the id 0");
+        match kill_process(helper, Signal::KILL) {
+            // It has ended meanwhile.
+            Err(Errno::SRCH) => false,
+            killed => killed.map(|()| true).expect("an own process"),
+        }
     });
-    let helper = Pid::from_raw(found[0].cast_signed()).expect("no process has the id 0");
-    kill_process(helper, Signal::KILL).expect("a process that just ran");
 }
 
 /// A directory outside of actions, through which scripts report their starts and wait to continue.

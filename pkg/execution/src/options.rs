@@ -109,7 +109,7 @@ pub struct PersistentOptions {
     pub idle_timeout: Duration,
     /// The most actions of a worker.
     pub max_uses: u32,
-    /// The time in which a new worker that has not answered yet has to do something.
+    /// The longest time without processor use before a new worker's first answer.
     pub silence: Duration,
 }
 

@@ -75,8 +75,8 @@ impl LiveCommand {
         }
     }
 
-    /// Starts the turn of another user of a running command, whose directory holds `given` bytes that the command did not
-    /// write. `None`: it has nothing to do, and its limits are compared rarely.
+    /// Announces the next action of a persistent worker, whose files in the worker's directory have `given` bytes.
+    /// `None`: the worker is idle, and its limits are compared rarely.
     pub fn start_turn(&self, given: Option<u64>) {
         if let (Some(orders), Ok(turn)) = (&*self.orders(), wire::encode(&Turn { given })) {
             // Fails if the command ends.

@@ -40,7 +40,7 @@ pub(crate) enum Wake {
         /// Set if it is `SIGTERM` from outside the pid namespace of this process.
         terminate: bool,
         /// Set if it is `SIGUSR1`.
-        ordered: bool,
+        requested: bool,
     },
     /// The peer's descriptor is readable, or its other end is closed.
     Peer,
@@ -70,17 +70,16 @@ impl Signals {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
+        if polled.get(1).is_some_and(|peer| !peer.revents().is_empty()) {
+            // A signal stays for the next wait.
+            return Ok(Wake::Peer);
+        }
         let signal = self.0.read_signal()?;
-        let peer = polled.get(1).is_some_and(|peer| !peer.revents().is_empty());
-        Ok(if peer {
-            Wake::Peer
-        } else {
-            // The kernel shows no pid of a sender outside.
-            let is_order = |signal: siginfo| signal.ssi_signo == SIGTERM && signal.ssi_pid == 0;
-            Wake::Signal {
-                terminate: signal.is_some_and(is_order),
-                ordered: signal.is_some_and(|signal| signal.ssi_signo == SIGUSR1),
-            }
+        // The kernel shows no pid of a sender outside.
+        let is_order = |signal: siginfo| signal.ssi_signo == SIGTERM && signal.ssi_pid == 0;
+        Ok(Wake::Signal {
+            terminate: signal.is_some_and(is_order),
+            requested: signal.is_some_and(|signal| signal.ssi_signo == SIGUSR1),
         })
     }
 }

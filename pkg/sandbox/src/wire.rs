@@ -69,10 +69,10 @@ pub(crate) struct Order {
     pub(crate) isolation: Option<Isolation>,
 }
 
-/// The turn of another user of a running command.
+/// Announces the next action of a persistent worker.
 #[derive(Deserialize, Serialize)]
 pub(crate) struct Turn {
-    /// The bytes in its directory that it did not write. `None`: it has nothing to do.
+    /// The bytes of the action's files in the worker's directory. `None`: the worker is idle.
     pub(crate) given: Option<u64>,
 }
 

@@ -7,7 +7,7 @@ use gorego_execution::PersistentOptions;
 
 use super::concurrency;
 
-/// The time in which a new worker that has not answered yet has to do something.
+/// The longest time without processor use before a new worker's first answer.
 const SILENCE: Duration = Duration::from_secs(10);
 
 /// Returns the settings of persistent workers; `None` if there are none.

@@ -74,10 +74,8 @@ pub(super) fn run(mut socket: &UnixStream, memory: Option<u64>) -> io::Result<()
         let peer = server.map(AsFd::as_fd);
         let left = launcher.orphans.into_iter().chain(launcher.measure()).min();
         let wake = launcher.signals.wait(peer, left)?;
-        if let (Wake::Signal { ordered: true, .. }, Some(measurer)) =
-            (&wake, &mut launcher.measurer)
-        {
-            measurer.is_ordered = true;
+        if let (Wake::Signal { requested, .. }, Some(measurer)) = (&wake, &mut launcher.measurer) {
+            measurer.is_requested |= requested;
         }
         if let (Wake::Peer, Some(socket)) = (wake, server)
             && !launcher.accept(socket)?
@@ -123,8 +121,8 @@ struct Service {
 /// A list of processes, and the earliest time of the next one.
 struct Measurer {
     snapshot: Snapshot,
-    /// Set if a supervisor has ordered one. Those of idle commands rarely do.
-    is_ordered: bool,
+    /// Set if a supervisor has requested one. Those of idle commands rarely do.
+    is_requested: bool,
     due: Instant,
 }
 
@@ -132,22 +130,22 @@ impl Measurer {
     fn create() -> io::Result<Self> {
         Ok(Self {
             snapshot: Snapshot::create()?,
-            is_ordered: false,
+            is_requested: false,
             due: Instant::now(),
         })
     }
 
-    /// Lists the processes if that was ordered and it is time. Returns the time that is left; `None` without an order.
+    /// Lists the processes if that was requested and it is time. Returns the time that is left; `None` without a request.
     fn measure(&mut self) -> Option<Duration> {
         let now = Instant::now();
-        if self.is_ordered && self.due <= now {
+        if self.is_requested && self.due <= now {
             // Without memory for the list, commands are measured later.
             let _ = self.snapshot.update();
-            self.is_ordered = false;
+            self.is_requested = false;
             self.due = now + PERIOD.max(now.elapsed().saturating_mul(PAUSE));
         }
         let left = self.due.saturating_duration_since(Instant::now());
-        self.is_ordered.then_some(left)
+        self.is_requested.then_some(left)
     }
 }
 
@@ -289,16 +287,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn processes_are_listed_only_if_a_supervisor_has_ordered_that() {
+    fn processes_are_listed_only_if_a_supervisor_has_requested_that() {
         let mut measurer = Measurer::create().expect("a file");
         let first = measurer.due;
         assert_eq!(measurer.measure(), None);
         assert_eq!(measurer.due, first);
-        measurer.is_ordered = true;
+        measurer.is_requested = true;
         assert_eq!(measurer.measure(), None);
         assert!(measurer.due > first);
         // The next one has to wait.
-        measurer.is_ordered = true;
+        measurer.is_requested = true;
         assert!(measurer.measure().is_some());
     }
 }

@@ -73,11 +73,12 @@ impl<'a> Monitor<'a> {
             is_idle: false,
             peak: 0,
         };
-        monitor.order_snapshot();
+        monitor.request_snapshot();
         monitor
     }
 
-    /// Starts the turn of another user of the command, who put `given` bytes into its directory; `None` if there is none.
+    /// Compares the limits for the next action of a persistent worker, whose files in the worker's directory have `given`
+    /// bytes; `None` while the worker is idle.
     pub(super) fn start_turn(&mut self, given: Option<u64>) {
         self.is_idle = given.is_none();
         let now = Instant::now();
@@ -89,12 +90,12 @@ impl<'a> Monitor<'a> {
             *due = now + SCRATCH_PERIOD;
         }
         if !self.is_idle {
-            self.order_snapshot();
+            self.request_snapshot();
         }
     }
 
     /// Makes the launcher list the processes, for the next comparison.
-    fn order_snapshot(&self) {
+    fn request_snapshot(&self) {
         if self.snapshot.is_some() {
             // Fails if the launcher has ended: this process ends then, too.
             let _ = kill_process(self.launcher, Signal::USR1);
@@ -122,7 +123,7 @@ impl<'a> Monitor<'a> {
         if let Some((limit, _)) = self.memory.filter(|(_, due)| *due <= now) {
             let excess = self.compare_memory(limit);
             self.memory = Some((limit, self.next(now, self.period)));
-            self.order_snapshot();
+            self.request_snapshot();
             if excess.is_some() {
                 return excess;
             }
@@ -137,6 +138,7 @@ impl<'a> Monitor<'a> {
         let excess = scratch.compare(&processes);
         let next = self.next(now, SCRATCH_PERIOD);
         self.scratch.iter_mut().for_each(|(_, due)| *due = next);
+        self.request_snapshot();
         excess
     }
 

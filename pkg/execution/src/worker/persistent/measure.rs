@@ -5,7 +5,7 @@ use std::time::Duration;
 use gorego_sandbox::{LiveCommand, LiveUsage};
 use tokio::{task::spawn_blocking, time::sleep};
 
-/// The divisor of a period: a worker that works uses more processor time than the quotient.
+/// A worker is silent if it used at most one part in this many of the period.
 const SHARE: u32 = 100;
 
 /// Returns what the processes of a worker use; `None` if it does not run.

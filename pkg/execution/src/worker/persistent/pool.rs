@@ -89,16 +89,16 @@ impl Pool {
         }
     }
 
-    /// Returns a permit to start a worker. If there are too many, ends the one that has been idle for longest; `None`
-    /// if all of them run actions.
+    /// Returns a permit to start a worker. If there are too many, ends those that have been idle for longest; `None` if
+    /// all of them run actions, or are ending.
     pub(super) async fn slot(&self) -> Option<OwnedSemaphorePermit> {
-        let slot = || Arc::clone(&self.slots).try_acquire_owned().ok();
-        if let Some(slot) = slot() {
-            return Some(slot);
+        loop {
+            if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
+                return Some(slot);
+            }
+            let oldest = self.idle.lock().pop_front()?;
+            oldest.end().await;
         }
-        let oldest = self.idle.lock().pop_front()?;
-        oldest.end().await;
-        slot()
     }
 
     /// Keeps a worker for later actions, unless it has served its last one or has not started. Ends those that have been idle for longest
@@ -166,7 +166,7 @@ impl Pool {
 pub struct PersistentCounts {
     /// The workers that there are, idle or not.
     pub workers: u64,
-    /// The actions that a worker ran to their end.
+    /// The actions that a worker ran to their end or to their timeout.
     pub answered: u64,
     /// The actions that ran once more by themselves, as a worker failed.
     pub failed: u64,

@@ -91,7 +91,7 @@ impl WorkRequest {
 pub(super) enum Breach {
     #[error("it closed its standard output")]
     Closed,
-    #[error("it does nothing, and has not answered its first request")]
+    #[error("it used no processor time for a while, and has not answered its first request")]
     Silent,
     #[error("{0}")]
     Ended(String),
