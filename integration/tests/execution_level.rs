@@ -42,8 +42,19 @@ async fn a_system_without_namespaces_gets_a_warning_and_level_plain_by_default()
     );
     server.wait_for_log("\"WARN\",\"message\":\"actions are not isolated");
     let executor = Executor::connect(server.address()).await;
-    let result = succeeded(executor.execute(&TestAction::script("echo a")).await);
+    let data = server.data();
+    let script = format!("echo b >{}/file; echo a >out; echo a", data.display());
+    let result = executor
+        .execute(&TestAction::script(&script).output("out"))
+        .await;
+    let result = succeeded(result);
     assert_eq!(executor.stdout(&result).await, "a\n");
+    assert_eq!(executor.file(&result, "out").await, "a\n");
+    // Where the kernel has Landlock.
+    let is_confined = server
+        .log()
+        .contains("actions change files only in their own directories");
+    assert_ne!(data.join("file").exists(), is_confined);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -28,7 +28,7 @@ use rustix::process::geteuid;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::{
-    isolation::permitted,
+    isolation::{confinement, permitted},
     persistent::users,
     preview::preview,
     switch::{Start, start},
@@ -110,8 +110,8 @@ pub(crate) struct LocalExecutor {
     attempts: Option<Arc<AttemptCounts>>,
     level: Level,
     drain: Duration,
-    /// The limits of actions, as a line for the banner.
-    limits: String,
+    /// The limits of actions, as lines for the banner.
+    limits: Vec<String>,
 }
 
 impl LocalExecutor {
@@ -153,7 +153,8 @@ impl LocalExecutor {
         let config = &loaded.config;
         let mut options = options(config);
         let level = isolation::isolate(loaded, &launcher, &mut options).await?;
-        let limits = limits(launcher.control_groups(), &options);
+        let mut limits = vec![limits(launcher.control_groups(), &options)];
+        limits.extend(confinement(&options));
         let generation = generation(&options)?;
         let ExecutorStores {
             worker: stores,
@@ -208,7 +209,7 @@ impl LocalExecutor {
         let dir = dir.display();
         let how =
             format!("executing up to {concurrency} actions at once in {dir}, {users}, {level}");
-        vec![how, self.limits.clone()]
+        [vec![how], self.limits.clone()].concat()
     }
 
     /// Returns the sources of the metrics, if they are served, and of the page.
@@ -293,6 +294,7 @@ pub(crate) fn options(config: &Config) -> Options {
         first_user: first_user(config),
         // Depends on the system.
         isolation: None,
+        confined_to: None,
         keeps_failed: execution.sandbox.debug,
         memory: memory(config),
         max_processes: execution.max_processes.into(),

@@ -49,6 +49,9 @@ pub struct Options {
     /// The isolation of actions from the host. `None`: actions see what gorego sees. Only where [`crate::probe`] finds
     /// that the system allows it.
     pub isolation: Option<IsolationOptions>,
+    /// The folders in which actions may change files beside their own directories, where they have no root of their own
+    /// and the kernel can keep them from other changes. `None`: actions change what their user can.
+    pub confined_to: Option<Vec<PathBuf>>,
     /// The settings of persistent workers. `None`: every action runs by itself.
     pub persistent: Option<PersistentOptions>,
     /// Set if the directories of the newest ten failed actions are kept, in the folder `failed` of the build root.
@@ -72,6 +75,12 @@ impl Options {
         self.isolation
             .iter_mut()
             .for_each(|it| it.by.clone_from(&by));
+    }
+
+    /// Returns the paths to which an action with the directory `own` is confined.
+    pub(crate) fn confined_to(&self, own: PathBuf) -> Option<Vec<PathBuf>> {
+        let folders = self.confined_to.clone();
+        folders.map(|folders| [folders, vec![own]].concat())
     }
 
     /// Returns whether actions have a root of their own, where all other files of the host are read-only.

@@ -9,6 +9,7 @@ pub(crate) fn options() -> Options {
     Options {
         first_user: None,
         isolation: None,
+        confined_to: None,
         keeps_failed: false,
         node: "node".to_owned(),
         build_root: "/nonexistent".into(),

@@ -158,6 +158,7 @@ async fn order(control: &UnixStream, launch: Launch) -> io::Result<()> {
         scratch: launch.scratch.as_ref().map(|scratch| scratch.limit),
         user: launch.user,
         isolation: launch.isolation,
+        confined_to: launch.confined_to,
     })?;
     let mut all = vec![
         launch.root.as_fd(),

@@ -29,6 +29,7 @@
 //! at the same moment, only the command itself dies with them, unless it is isolated.
 
 mod cgroup;
+mod confine;
 mod fork;
 mod launch;
 mod launcher;
@@ -40,6 +41,7 @@ mod tree;
 mod users;
 mod wire;
 
+pub use confine::{can_confine, common_folders};
 pub use launch::{
     ControlGroups, Ended, Excess, Exit, Isolation, Launch, LaunchError, Leftovers, Limits, Means,
     NetworkAttempts, Overlay, Scratch, ScratchLimit, Usage,

@@ -9,6 +9,7 @@ use std::{
     io::{self, IoSlice, IoSliceMut, Read},
     mem::MaybeUninit,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -67,6 +68,7 @@ pub(crate) struct Order {
     pub(crate) scratch: Option<ScratchLimit>,
     pub(crate) user: Option<u32>,
     pub(crate) isolation: Option<Isolation>,
+    pub(crate) confined_to: Option<Vec<PathBuf>>,
 }
 
 /// Announces the next action of a persistent worker.

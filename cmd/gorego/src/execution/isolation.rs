@@ -2,9 +2,9 @@
 
 use std::{fs, path::PathBuf};
 
-use gorego_config::{LoadedConfig, Origin, Switch};
+use gorego_config::{Config, LoadedConfig, Origin, Switch};
 use gorego_execution::{IsolationOptions, Options, ProbeError, probe};
-use gorego_sandbox::{ControlGroups, Launcher, Level, Means};
+use gorego_sandbox::{ControlGroups, Launcher, Level, Means, can_confine, common_folders};
 
 use super::{Error, build_root, first_user};
 
@@ -92,6 +92,7 @@ pub(crate) async fn permitted(
 ) -> Result<Level, Error> {
     let level = level(loaded, options, probe, warn).await?;
     options.set_level(&level);
+    options.confined_to = confined_to(&loaded.config, &level);
     match (demand(loaded, &level), lack(&level)) {
         (Some(key), Some(lack)) => {
             let remedy = match level {
@@ -102,6 +103,34 @@ pub(crate) async fn permitted(
         }
         _ => Ok(level),
     }
+}
+
+/// Returns the folders to which actions are confined without a root of their own, where the kernel permits that. With
+/// the sandbox switched off, and as root, they change what their user can.
+fn confined_to(config: &Config, level: &Level) -> Option<Vec<PathBuf>> {
+    let sandbox = &config.execution.sandbox;
+    let sees_files = matches!(level, Level::Processes(_) | Level::Plain(_));
+    let is_wanted = sees_files && sandbox.enabled != Switch::Off && !runs_as_root(config);
+    if !is_wanted || !can_confine() {
+        return None;
+    }
+    let folders = common_folders(&[config.local_cache.dir.clone(), build_root(config)]);
+    Some([folders, sandbox.writable_paths.clone()].concat())
+}
+
+/// Whether actions have the rights of root, as the configuration allows.
+fn runs_as_root(config: &Config) -> bool {
+    rustix::process::geteuid().is_root() && first_user(config).is_none()
+}
+
+/// Returns where actions without a root of their own may change files, a line; `None` if that is not confined.
+pub(crate) fn confinement(options: &Options) -> Option<String> {
+    let folders = options.confined_to.as_ref()?.iter();
+    let folders: Vec<_> = folders.map(|path| path.display().to_string()).collect();
+    Some(format!(
+        "actions change files only in their own directories and in {} (Landlock; execution.sandbox.writable_paths)",
+        folders.join(", ")
+    ))
 }
 
 /// Tries the isolation that the configuration asks for.
@@ -116,7 +145,7 @@ async fn level(
         let why = "execution.sandbox.enabled is false";
         return Ok(Level::Plain(why.to_owned()));
     }
-    if rustix::process::geteuid().is_root() && first_user(config).is_none() {
+    if runs_as_root(config) {
         let why = "root cannot be isolated (execution.run_as_root)";
         return Ok(Level::Plain(why.to_owned()));
     }

@@ -5,7 +5,7 @@ use gorego_sandbox::Level;
 use gorego_storage::shorten;
 
 use super::{Staged, script::quote};
-use crate::{print, terminal::clean};
+use crate::{execution::confinement, print, terminal::clean};
 
 /// Returns the lines about an action that cannot be staged. Every missing blob has one.
 pub(super) fn failure(failure: &Failure) -> String {
@@ -42,6 +42,9 @@ pub(super) fn level(level: &Level, staged: &Staged) {
         Level::Plain(why) => print(&format_args!(
             "not isolated from this machine, as {user}: {why}"
         )),
+    }
+    if let Some(line) = confinement(&staged.options) {
+        print(&line);
     }
 }
 

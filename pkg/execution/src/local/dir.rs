@@ -205,6 +205,7 @@ impl LocalDir {
             scratch: None,
             user: self.user,
             isolation: self.isolation(options, job.network),
+            confined_to: options.confined_to(self.path.clone()),
             live: LiveCommand::default(),
         })
     }

@@ -246,8 +246,13 @@ impl ActionDir {
         open_child(&self.dir, UPPER).map_err(io_error("opening", UPPER))
     }
 
+    /// Returns the path of the directory.
+    pub(crate) fn place(&self) -> PathBuf {
+        self.build_root.path.join(&self.name)
+    }
+
     fn path(&self, name: &str) -> PathBuf {
-        self.build_root.path.join(&self.name).join(name)
+        self.place().join(name)
     }
 }
 

@@ -40,6 +40,7 @@ impl Run<'_> {
             scratch: Some(self.scratch(dir, has_overlay)?),
             user,
             isolation: isolation(options, dir, has_overlay, self.job.network),
+            confined_to: options.confined_to(dir.place()),
             live: LiveCommand::default(),
         })
     }

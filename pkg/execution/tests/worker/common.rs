@@ -155,6 +155,7 @@ fn options(build_root: PathBuf) -> Options {
     Options {
         first_user: None,
         isolation: None,
+        confined_to: None,
         keeps_failed: false,
         node: "node".to_owned(),
         build_root,

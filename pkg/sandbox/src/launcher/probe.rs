@@ -153,6 +153,7 @@ fn trial(
         scratch: None,
         user,
         isolation: Some(isolation),
+        confined_to: None,
         live: LiveCommand::default(),
     })
 }

@@ -8,6 +8,7 @@ use std::{
         fd::OwnedFd,
         unix::{fs::PermissionsExt as _, net::UnixStream},
     },
+    path::PathBuf,
 };
 
 use nix::{
@@ -28,6 +29,7 @@ use rustix::{
 
 use crate::{
     cgroup::Entry,
+    confine::confine,
     fork,
     wire::{Order, Refusal},
 };
@@ -140,6 +142,9 @@ impl Command {
         dup2_stdout(&self.stdout).map_err(Refusal::at("standard output"))?;
         dup2_stderr(&self.stderr).map_err(Refusal::at("standard error"))?;
         self.change_user()?;
+        if let Some(paths) = &self.order.confined_to {
+            confine(paths.iter().map(PathBuf::as_path)).map_err(Refusal::at("landlock"))?;
+        }
         let signals = SigSet::empty().thread_set_mask();
         signals.map_err(Refusal::at("signal mask"))?;
         // For the case that launcher and supervisor are killed together.

@@ -96,6 +96,7 @@ impl Root {
         Launch {
             user: None,
             isolation: None,
+            confined_to: None,
             live: LiveCommand::default(),
             argv: argv.iter().map(|&argument| argument.to_owned()).collect(),
             environment: vec![("PATH".to_owned(), "/usr/bin:/bin".to_owned())],

@@ -3,6 +3,7 @@
 
 mod command;
 mod common;
+mod confined;
 mod external;
 mod faults;
 mod isolation;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
     };
     let on_host = [
         command::TESTS,
+        confined::TESTS,
         external::TESTS,
         faults::TESTS,
         limits::TESTS,

@@ -43,6 +43,7 @@ fn options() -> ExecutionOptions {
         node: "node".to_owned(),
         first_user: None,
         isolation: None,
+        confined_to: None,
         max_inline_bytes: 1 << 20,
         build_root: "/nonexistent".into(),
         concurrency: 1,
