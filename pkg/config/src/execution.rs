@@ -103,7 +103,8 @@ section! {
         /// nothing is hidden.
         hide: Vec<PathBuf> = Vec::new(),
         /// Paths of this machine that actions may write to. At the levels `full` and `external`, other paths are
-        /// read-only; at `processes` and `plain`, as far as the kernel permits that (Landlock).
+        /// read-only; at `processes` and `plain`, Landlock makes others read-only where the kernel has it, except for
+        /// `/tmp`, `/var/tmp`, `/dev` and `/proc`.
         writable_paths: Vec<PathBuf> = Vec::new(),
         /// Keeps actions off the network, except for a loopback interface of their own. No effect at level `plain`: if
         /// set to `true`, gorego does not start there, unless `execution.sandbox.enabled` is false.

@@ -49,8 +49,8 @@ pub struct Options {
     /// The isolation of actions from the host. `None`: actions see what gorego sees. Only where [`crate::probe`] finds
     /// that the system allows it.
     pub isolation: Option<IsolationOptions>,
-    /// The folders in which actions may change files beside their own directories, where they have no root of their own
-    /// and the kernel can keep them from other changes. `None`: actions change what their user can.
+    /// The paths that actions may change beside their own directories, where they have no root of their own and the
+    /// kernel has Landlock. `None`: all that their user can change.
     pub confined_to: Option<Vec<PathBuf>>,
     /// The settings of persistent workers. `None`: every action runs by itself.
     pub persistent: Option<PersistentOptions>,
@@ -79,8 +79,8 @@ impl Options {
 
     /// Returns the paths to which an action with the directory `own` is confined.
     pub(crate) fn confined_to(&self, own: PathBuf) -> Option<Vec<PathBuf>> {
-        let folders = self.confined_to.clone();
-        folders.map(|folders| [folders, vec![own]].concat())
+        let paths = self.confined_to.clone();
+        paths.map(|paths| [paths, vec![own]].concat())
     }
 
     /// Returns whether actions have a root of their own, where all other files of the host are read-only.

@@ -10,28 +10,47 @@ use landlock::{
     RulesetCreatedAttr as _, RulesetError, Scope, path_beneath_rules,
 };
 
-/// The first version that permits to move files between directories, as commands do (Linux 5.19).
+/// The first version that permits moving files between directories, as commands do (Linux 5.19).
 const LEAST: ABI = ABI::V2;
 
+/// The devices that programs expect.
+const DEVICES: [&str; 8] = [
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+    "/dev/tty",
+    "/dev/ptmx",
+    "/dev/pts",
+];
+
 /// Whether the kernel can keep commands from changing files.
-pub fn can_confine() -> bool {
+pub fn has_landlock() -> bool {
     ruleset().is_ok()
 }
 
-/// Keeps this process and its future children from changing files elsewhere than at `paths` and below, from gaining
-/// privileges by the programs that they execute, and, from Linux 6.12 on, from sending signals to other processes.
-/// Before Linux 6.2, they can still truncate files. Paths that do not exist are ignored.
-pub(crate) fn confine<'a>(paths: impl Iterator<Item = &'a Path>) -> io::Result<()> {
-    let access = AccessFs::from_write(LEAST) | AccessFs::Truncate;
-    let confined = || {
-        ruleset()?
-            .add_rules(path_beneath_rules(paths, access))?
-            .restrict_self()
-    };
-    confined().map(drop).map_err(io::Error::other)
+/// A confinement of commands that are started later.
+pub(crate) struct Confinement(RulesetCreated);
+
+impl Confinement {
+    /// Creates the confinement to `paths` and what is below them. Those that do not exist are ignored.
+    pub(crate) fn to(paths: &[PathBuf]) -> io::Result<Self> {
+        let access = AccessFs::from_write(LEAST) | AccessFs::Truncate;
+        let rules = || ruleset()?.add_rules(path_beneath_rules(paths, access));
+        rules().map(Self).map_err(io::Error::other)
+    }
+
+    /// Keeps this process and its future children from changing files elsewhere, from gaining privileges by the programs
+    /// that they execute, and, from Linux 6.12 on, from sending signals to other processes. Before Linux 6.2, they can
+    /// still truncate files.
+    pub(crate) fn enter(&self) -> io::Result<()> {
+        let entered = self.0.try_clone()?.restrict_self();
+        entered.map(drop).map_err(io::Error::other)
+    }
 }
 
-/// Returns rules by which nothing may be changed.
+/// Creates a ruleset that forbids all changes.
 fn ruleset() -> Result<RulesetCreated, RulesetError> {
     Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
@@ -42,14 +61,26 @@ fn ruleset() -> Result<RulesetCreated, RulesetError> {
         .create()
 }
 
-/// Returns those of the folders in which every program expects to write that hold none of `protected`.
-pub fn common_folders(protected: &[PathBuf]) -> Vec<PathBuf> {
-    let real = |path: &PathBuf| fs::canonicalize(path).unwrap_or_else(|_| path.clone());
-    let protected: Vec<_> = protected.iter().map(real).collect();
-    let is_open = |folder: &PathBuf| {
-        let folder = real(folder);
-        !protected.iter().any(|path| path.starts_with(&folder))
+/// Returns the paths that every program expects to be writable: `/proc`, devices, and the folders for temporary files
+/// that contain no `protected` path.
+pub fn common_paths(protected: &[PathBuf]) -> Vec<PathBuf> {
+    let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let is_open = |folder: &str| {
+        let folder = Path::new(folder);
+        let holds = |path: &Path| path.starts_with(folder) || path.starts_with(real(folder));
+        !protected
+            .iter()
+            .any(|path| holds(path) || holds(&real(path)))
     };
-    let folders = ["/tmp", "/var/tmp", "/dev", "/proc"].map(PathBuf::from);
-    folders.into_iter().filter(is_open).collect()
+    let temporary = ["/tmp", "/var/tmp"]
+        .into_iter()
+        .filter(|folder| is_open(folder));
+    // Of `/dev`, `/dev/shm` can hold files.
+    let devices = if is_open("/dev") {
+        &["/dev"]
+    } else {
+        &DEVICES[..]
+    };
+    let all = temporary.chain(devices.iter().copied()).chain(["/proc"]);
+    all.map(PathBuf::from).collect()
 }

@@ -45,9 +45,8 @@ pub struct Launch {
     pub user: Option<u32>,
     /// The isolation from the host. `None`: the command sees what the server sees. Needs `user` if the server is root.
     pub isolation: Option<Isolation>,
-    /// The only paths at and below which the command may change files; `root` is not among them unless it is listed.
-    /// Where Landlock permits that ([`crate::can_confine`]), and only without [`Means::Root`]. `None`: all that its user
-    /// can change.
+    /// The only paths at and below which the command may change files, as far as its user can; `root` is not among them
+    /// unless it is listed. Needs Landlock ([`crate::has_landlock`]), and no other root. `None`: all paths.
     pub confined_to: Option<Vec<PathBuf>>,
     /// The command while it runs, to be measured.
     pub live: LiveCommand,

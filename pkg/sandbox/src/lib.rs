@@ -41,7 +41,7 @@ mod tree;
 mod users;
 mod wire;
 
-pub use confine::{can_confine, common_folders};
+pub use confine::{common_paths, has_landlock};
 pub use launch::{
     ControlGroups, Ended, Excess, Exit, Isolation, Launch, LaunchError, Leftovers, Limits, Means,
     NetworkAttempts, Overlay, Scratch, ScratchLimit, Usage,

@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use gorego_config::{Config, LoadedConfig, Origin, Switch};
 use gorego_execution::{IsolationOptions, Options, ProbeError, probe};
-use gorego_sandbox::{ControlGroups, Launcher, Level, Means, can_confine, common_folders};
+use gorego_sandbox::{ControlGroups, Launcher, Level, Means, common_paths, has_landlock};
 
 use super::{Error, build_root, first_user};
 
@@ -105,17 +105,17 @@ pub(crate) async fn permitted(
     }
 }
 
-/// Returns the folders to which actions are confined without a root of their own, where the kernel permits that. With
-/// the sandbox switched off, and as root, they change what their user can.
+/// Returns the paths to which actions are confined without a root of their own, where the kernel has Landlock. With the
+/// sandbox switched off, and as root, they change what their user can.
 fn confined_to(config: &Config, level: &Level) -> Option<Vec<PathBuf>> {
     let sandbox = &config.execution.sandbox;
     let sees_files = matches!(level, Level::Processes(_) | Level::Plain(_));
     let is_wanted = sees_files && sandbox.enabled != Switch::Off && !runs_as_root(config);
-    if !is_wanted || !can_confine() {
+    if !is_wanted || !has_landlock() {
         return None;
     }
-    let folders = common_folders(&[config.local_cache.dir.clone(), build_root(config)]);
-    Some([folders, sandbox.writable_paths.clone()].concat())
+    let paths = common_paths(&[config.local_cache.dir.clone(), build_root(config)]);
+    Some([paths, sandbox.writable_paths.clone()].concat())
 }
 
 /// Whether actions have the rights of root, as the configuration allows.
@@ -123,13 +123,13 @@ fn runs_as_root(config: &Config) -> bool {
     rustix::process::geteuid().is_root() && first_user(config).is_none()
 }
 
-/// Returns where actions without a root of their own may change files, a line; `None` if that is not confined.
+/// Returns the banner's line about Landlock, if it confines actions.
 pub(crate) fn confinement(options: &Options) -> Option<String> {
-    let folders = options.confined_to.as_ref()?.iter();
-    let folders: Vec<_> = folders.map(|path| path.display().to_string()).collect();
+    let paths = options.confined_to.as_ref()?.iter();
+    let paths: Vec<_> = paths.map(|path| path.display().to_string()).collect();
     Some(format!(
         "actions change files only in their own directories and in {} (Landlock; execution.sandbox.writable_paths)",
-        folders.join(", ")
+        paths.join(", ")
     ))
 }
 

@@ -8,7 +8,6 @@ use std::{
         fd::OwnedFd,
         unix::{fs::PermissionsExt as _, net::UnixStream},
     },
-    path::PathBuf,
 };
 
 use nix::{
@@ -29,7 +28,7 @@ use rustix::{
 
 use crate::{
     cgroup::Entry,
-    confine::confine,
+    confine::Confinement,
     fork,
     wire::{Order, Refusal},
 };
@@ -56,6 +55,8 @@ pub(super) struct Command {
     stdout: OwnedFd,
     stderr: OwnedFd,
     stdin: Option<OwnedFd>,
+    /// The paths that it may change, opened with the rights of the server.
+    confinement: Option<Confinement>,
     /// The way into its control group.
     pub(super) entry: Option<Entry>,
     /// The program that executes it, with the arguments before its own. Empty: none.
@@ -79,6 +80,8 @@ impl Command {
         let variables = order.environment.iter();
         let variables = variables.map(|(name, value)| CString::new(format!("{name}={value}")));
         let invalid = Refusal::at::<NulError>("argument or variable");
+        let confinement = order.confined_to.as_deref().map(Confinement::to);
+        let confinement = confinement.transpose().map_err(Refusal::at("landlock"))?;
         Ok(Self {
             arguments: arguments.collect::<Result<_, _>>().map_err(&invalid)?,
             environment: variables.collect::<Result<_, _>>().map_err(&invalid)?,
@@ -87,6 +90,7 @@ impl Command {
             stdout,
             stderr,
             stdin,
+            confinement,
             entry,
             program: Vec::new(),
         })
@@ -142,8 +146,8 @@ impl Command {
         dup2_stdout(&self.stdout).map_err(Refusal::at("standard output"))?;
         dup2_stderr(&self.stderr).map_err(Refusal::at("standard error"))?;
         self.change_user()?;
-        if let Some(paths) = &self.order.confined_to {
-            confine(paths.iter().map(PathBuf::as_path)).map_err(Refusal::at("landlock"))?;
+        if let Some(confinement) = &self.confinement {
+            confinement.enter().map_err(Refusal::at("landlock"))?;
         }
         let signals = SigSet::empty().thread_set_mask();
         signals.map_err(Refusal::at("signal mask"))?;

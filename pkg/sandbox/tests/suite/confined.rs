@@ -1,8 +1,8 @@
 //! Commands that change files only in some folders.
 
-use std::{fs, process};
+use std::{fs, path::Path, process};
 
-use gorego_sandbox::{Exit, Launch, can_confine, common_folders};
+use gorego_sandbox::{Exit, Launch, common_paths, has_landlock};
 use landlock::{CompatLevel, Compatible as _, Ruleset, RulesetAttr as _, Scope};
 use tempfile::TempDir;
 
@@ -27,16 +27,16 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 fn confined(root: &Root, script: &str) -> Launch {
-    let mut folders = common_folders(&[root.path("")]);
-    folders.extend([root.path(""), root.path("absent")]);
+    let mut paths = common_paths(&[root.path("")]);
+    paths.extend([root.path(""), root.path("absent")]);
     Launch {
-        confined_to: Some(folders),
+        confined_to: Some(paths),
         ..root.script(script)
     }
 }
 
 fn confined_command_changes_files_in_its_folders_only(fixture: &Fixture) {
-    if !can_confine() {
+    if !has_landlock() {
         return;
     }
     let (root, outside) = (Root::new(), TempDir::new().unwrap());
@@ -88,12 +88,23 @@ fn confined_command_signals_only_its_own_processes(fixture: &Fixture) {
 }
 
 fn folders_with_protected_paths_are_not_common(_: &Fixture) {
-    let names = |protected: &[&str]| {
-        let protected: Vec<_> = protected.iter().map(Into::into).collect();
-        let folders = common_folders(&protected).into_iter();
-        let folders: Vec<_> = folders.map(|path| path.display().to_string()).collect();
-        folders.join(" ")
+    let names = |protected: &[&Path]| {
+        let protected: Vec<_> = protected.iter().map(|path| path.to_path_buf()).collect();
+        let paths = common_paths(&protected).into_iter();
+        let paths: Vec<_> = paths.map(|path| path.display().to_string()).collect();
+        paths.join(" ")
     };
-    assert_eq!(names(&["/srv"]), "/tmp /var/tmp /dev /proc");
-    assert_eq!(names(&["/dev/shm/x", "/tmpfiles"]), "/tmp /var/tmp /proc");
+    let all = names(&[Path::new("/srv"), Path::new("/tmpfiles")]);
+    assert_eq!(all, "/tmp /var/tmp /dev /proc");
+    let in_memory = names(&[Path::new("/dev/shm/x")]);
+    assert!(
+        in_memory.starts_with("/tmp /var/tmp /dev/null "),
+        "{in_memory}"
+    );
+    assert!(in_memory.ends_with(" /dev/pts /proc"), "{in_memory}");
+    // A link to the data, and the data.
+    let outside = TempDir::new_in("/tmp").unwrap();
+    let link = outside.path().join("link");
+    std::os::unix::fs::symlink("/srv", &link).unwrap();
+    assert_eq!(names(&[&link]), "/var/tmp /dev /proc");
 }
