@@ -25,7 +25,7 @@ const DEVICES: [&str; 8] = [
     "/dev/pts",
 ];
 
-/// Whether the kernel can keep commands from changing files.
+/// Returns whether the kernel can keep commands from changing files.
 pub fn has_landlock() -> bool {
     ruleset().is_ok()
 }

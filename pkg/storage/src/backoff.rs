@@ -21,7 +21,7 @@ pub enum Resource {
 }
 
 impl Resource {
-    /// Whether a significant amount was evicted between two moments, and most of it did not become free.
+    /// Returns whether a significant amount was evicted between two moments, and most of it did not become free.
     pub fn is_lost(self, before: &Usage, after: &Usage) -> bool {
         let lost = self.lost(before, after);
         lost.is_some_and(|lost| lost >= self.least())

@@ -118,7 +118,7 @@ fn confined_to(config: &Config, level: &Level) -> Option<Vec<PathBuf>> {
     Some([paths, sandbox.writable_paths.clone()].concat())
 }
 
-/// Whether actions have the rights of root, as the configuration allows.
+/// Returns whether actions have the rights of root, as the configuration allows.
 fn runs_as_root(config: &Config) -> bool {
     rustix::process::geteuid().is_root() && first_user(config).is_none()
 }
