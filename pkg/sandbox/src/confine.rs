@@ -41,9 +41,9 @@ impl Confinement {
         rules().map(Self).map_err(io::Error::other)
     }
 
-    /// Keeps this process and its future children from changing files elsewhere, from gaining privileges by the programs
-    /// that they execute, and, from Linux 6.12 on, from sending signals to other processes. Before Linux 6.2, they can
-    /// still truncate files.
+    /// Keeps this process and its future children from changing files elsewhere, from gaining privileges by the
+    /// programs that they execute, and, from Linux 6.12 on, from sending signals to other processes. Before Linux 6.2,
+    /// they can still truncate files.
     pub(crate) fn enter(&self) -> io::Result<()> {
         let entered = self.0.try_clone()?.restrict_self();
         entered.map(drop).map_err(io::Error::other)

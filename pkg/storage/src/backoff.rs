@@ -27,8 +27,8 @@ impl Resource {
         lost.is_some_and(|lost| lost >= self.least())
     }
 
-    /// Returns the amount evicted between two moments if most of it did not become free, else zero. `None` while uploads
-    /// that are being written may have taken it.
+    /// Returns the amount evicted between two moments if most of it did not become free, else zero. `None` while
+    /// uploads that are being written may have taken it.
     fn lost(self, before: &Usage, after: &Usage) -> Option<u64> {
         let evicted = self.evicted(after).saturating_sub(self.evicted(before));
         let missing = self.shared(before).saturating_sub(self.shared(after));
@@ -92,7 +92,8 @@ impl Resource {
 #[derive(Debug, Default)]
 pub struct EvictionBackoff {
     pauses: Mutex<HashMap<Resource, Pause>>,
-    /// The sums of successive evictions that freed nothing, each too small to be judged alone, and the times of the last.
+    /// The sums of successive evictions that freed nothing, each too small to be judged alone, and the times of the
+    /// last.
     lost: Mutex<HashMap<Resource, (u64, Instant)>>,
     logged: LogLimit,
 }
