@@ -113,12 +113,12 @@ impl BlobStore for LocalStore {
         if offset > digest.size() {
             return Err(past_end);
         }
-        if offset == 0
-            && let Some(mut contents) = self.disk.read_cached(&[*digest])
-            && let Some(content) = contents.pop()
-        {
-            return Ok(Blob::Bytes(content));
-        }
+        let cached = (offset == 0 && memory.is_some()).then(|| self.disk.read_cached(&[*digest]));
+        let cached = cached.flatten().and_then(|mut contents| contents.pop());
+        let memory = match (memory, cached) {
+            (Some(memory), Some(content)) => return Ok(Blob::Bytes(memory.hold(content))),
+            (memory, _) => memory,
+        };
         let digest = *digest;
         let open = move |disk: &Arc<Disk>| {
             if let Some(memory) = memory {
