@@ -1,0 +1,1 @@
+//! The blobs and results of other nodes.

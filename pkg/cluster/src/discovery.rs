@@ -1,0 +1,1 @@
+//! The addresses at which other nodes may be.

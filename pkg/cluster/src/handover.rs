@@ -1,0 +1,1 @@
+//! The handing over of actions.

@@ -1,0 +1,1 @@
+//! The slow facts about a node.
