@@ -199,6 +199,7 @@ fn options(
         inferred_functions: Vec::new(),
         chain,
         executor: None,
+        routes: None,
     }
 }
 

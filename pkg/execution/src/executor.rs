@@ -219,6 +219,11 @@ impl Executor {
         &self.admissions
     }
 
+    /// This run of the node, which the names of its operations have.
+    pub const fn generation(&self) -> &Generation {
+        &self.generation
+    }
+
     /// Returns the numbers of the scheduler.
     pub fn totals(&self) -> Totals {
         self.runner.totals()

@@ -12,8 +12,10 @@ mod execution;
 mod inferred;
 mod operations;
 mod options;
+mod routes;
 mod services;
 mod status;
 
 pub use options::{Limits, Memory, Options, Stores};
+pub use routes::{Messages, Routes};
 pub use services::serve;

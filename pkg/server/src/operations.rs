@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gorego_execution::OperationPage;
+use gorego_execution::{Executor, OperationPage};
 use gorego_grpc::Body;
 use gorego_storage::InstanceName;
 use reapi::longrunning::{
@@ -21,6 +21,8 @@ use crate::{
 const PAGE: usize = 100;
 /// The end of the name of all operations of an instance.
 const OPERATIONS: &str = "operations";
+/// Separates the name of another node from its own token in a token.
+const AT: char = ':';
 
 impl Reapi {
     /// `GetOperation`: the current state.
@@ -30,7 +32,7 @@ impl Reapi {
         Body::reply(self.transport(), &operation).await
     }
 
-    /// `ListOperations`: the queued and running operations, of one instance or of all.
+    /// `ListOperations`: the queued and running operations of all nodes, of one instance or of all.
     pub(crate) async fn list_operations(
         &self,
         request: ListOperationsRequest,
@@ -51,19 +53,41 @@ impl Reapi {
                 ));
             }
         };
-        let from = match request.page_token.as_str() {
-            "" => 0,
-            token => token
-                .parse()
-                .map_err(|_| invalid_field("page_token", "not a token of this server"))?,
-        };
+        let place = Place::parse(&request.page_token)
+            .ok_or_else(|| invalid_field("page_token", "not a token of this server"))?;
         let instance = parent(&request.name)?;
-        let OperationPage { operations, next } = executor.list(instance.as_ref(), from, most).await;
-        let response = ListOperationsResponse {
-            operations,
-            next_page_token: next.map(|next| next.to_string()).unwrap_or_default(),
+        let response = self.page(executor, &request, instance.as_ref(), most, place);
+        Body::reply(self.transport(), &response.await?).await
+    }
+
+    /// Returns the page of a list that begins at `place`. After the operations of this node come those of the others.
+    async fn page(
+        &self,
+        executor: &Executor,
+        request: &ListOperationsRequest,
+        instance: Option<&InstanceName>,
+        most: usize,
+        place: Place<'_>,
+    ) -> Result<ListOperationsResponse, Status> {
+        let (here, mut page) = match place {
+            Place::Here(from) => {
+                let OperationPage { operations, next } = executor.list(instance, from, most).await;
+                let next_page_token = next.map(|next| next.to_string()).unwrap_or_default();
+                let page = ListOperationsResponse {
+                    operations,
+                    next_page_token,
+                };
+                ("", page)
+            }
+            Place::Node { node, token } => (node, self.page_of(node, token, request).await?),
         };
-        Body::reply(self.transport(), &response).await
+        page.next_page_token = match page.next_page_token.as_str() {
+            "" => self.node_after(here).map(|node| format!("{node}{AT}")),
+            token if here.is_empty() => Some(token.to_owned()),
+            token => Some(format!("{here}{AT}{token}")),
+        }
+        .unwrap_or_default();
+        Ok(page)
     }
 
     /// `CancelOperation`. Others that wait for the same action are not affected.
@@ -98,6 +122,24 @@ impl Reapi {
         let operation = watcher.completed(limit).await;
         let operation = operation.map_err(|failure| from_failure(&failure))?;
         Body::reply(self.transport(), &operation).await
+    }
+}
+
+/// The beginning of a page of a list.
+enum Place<'a> {
+    /// A position in the list of this node.
+    Here(usize),
+    /// A page of another node, with that node's token for it.
+    Node { node: &'a str, token: &'a str },
+}
+
+impl<'a> Place<'a> {
+    fn parse(token: &'a str) -> Option<Self> {
+        match token.rsplit_once(AT) {
+            Some((node, token)) => Some(Self::Node { node, token }),
+            None if token.is_empty() => Some(Self::Here(0)),
+            None => token.parse().ok().map(Self::Here),
+        }
     }
 }
 

@@ -6,6 +6,8 @@ use gorego_execution::Executor;
 use gorego_limits::Budget;
 use gorego_storage::{ActionCache, BlobStore, Chain, DigestFunction, Uploads};
 
+use crate::Routes;
+
 /// The stores behind the services.
 #[derive(Clone, Debug)]
 pub struct Stores {
@@ -35,6 +37,8 @@ pub struct Options {
     pub chain: Arc<Chain>,
     /// The executor; without one, the server is a cache only.
     pub executor: Option<Arc<Executor>>,
+    /// The way to the nodes that own other operations; `None` without a cluster, and for calls of nodes.
+    pub routes: Option<Arc<dyn Routes>>,
 }
 
 impl Default for Options {
@@ -47,6 +51,7 @@ impl Default for Options {
             inferred_functions: vec![DigestFunction::Sha256, DigestFunction::Blake3],
             chain: Arc::default(),
             executor: None,
+            routes: None,
         }
     }
 }

@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
-use crate::{Options, Stores, cas::tree::walks::Walks};
+use crate::{Options, Stores, cas::tree::walks::Walks, routes::Named};
 
 const ACTIONS: &str = "build.bazel.remote.execution.v2.ActionCache";
 const BYTES: &str = "google.bytestream.ByteStream";
@@ -89,18 +89,33 @@ impl Reapi {
     /// Answers a method of `Operations`; `None` if there is none of this name.
     fn operation<'a>(
         &'a self,
-        method: &str,
+        path: &'a str,
         requests: Messages,
     ) -> Option<BoxFuture<'a, Result<Body, Status>>> {
-        let answer = match method {
-            "GetOperation" => self.unary(requests, SMALL, Self::get_operation).boxed(),
+        let answer = match split(path).1 {
+            "GetOperation" => self.about(path, requests, Self::get_operation),
             "ListOperations" => self.unary(requests, SMALL, Self::list_operations).boxed(),
-            "CancelOperation" => self.unary(requests, SMALL, Self::cancel_operation).boxed(),
-            "DeleteOperation" => self.unary(requests, SMALL, Self::delete_operation).boxed(),
-            "WaitOperation" => self.unary(requests, SMALL, Self::wait_operation).boxed(),
+            "CancelOperation" => self.about(path, requests, Self::cancel_operation),
+            "DeleteOperation" => self.about(path, requests, Self::delete_operation),
+            "WaitOperation" => self.about(path, requests, Self::wait_operation),
             _ => return None,
         };
         Some(answer)
+    }
+
+    /// Answers a method about one operation, at the node that owns it.
+    fn about<'a, Q, F>(
+        &'a self,
+        path: &'a str,
+        requests: Messages,
+        here: impl FnOnce(&'a Self, Q) -> F + Send + 'a,
+    ) -> BoxFuture<'a, Result<Body, Status>>
+    where
+        Q: Named + Shaped + Send + 'static,
+        F: Future<Output = Result<Body, Status>> + Send + 'a,
+    {
+        let call = |this: &'a Self, request| this.routed(path, request, move |it| here(this, it));
+        self.unary(requests, SMALL, call).boxed()
     }
 
     pub(crate) async fn reserve_response(&self, bytes: u64) -> Result<Permit, Status> {
@@ -151,7 +166,7 @@ impl Service for Reapi {
         };
         // Boxed, since the future of a call is moved before it runs, and these are large.
         let answer = match split(path) {
-            (BYTES, "Read") => self.unary(requests, SMALL, Self::read).boxed(),
+            (BYTES, "Read") => self.about(path, requests, Self::read),
             (BYTES, "Write") => self.write(requests).boxed(),
             (BYTES, "QueryWriteStatus") => self.unary(requests, SMALL, Self::query_write).boxed(),
             (CAS, "FindMissingBlobs") => self.find_missing(requests).boxed(),
@@ -169,10 +184,10 @@ impl Service for Reapi {
                 self.unary(requests, MEDIUM, execute).boxed()
             }
             (EXECUTION, "WaitExecution") => {
-                let wait = |_: &Self, request| ready(self.wait_execution(&request));
-                self.unary(requests, SMALL, wait).boxed()
+                let wait = |this: &Self, request| ready(this.wait_execution(&request));
+                self.about(path, requests, wait)
             }
-            (OPERATIONS, method) => match self.operation(method, requests) {
+            (OPERATIONS, _) => match self.operation(path, requests) {
                 Some(answer) => answer,
                 None => return Err(self.unknown(path)),
             },
