@@ -65,6 +65,7 @@ fn current(
         action: action.key.action.to_string(),
         instance: action.key.instance.as_str().to_owned(),
         state: phase.map_or(QUEUE, Phase::name),
+        node: node(running),
         exit_code: None,
         submitted_ms: since_epoch(SystemTime::now().checked_sub(action.age)),
         took_ms: milliseconds(action.age),
@@ -104,6 +105,7 @@ fn recent(recent: RecentAction) -> ExecutedAction {
             Some(End::WorkersLost(_)) => ActionOutcome::Error.name(),
             None => "unknown",
         },
+        node: node(action.running.as_ref()),
         exit_code: result.map(|result| result.exit_code),
         submitted_ms: since_epoch(Some(submitted)),
         took_ms: milliseconds(took),
@@ -113,6 +115,10 @@ fn recent(recent: RecentAction) -> ExecutedAction {
         processor_ms: None,
         resident_bytes: None,
     }
+}
+
+fn node(running: Option<&Running>) -> String {
+    running.map_or_else(String::new, |running| running.worker.to_string())
 }
 
 /// Returns the phases of an action in the time since its submission.

@@ -43,6 +43,8 @@ pub(crate) enum Command {
     Ps(Ps),
     /// Follows the output of an action until it ends.
     Tail(Tail),
+    /// Lists the nodes of the cluster of a running gorego, and their load.
+    Peers(Peers),
 }
 
 /// The options of `stats`.
@@ -51,6 +53,16 @@ pub(crate) struct Stats {
     #[command(flatten)]
     pub(crate) page: Page,
     /// Prints the JSON of `/api/v1/status`.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// The options of `peers`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub(crate) struct Peers {
+    #[command(flatten)]
+    pub(crate) page: Page,
+    /// Prints the JSON of `/api/v1/peers`.
     #[arg(long)]
     pub(crate) json: bool,
 }

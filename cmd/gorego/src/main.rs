@@ -57,6 +57,7 @@ fn main() -> ExitCode {
         Some(Command::Stats(options)) => (terminal::stats(options, &load), EXIT_NO_SERVER),
         Some(Command::Explain(options)) => (terminal::explain(options, &load), EXIT_NO_SERVER),
         Some(Command::Shell(options)) => return shell::run(options, &load),
+        Some(Command::Peers(options)) => (terminal::peers(options, &load), EXIT_NO_SERVER),
         Some(Command::Ps(options)) => (terminal::ps(options, &load), EXIT_NO_SERVER),
         Some(Command::Tail(options)) => (terminal::tail(options, &load), EXIT_NO_SERVER),
         Some(Command::Top(page)) => match terminal::top(page, &load) {

@@ -47,6 +47,7 @@ pub(crate) fn site(
         pprof: config.telemetry.pprof,
         builds,
         actions,
+        peers: None,
         health,
         components: Box::new(components(config, tiers, certificates)),
     }

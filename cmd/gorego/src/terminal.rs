@@ -4,6 +4,7 @@ mod address;
 mod client;
 mod explain;
 mod operations;
+mod peers;
 mod ps;
 mod screen;
 mod stats;
@@ -20,17 +21,20 @@ use std::{
 use gorego_config::LoadedConfig;
 use gorego_telemetry::{
     builds::{ActionView, TargetView},
-    web::Snapshot,
+    web::{PeerList, Snapshot},
 };
 use serde::de::DeserializeOwned;
 use tokio::runtime::{Builder, Runtime};
 
 use self::{address::Address, client::Client, explain::Subject, operations::Operations};
 pub(crate) use self::{address::reachable, text::clean};
-use crate::cli::{Explain, Page, Ps, Stats, Tail};
+use crate::cli::{Explain, Page, Peers, Ps, Stats, Tail};
 
 /// The path of the numbers.
 const STATUS: &str = "/api/v1/status";
+
+/// The path of the nodes.
+const PEERS: &str = "/api/v1/peers";
 
 /// Prints the numbers of a running gorego.
 pub(crate) fn stats(options: &Stats, load: Load<'_>) -> Result<(), String> {
@@ -78,6 +82,20 @@ fn explain_as<T: DeserializeOwned>(
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     let now_ms = u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX);
     print(render(&found.value, now_ms).as_bytes())
+}
+
+/// Prints the nodes of a cluster, as a running gorego knows them.
+pub(crate) fn peers(options: &Peers, load: Load<'_>) -> Result<(), String> {
+    let client = client(&options.page, load)?;
+    let found = runtime()?.block_on(client.find::<PeerList>(PEERS))?;
+    let found = found.ok_or_else(|| {
+        let address = &client.address;
+        format!("gorego at {address} is in no cluster; accepted: a node with cluster.enabled")
+    })?;
+    if options.json {
+        return print(&found.json);
+    }
+    print(peers::render(&found.value).as_bytes())
 }
 
 /// Prints the queued and running actions of a server.

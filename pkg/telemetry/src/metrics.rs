@@ -3,6 +3,7 @@
 mod backing;
 mod budgets;
 mod certificates;
+mod cluster;
 mod disk;
 mod encode;
 mod execution;
@@ -21,6 +22,7 @@ use prometheus_client::{
 };
 use tokio::{runtime::Handle, sync::watch};
 
+pub use self::cluster::ClusterReport;
 use self::encode::{Encode, Metric, Source};
 pub use self::execution::{Execution, ExecutionReport};
 use crate::{BackingCalls, Calls};
@@ -74,6 +76,8 @@ pub struct Sources {
     pub files: Option<Budget>,
     /// The numbers of the executor, if actions are executed.
     pub execution: Option<Execution>,
+    /// The numbers of the cluster, if there is one.
+    pub cluster: Option<Box<dyn Fn() -> ClusterReport + Send + Sync>>,
     /// The number of spans that were dropped, if there is a collector of traces.
     pub spans_dropped: Option<Box<dyn Fn() -> u64 + Send + Sync>>,
     /// The runtime that serves.
@@ -95,6 +99,7 @@ impl Sources {
             budgets: Vec::new(),
             files: None,
             execution: None,
+            cluster: None,
             spans_dropped: None,
             runtime: None,
             calls: Calls::default(),
@@ -145,6 +150,9 @@ impl Sources {
             all.push(Box::new(move |encoder| {
                 execution::encode(encoder, &sources)
             }));
+        }
+        if let Some(read) = self.cluster {
+            all.push(Box::new(move |encoder| cluster::encode(encoder, &read())));
         }
         if let Some(read) = self.spans_dropped {
             all.push(Box::new(move |mut encoder| {

@@ -18,6 +18,7 @@ mod layout;
 mod links;
 mod misses;
 mod overview;
+mod peers;
 mod profile;
 mod serve;
 mod site;
@@ -31,6 +32,7 @@ pub use access::Ui;
 pub use actions::{ActionLists, ActionPhase, ActionSource, ActionTotals, ExecutedAction};
 pub use health::{Health, Part, Readiness};
 pub use history::{History, Rate};
+pub use peers::{PeerList, PeerNode, PeerSource};
 pub use serve::serve;
 pub use snapshot::{Lookups, MethodCalls, Snapshot, Traffic, Transfer};
 pub use status::{Backing, Certificate, Components, Limits, Local, Status};
@@ -57,6 +59,8 @@ pub struct Site {
     pub builds: Option<Builds>,
     /// The actions, if actions are executed.
     pub actions: Option<ActionSource>,
+    /// The nodes of the cluster, if there is one.
+    pub peers: Option<PeerSource>,
     /// The state of the tiers.
     pub components: Box<dyn Fn() -> Components + Send + Sync>,
     /// The calls of clients.

@@ -53,6 +53,7 @@ impl Running {
             components: Box::new(Components::default),
             calls: Calls::default(),
             actions: None,
+            peers: None,
             builds: None,
             tiers: Vec::new(),
         };

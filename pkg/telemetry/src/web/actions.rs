@@ -75,6 +75,8 @@ pub struct ExecutedAction {
     pub build: String,
     /// The current phase, or the outcome.
     pub state: &'static str,
+    /// The node that runs it, or ran it last; empty if none did.
+    pub node: String,
     /// The exit code of the command, if it has ended.
     pub exit_code: Option<i32>,
     /// The time of the submission, in milliseconds since the Unix epoch.
@@ -122,6 +124,27 @@ impl ExecutedAction {
     }
 }
 
+/// What the tables of a server show.
+#[derive(Clone, Copy)]
+struct Shown {
+    /// Links to pages of actions.
+    pages: bool,
+    /// The nodes of a cluster.
+    nodes: bool,
+}
+
+impl Shown {
+    /// Returns the headers of the columns of text; `state` is the last of them.
+    fn texts(self, state: &'static str) -> Vec<&'static str> {
+        let node = self.nodes.then_some("Node");
+        ["Action", "Mnemonic"]
+            .into_iter()
+            .chain(node)
+            .chain([state])
+            .collect()
+    }
+}
+
 /// Returns the actions, without secrets in their names; `None` if none are executed.
 async fn lists(app: &App) -> Option<ActionLists> {
     let mut lists = (app.site.actions.as_ref()?.list)().await;
@@ -143,12 +166,15 @@ pub(super) async fn page(State(app): State<Arc<App>>) -> Response {
     let Some(lists) = lists(&app).await else {
         return not_recorded("Actions", "No actions are executed here.");
     };
-    let has_pages = app.builds().is_some();
+    let has = Shown {
+        pages: app.builds().is_some(),
+        nodes: app.site.peers.is_some(),
+    };
     let content = html! {
         h1 { "Actions" }
         div data-reread=(REREAD_MS) {
-            div #current { (current(&lists, has_pages)) }
-            div #recent { (recent(&lists.recent, has_pages)) }
+            div #current { (current(&lists, has)) }
+            div #recent { (recent(&lists.recent, has)) }
         }
         p { a href=(links::api(PATH)) { "This page as JSON" } }
     };
@@ -173,11 +199,11 @@ fn numbers(totals: ActionTotals) -> String {
     )
 }
 
-fn current(lists: &ActionLists, has_pages: bool) -> Markup {
+fn current(lists: &ActionLists, has: Shown) -> Markup {
     let rows = html! {
         @for action in &lists.current {
             tr {
-                (name(action, has_pages))
+                (name(action, has))
                 td.text { (action.state) }
                 td { (milliseconds(action.took_ms)) }
                 td { (action.phases.last().map_or_else(|| "–".to_owned(), |phase| milliseconds(phase.took_ms))) }
@@ -200,16 +226,16 @@ fn current(lists: &ActionLists, has_pages: bool) -> Markup {
         p.state { (numbers(lists.totals)) }
         @if !lists.current.is_empty() {
             h2 { "Queued and running" }
-            (table("Queued and running", &["Action", "Mnemonic", "Phase"], &numeric, &rows))
+            (table("Queued and running", &has.texts("Phase"), &numeric, &rows))
         }
     }
 }
 
-fn recent(actions: &[ExecutedAction], has_pages: bool) -> Markup {
+fn recent(actions: &[ExecutedAction], has: Shown) -> Markup {
     let rows = html! {
         @for action in actions {
             tr {
-                (name(action, has_pages))
+                (name(action, has))
                 td.text { (outcome(action)) }
                 td { (format::time(action.submitted_ms)) }
                 td { (milliseconds(action.took_ms)) }
@@ -232,22 +258,23 @@ fn recent(actions: &[ExecutedAction], has_pages: bool) -> Markup {
         @if actions.is_empty() {
             p.empty { "No action has ended since the start." }
         } @else {
-            (table("Recent", &["Action", "Mnemonic", "Outcome"], &numeric, &rows))
+            (table("Recent", &has.texts("Outcome"), &numeric, &rows))
         }
     }
 }
 
 /// Renders the cells that name an action.
-fn name(action: &ExecutedAction, has_pages: bool) -> Markup {
+fn name(action: &ExecutedAction, has: Shown) -> Markup {
     let hash = action.action.get(..12).unwrap_or(&action.action);
     let text = html! {
         @if action.target.is_empty() { code { (hash) } } @else { (action.target) }
     };
     html! {
         th scope="row" {
-            @if has_pages { a href=(links::action(&action.action)) { (text) } } @else { (text) }
+            @if has.pages { a href=(links::action(&action.action)) { (text) } } @else { (text) }
         }
         td.text { (action.mnemonic) }
+        @if has.nodes { td.text { (action.node) } }
     }
 }
 
@@ -281,7 +308,11 @@ mod tests {
             current: vec![action.clone()],
             ..ActionLists::default()
         };
-        for page in [current(&lists, true), recent(&[action], true)] {
+        let has = Shown {
+            pages: true,
+            nodes: true,
+        };
+        for page in [current(&lists, has), recent(&[action], has)] {
             let page = page.into_string();
             assert!(!page.contains("secret") && !page.contains("<b>"), "{page}");
             assert!(!page.contains("<i>"), "{page}");

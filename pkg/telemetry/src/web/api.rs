@@ -1,4 +1,4 @@
-//! The JSON of builds, actions and targets: the same values as the pages show.
+//! The JSON of builds, actions, targets and nodes: the same values as the pages show.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use http::StatusCode;
 use serde::Deserialize;
 
 use super::{
-    actions,
+    actions, peers,
     site::{App, json, plain},
 };
 
@@ -39,7 +39,7 @@ pub(super) struct TargetQuery {
     pub(super) label: String,
 }
 
-/// Returns the routes of builds, actions and targets.
+/// Returns the routes of builds, actions, targets and nodes.
 pub(super) fn routes() -> Router<Arc<App>> {
     Router::new()
         .route("/api/v1/builds", get(builds))
@@ -47,6 +47,7 @@ pub(super) fn routes() -> Router<Arc<App>> {
         .route("/api/v1/actions", get(actions::api))
         .route("/api/v1/actions/{*digest}", get(action))
         .route("/api/v1/targets", get(target))
+        .route("/api/v1/peers", get(peers::api))
 }
 
 async fn builds(State(app): State<Arc<App>>, Query(page): Query<BuildsQuery>) -> Response {

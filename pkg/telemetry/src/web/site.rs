@@ -28,7 +28,7 @@ use super::{
     assets::{self, Asset},
     builds,
     events::{self, OpenPages},
-    layout, overview, profile,
+    layout, overview, peers, profile,
     serve::Peer,
     snapshot::{Snapshot, Traffic},
     status::Status,
@@ -162,6 +162,7 @@ impl Answers {
             .route(actions::PATH, get(actions::page))
             .route("/actions/{*digest}", get(action::page))
             .route("/targets", get(action::target))
+            .route(peers::PATH, get(peers::page))
             .route("/find", get(builds::find))
             .merge(api::routes())
             .fallback(async || not_found());

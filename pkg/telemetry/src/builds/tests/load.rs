@@ -72,6 +72,7 @@ async fn pages<const N: usize>(builds: Builds, paths: [&str; N]) -> [String; N] 
         pprof: false,
         health: Health::default(),
         actions: None,
+        peers: None,
         builds: Some(builds),
         components: Box::new(Components::default),
         calls: Calls::default(),
