@@ -15,6 +15,7 @@ pub mod bazel;
 pub mod binary;
 pub mod browser;
 pub mod client;
+pub mod cluster;
 pub mod collector;
 pub mod content;
 pub mod executor;

@@ -312,6 +312,11 @@ impl Server {
         self.metrics.expect("telemetry.metrics_addr is set")
     }
 
+    /// Returns the settings.
+    pub fn settings(&self) -> &[String] {
+        &self.settings
+    }
+
     /// Returns the process id.
     pub fn id(&self) -> u32 {
         self.process.id()

@@ -5,6 +5,7 @@
 //! is. `membership` and `handover` are state machines without I/O, tasks or clocks; [`runner`] gives them both.
 
 pub mod blobs;
+pub mod calls;
 pub mod choice;
 pub mod discovery;
 pub mod handover;

@@ -1,0 +1,123 @@
+//! Clusters of real servers on loopback.
+
+use std::net::SocketAddr;
+
+use serde_json::Value;
+
+use crate::{
+    executor::{Executor, ON},
+    server::Server,
+    web,
+};
+
+/// The words before the address for other nodes in a server's log.
+const FOR_NODES: &str = "for other nodes on ";
+
+/// A node of a cluster, and a client of it.
+#[derive(Debug)]
+pub struct Node {
+    /// The server.
+    pub server: Server,
+    /// The name.
+    pub name: String,
+    /// A client of it.
+    pub executor: Executor,
+    /// The address for other nodes.
+    pub mesh: SocketAddr,
+}
+
+/// The settings of nodes: where they listen, who they are, and whom they join.
+fn settings(name: &str, join: &str) -> Vec<String> {
+    let own = [
+        "telemetry.metrics_addr=127.0.0.1:0".to_owned(),
+        "cluster.enabled=true".to_owned(),
+        "cluster.bind_addr=127.0.0.1".to_owned(),
+        "cluster.bind_port=0".to_owned(),
+        format!("cluster.node_id={name}"),
+        format!("cluster.join_peers={join}"),
+    ];
+    let common = ON.map(str::to_owned);
+    common.into_iter().chain(own).collect()
+}
+
+impl Node {
+    /// Starts a node that joins those at these addresses, separated by commas.
+    pub async fn start(name: &str, join: &str, more: &[&str]) -> Self {
+        let mut all = settings(name, join);
+        all.extend(more.iter().map(|&setting| setting.to_owned()));
+        let all: Vec<_> = all.iter().map(String::as_str).collect();
+        Self::over(Server::start(&all), name).await
+    }
+
+    async fn over(server: Server, name: &str) -> Self {
+        let log = server.wait_for_log(FOR_NODES);
+        let (_, address) = log.rsplit_once(FOR_NODES).expect("the words are there");
+        let line = address.lines().next().unwrap_or_default();
+        let mesh = line.split_whitespace().next().unwrap_or_default();
+        Self {
+            executor: Executor::connect(server.address()).await,
+            name: name.to_owned(),
+            mesh: mesh.parse().unwrap_or_else(|e| panic!("{e}: {line}")),
+            server,
+        }
+    }
+
+    /// Starts the node again on the same directory and the same port for other nodes, after killing it if it runs.
+    pub async fn restart(self) -> Self {
+        let mut settings = self.server.settings().to_vec();
+        settings.push(format!("cluster.bind_port={}", self.mesh.port()));
+        let settings: Vec<_> = settings.iter().map(String::as_str).collect();
+        let server = self.server.restart_with(&settings);
+        Self::over(server, &self.name).await
+    }
+
+    /// Returns the nodes as this one knows them.
+    pub async fn peers(&self) -> Vec<Value> {
+        let peers = web::get(self.server.metrics(), "/api/v1/peers").await;
+        nodes(&peers)
+    }
+
+    /// Waits until this node knows the nodes of exactly these names as alive, itself included.
+    pub async fn wait_for_members(&self, names: &[&str]) {
+        let is_met = |response: &web::Response| {
+            let alive = nodes(response).into_iter().filter(|node| {
+                let state = node["state"].as_str().expect("a state");
+                ["self", "alive"].contains(&state)
+            });
+            let alive: Vec<_> = alive.map(|node| node["name"].clone()).collect();
+            alive == names
+        };
+        web::wait_for(self.server.metrics(), "/api/v1/peers", is_met).await;
+    }
+
+    /// Returns the names of the nodes that run the actions of this one now, sorted.
+    pub async fn places(&self) -> Vec<String> {
+        let actions = web::get(self.server.metrics(), "/api/v1/actions").await;
+        let actions = actions.json();
+        let current = actions["current"].as_array().expect("a list").iter();
+        let places = current.map(|action| action["node"].as_str().expect("a name").to_owned());
+        let mut places: Vec<_> = places.filter(|node| !node.is_empty()).collect();
+        places.sort();
+        places
+    }
+}
+
+fn nodes(response: &web::Response) -> Vec<Value> {
+    let json = response.json();
+    json["nodes"].as_array().expect("a list").clone()
+}
+
+/// Starts nodes named `a`, `b`, `c`… with these settings, and waits until each knows all.
+pub async fn start<const N: usize>(more: &[&str]) -> [Node; N] {
+    let names: Vec<String> = ('a'..).take(N).map(String::from).collect();
+    let mut nodes = Vec::<Node>::new();
+    for name in &names {
+        let join: Vec<_> = nodes.iter().map(|node| node.mesh.to_string()).collect();
+        nodes.push(Node::start(name, &join.join(","), more).await);
+    }
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    for node in &nodes {
+        node.wait_for_members(&names).await;
+    }
+    nodes.try_into().expect("as many as asked for")
+}
