@@ -29,6 +29,14 @@ impl ListenAddr {
         self.host.as_deref().is_some_and(is_loopback)
     }
 
+    /// Parses a host, of IPv6 with or without brackets, for port 0.
+    pub(crate) fn of_host(host: &str) -> Option<Self> {
+        let bare = || Self::from_text(&format!("[{host}]:0"));
+        Self::from_text(&format!("{host}:0"))
+            .or_else(bare)
+            .filter(|address| address.host.is_some())
+    }
+
     pub(crate) fn from_text(text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         let port = Some(port).filter(|port| all_digits(port))?.parse().ok()?;

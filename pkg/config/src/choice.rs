@@ -100,6 +100,16 @@ choice! {
 }
 
 choice! {
+    /// The work of a node (`cluster.role`).
+    Role {
+        /// It takes requests of clients.
+        Node = "node",
+        /// It only executes actions that other nodes hand over.
+        Worker = "worker"
+    }
+}
+
+choice! {
     /// The compression on the way to and from the backing cache (`backing_cache.compression`).
     Compression { None = "none", Zstd = "zstd" }
 }

@@ -7,13 +7,13 @@
 mod address;
 mod backing;
 mod choice;
+mod cluster;
 pub mod docs;
 mod duration;
 mod endpoint;
 mod execution;
 mod fraction;
 mod headers;
-mod later;
 mod layers;
 mod load;
 mod number;
@@ -34,14 +34,14 @@ mod yaml;
 pub use address::ListenAddr;
 pub use backing::{BackingCache, BackingTls};
 pub use choice::{
-    ClientAuth, Compression, DiscoveryMode, InferredFunction, LogLevel, OnOutage, Switch, Sync,
-    TracingProtocol, Ui, UnknownPlatform,
+    ClientAuth, Compression, DiscoveryMode, InferredFunction, LogLevel, OnOutage, Role, Switch,
+    Sync, TracingProtocol, Ui, UnknownPlatform,
 };
+pub use cluster::{Cluster, ClusterTls};
 pub use endpoint::Endpoint;
 pub use execution::{Execution, Sandbox};
 pub use fraction::Fraction;
 pub use headers::{Header, Headers};
-pub use later::Cluster;
 pub use load::{LoadedConfig, Problems};
 pub use origin::Origin;
 pub use pairs::Pairs;

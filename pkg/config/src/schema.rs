@@ -6,10 +6,10 @@ use std::time::Duration;
 use crate::address::ListenAddr;
 use crate::backing::BackingCache;
 use crate::choice::{ClientAuth, InferredFunction, LogLevel, Sync, TracingProtocol, Ui};
+use crate::cluster::Cluster;
 use crate::endpoint::Endpoint;
 use crate::execution::Execution;
 use crate::headers::Headers;
-use crate::later::Cluster;
 use crate::section::section;
 use crate::size::{ByteSize, GibSize};
 

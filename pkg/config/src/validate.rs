@@ -1,6 +1,7 @@
-//! Checks of ranges, combinations of keys, and features that are not implemented yet.
+//! Checks of ranges and of combinations of keys.
 
 mod backing;
+mod cluster;
 mod execution;
 
 use crate::choice::{ClientAuth, TracingProtocol};
@@ -38,7 +39,7 @@ impl Findings<'_> {
         self.check_backing(config);
         self.check_tracing(&config.telemetry);
         self.check_execution(config);
-        self.check_later_features(config);
+        self.check_cluster(config);
     }
 
     fn is_given(&self, key: &str) -> bool {
@@ -186,12 +187,6 @@ impl Findings<'_> {
             );
             let reason = "sent in plain text; an https:// endpoint encrypts it";
             self.warn_of_given(&headers, reason);
-        }
-    }
-
-    fn check_later_features(&mut self, config: &Config) {
-        if config.cluster.enabled {
-            self.warn("cluster.enabled", "not implemented yet, ignored");
         }
     }
 }

@@ -6,6 +6,7 @@ use std::{
 
 use futures::FutureExt as _;
 use gorego_limits::Client;
+use gorego_tls::NodeIdentity;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -17,7 +18,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
 use crate::{
-    Options, Service,
+    Options, Peer, Service,
     greeting::{self, BoxError, Fault, Faults, HANDSHAKE_TIMEOUT},
     head::refuse_foreign,
     idle::{Activity, Idle},
@@ -72,17 +73,17 @@ impl<S: Service> Connections<S> {
             return;
         };
         // IPv4 addresses are plain also where the listener is one of IPv6.
-        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        let address = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         // Small messages must not wait for the acknowledgement of earlier ones.
         let _ = stream.set_nodelay(true);
         let activity = self.idle.connection();
-        let Err(why) = self.greet(stream, peer, activity).await else {
+        let Err(why) = self.greet(stream, address, activity).await else {
             return;
         };
         if let Some(fault) = why.downcast_ref() {
-            self.faults.report(peer, fault);
+            self.faults.report(address, fault);
         } else {
-            debug!("connection of {peer} ended: {why}");
+            debug!("connection of {address} ended: {why}");
         }
     }
 
@@ -91,9 +92,13 @@ impl<S: Service> Connections<S> {
     async fn greet(
         self: &Arc<Self>,
         stream: TcpStream,
-        peer: SocketAddr,
+        address: SocketAddr,
         activity: Arc<Activity>,
     ) -> Result<(), BoxError> {
+        let mut peer = Peer {
+            address,
+            node: None,
+        };
         let Some(tls) = &self.options.tls else {
             let greeting = Box::pin(greeting::http2(stream, "grpc"));
             let stream = self.in_time(&activity, greeting).await?;
@@ -102,6 +107,9 @@ impl<S: Service> Connections<S> {
         let config = Arc::clone(&tls.borrow().config);
         let greeting = Box::pin(greeting::tls(stream, config));
         let stream = self.in_time(&activity, greeting).await?;
+        let shown = stream.get_ref().1.peer_certificates();
+        let node = shown.and_then(|chain| NodeIdentity::of(chain.first()?));
+        peer.node = node.map(Arc::new);
         Box::pin(self.serve_http2(stream, peer, activity)).await
     }
 
@@ -128,23 +136,24 @@ impl<S: Service> Connections<S> {
     async fn serve_http2<IO>(
         self: &Arc<Self>,
         stream: IO,
-        peer: SocketAddr,
+        peer: Peer,
         activity: Arc<Activity>,
     ) -> Result<(), BoxError>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let router = Arc::clone(&self.router);
+        let wire = Wire::new(stream, peer.address);
         let client = Client::new(self.options.limits.grace);
         let caller = client.clone();
         let service = service_fn(move |request: http::Request<Incoming>| {
             // At once, so that large headers are freed before the next call is accepted.
             let answer = if let Some(refusal) = refuse_foreign(&request) {
                 let call = caller.call();
-                call.run(|| router.refused(&request, peer, &refusal));
+                call.run(|| router.refused(&request, peer.address, &refusal));
                 ready(refusal).left_future()
             } else {
-                let router = Arc::clone(&router);
+                let (router, peer) = (Arc::clone(&router), peer.clone());
                 // Boxed, since the future of a call is large, and moved several times before it runs.
                 Box::pin(async move { router.call(request, peer).await }).right_future()
             };
@@ -156,7 +165,6 @@ impl<S: Service> Connections<S> {
             client,
             idle_timeout: self.options.limits.idle_timeout,
         };
-        let wire = Wire::new(stream, peer);
         // All connections hold this value, and so does the task that accepts them.
         let connections = Arc::strong_count(self).saturating_sub(1);
         let windows = Windows::new(&self.options.memory, connections);

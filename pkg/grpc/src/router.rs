@@ -6,6 +6,7 @@ use std::{
 };
 
 use futures::FutureExt as _;
+use gorego_tls::NodeIdentity;
 use http::HeaderMap;
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
@@ -34,9 +35,9 @@ pub trait Service: Send + Sync + 'static {
     /// Returns the full names of the services, as health and reflection list them.
     fn names(&self) -> &'static [&'static str];
 
-    /// Refuses a call by its headers, or takes from them what [`Self::call`] needs. The headers are dropped, since many
-    /// calls may wait for long.
-    fn admit(&self, path: &str, headers: &HeaderMap) -> Result<Self::Context, Status>;
+    /// Refuses a call by its headers or its peer, or takes from them what [`Self::call`] needs. The headers are dropped,
+    /// since many calls may wait for long.
+    fn admit(&self, path: &str, headers: &HeaderMap, peer: &Peer) -> Result<Self::Context, Status>;
 
     /// Answers a call of the method at `path`, such as `/package.Service/Method`.
     fn call(
@@ -52,6 +53,15 @@ pub trait Service: Send + Sync + 'static {
         let path: String = path.chars().take(100).collect();
         Status::unimplemented(format!("no method {path:?}; this server offers {known}"))
     }
+}
+
+/// The other side of a connection.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Its address.
+    pub address: SocketAddr,
+    /// Its name as a node of a cluster, in the certificate that it showed; `None` if it showed none.
+    pub node: Option<Arc<NodeIdentity>>,
 }
 
 /// A service, with health and reflection.
@@ -85,17 +95,13 @@ impl<S: Service> Router<S> {
     }
 
     /// Answers a call, observed until its response has ended.
-    pub(crate) async fn call(
-        &self,
-        request: http::Request<Incoming>,
-        peer: SocketAddr,
-    ) -> Response {
-        let mut observed = self.observe(&request, peer);
+    pub(crate) async fn call(&self, request: http::Request<Incoming>, peer: Peer) -> Response {
+        let mut observed = self.observe(&request, peer.address);
         let (deadline, answer) = match timeout(request.headers()) {
             Ok(timeout) => {
                 let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
                 // Pinned here, since each layer of futures would have room for it twice.
-                let mut answer = pin!(self.answer(request, deadline));
+                let mut answer = pin!(self.answer(request, &peer, deadline));
                 let step = poll_fn(|cx| {
                     let polled = observed.step(|| answer.as_mut().poll(cx));
                     polled.unwrap_or_else(|| Poll::Ready(Err(panicked())))
@@ -138,6 +144,7 @@ impl<S: Service> Router<S> {
     async fn answer(
         &self,
         request: http::Request<Incoming>,
+        peer: &Peer,
         deadline: Option<Instant>,
     ) -> Result<Body, Status> {
         let answer = async {
@@ -147,7 +154,7 @@ impl<S: Service> Router<S> {
             if self.shutdown.is_cancelled() && !is_health {
                 return Err(unavailable("shutting down"));
             }
-            let context = self.service.admit(path, &head.headers)?;
+            let context = self.service.admit(path, &head.headers, peer)?;
             drop(head.headers);
             let requests = Messages::new(body, self.idle_timeout, self.memory.clone());
             if is_health {

@@ -3,7 +3,7 @@
 use std::{future::ready, sync::Arc};
 
 use futures::{FutureExt as _, future::BoxFuture};
-use gorego_grpc::{Body, Error, Limit, Messages, Service, decode_within, full, malformed};
+use gorego_grpc::{Body, Error, Limit, Messages, Peer, Service, decode_within, full, malformed};
 use gorego_limits::Permit;
 use gorego_storage::{Chain, decoded::MAX_DECODED_RESULT};
 use http::HeaderMap;
@@ -141,7 +141,7 @@ impl Service for Reapi {
         }
     }
 
-    fn admit(&self, path: &str, headers: &HeaderMap) -> Result<Self::Context, Status> {
+    fn admit(&self, path: &str, headers: &HeaderMap, _: &Peer) -> Result<Self::Context, Status> {
         if let Some(passed) = headers.get(Chain::HEADER) {
             let passed = String::from_utf8_lossy(passed.as_bytes());
             let entered = self.options.chain.enter(&passed);

@@ -3,6 +3,7 @@
 
 mod certificate;
 mod client;
+mod cluster;
 mod error;
 mod files;
 mod server;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 
 pub use certificate::{ACCEPTED_KEYS, Certificate};
 pub use client::{ClientFiles, ClientTls};
+pub use cluster::{ClusterFiles, ClusterTls, NodeIdentity, is_name};
 pub use error::Error;
 pub use server::{ClientAuth, ServerFiles, ServerTls};
 pub use verify::describe;

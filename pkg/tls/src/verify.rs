@@ -46,7 +46,7 @@ impl<V: ?Sized> Verifier<V> {
 }
 
 /// Replaces webpki's error by the certificate's flaw, if it has one: the flaw names the remedy.
-fn explained(shown: &CertificateDer<'_>, error: Error) -> Error {
+pub(crate) fn explained(shown: &CertificateDer<'_>, error: Error) -> Error {
     let parsed = parse(shown).ok();
     match parsed.and_then(|parsed| Flaw::of(&parsed, PEER_RSA)) {
         Some(flaw) => CertificateError::Other(OtherError(Arc::new(flaw))).into(),
@@ -64,6 +64,11 @@ pub fn describe(error: &Error) -> String {
              itself, to ca_file"
                 .to_owned()
         }
+        Error::InvalidCertificate(CertificateError::BadSignature) => {
+            "BadSignature: the peer does not have the key of its certificate, or the issuer of that has \
+             the name of a trusted authority, but another key"
+                .to_owned()
+        }
         Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
             "the peer does not speak TLS".to_owned()
         }
@@ -71,7 +76,7 @@ pub fn describe(error: &Error) -> String {
     }
 }
 
-/// The methods that both traits of verifiers share.
+/// The methods that both traits of verifiers share. `chains` verifies the signatures.
 macro_rules! signatures {
     () => {
         fn verify_tls12_signature(
@@ -79,7 +84,7 @@ macro_rules! signatures {
             message: &[u8],
             shown: &CertificateDer<'_>,
             signature: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
             let verified = self
                 .chains
                 .verify_tls12_signature(message, shown, signature);
@@ -91,7 +96,7 @@ macro_rules! signatures {
             message: &[u8],
             shown: &CertificateDer<'_>,
             signature: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
             let verified = self
                 .chains
                 .verify_tls13_signature(message, shown, signature);
@@ -103,6 +108,7 @@ macro_rules! signatures {
         }
     };
 }
+pub(crate) use signatures;
 
 impl ServerCertVerifier for Verifier<dyn ServerCertVerifier> {
     fn verify_server_cert(

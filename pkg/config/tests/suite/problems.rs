@@ -371,16 +371,121 @@ fn tls_settings_without_effect_cause_warnings() {
 }
 
 #[test]
-fn unimplemented_features_cause_warnings_when_enabled() {
-    let warnings = load(&arguments(&["cluster.enabled=true"])).warnings;
+fn a_cluster_is_not_implemented_yet() {
+    let on = ["cluster.enabled=true", "cluster.bind_addr=localhost"];
+    let warnings = load(&arguments(&on)).warnings;
     assert_eq!(warnings.len(), 1, "{warnings:?}");
-    assert!(warnings[0].starts_with("--set: "), "{warnings:?}");
     assert!(
         warnings[0].ends_with("not implemented yet, ignored"),
         "{warnings:?}"
     );
     let off = ["cluster.enabled=no", "telemetry.metrics_addr=:9090"];
     assert_eq!(load(&arguments(&off)).warnings, [""; 0]);
+}
+
+#[test]
+fn impossible_settings_of_a_cluster_are_refused() {
+    for (settings, expected) in [
+        (&["node_id=a b"][..], "cluster.node_id"),
+        (&["name=a/b"], "cluster.name"),
+        (&["bind_addr=", "name=x"], "needs certificates"),
+        (&["bind_addr=10.0.0.1"], "needs certificates"),
+        (&["bind_addr=10.0.0.1:1"], "accepted: a host name"),
+        (&["bind_port=0"], "1 to 65535"),
+        (&["advertise_addr=a:b"], "host or host:port"),
+        (&["join_peers=a:1,b:0"], "host or host:port"),
+        (&["discovery_mode=dns"], "needs cluster.dns_service_name"),
+        (&["dns_service_name=a"], "no effect"),
+        (&["broadcast_period=1ms"], "50ms to 10s"),
+        (&["replicas=0"], "1 to 8"),
+        (&["max_nodes=0"], "1 to 10000"),
+        (&["tls.cert_file=a"], "needs cluster.tls.key_file"),
+        (
+            &["tls.cert_file=a", "tls.key_file=b"],
+            "needs cluster.tls.ca_file",
+        ),
+    ] {
+        let mut set = vec![
+            "cluster.enabled=true".to_owned(),
+            "cluster.bind_addr=localhost".to_owned(),
+        ];
+        set.extend(settings.iter().map(|text| format!("cluster.{text}")));
+        let set: Vec<_> = set.iter().map(String::as_str).collect();
+        let loaded = Config::load(&arguments(&set));
+        let found = match &loaded {
+            Ok(loaded) => loaded.warnings.join("\n"),
+            Err(problems) => problems.to_string(),
+        };
+        assert!(found.contains(expected), "{settings:?}: {found}");
+    }
+    let stateless = [
+        "cluster.enabled=true",
+        "cluster.bind_addr=::1",
+        "local_cache.enabled=no",
+        "backing_cache.target=a:1",
+    ];
+    let found = problem(&arguments(&stateless));
+    assert!(found.contains("needs the local cache"), "{found}");
+    let idle = [
+        "cluster.enabled=true",
+        "cluster.bind_addr=::1",
+        "cluster.role=worker",
+        "execution.enabled=no",
+    ];
+    let found = problem(&arguments(&idle));
+    assert!(found.contains("executes nothing"), "{found}");
+}
+
+#[test]
+fn nodes_trust_other_authorities_than_clients() {
+    let files = "cluster:\n  enabled: yes\n  tls: {cert_file: a, key_file: b, ca_file: c}\n";
+    let loaded = load(&file(files));
+    assert_eq!(loaded.warnings.len(), 1, "{:?}", loaded.warnings);
+    let shared = format!(
+        "tls: {{enabled: on, cert_file: d, key_file: e, ca_file: /base/c, client_auth: \
+         require_and_verify}}\n{files}"
+    );
+    let found = problem(&file(&shared));
+    assert!(found.contains("can then act as nodes"), "{found}");
+}
+
+#[test]
+fn insecure_nodes_cause_a_warning() {
+    let insecure = ["cluster.enabled=true", "cluster.insecure=true"];
+    let warnings = load(&arguments(&insecure)).warnings;
+    assert!(
+        warnings
+            .iter()
+            .any(|text| text.contains("run commands here")),
+        "{warnings:?}"
+    );
+}
+
+#[test]
+fn addresses_of_nodes_get_the_port_of_the_cluster() {
+    let mut config = config(&arguments(&["listen_addr=10.0.0.1:80"]));
+    let address = |config: &Config| {
+        config
+            .cluster
+            .bind(&config.listen_addr)
+            .unwrap()
+            .to_string()
+    };
+    assert_eq!(address(&config), "10.0.0.1:7946");
+    for (bind_addr, expected) in [("::", "[::]:7946"), ("localhost", "localhost:7946")] {
+        config.cluster.bind_addr = bind_addr.to_owned();
+        assert_eq!(address(&config), expected);
+    }
+    for (peer, expected) in [
+        ("a", Some("a:7946")),
+        ("a:1", Some("a:1")),
+        ("::1", Some("[::1]:7946")),
+        ("[::1]:2", Some("[::1]:2")),
+        ("a b", None),
+        ("", None),
+    ] {
+        assert_eq!(config.cluster.peer(peer).as_deref(), expected, "{peer}");
+    }
 }
 
 #[test]

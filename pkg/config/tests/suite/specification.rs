@@ -104,13 +104,23 @@ const KEYS: &[(&str, &str)] = &[
     ("execution.sandbox.kill_delay", "5s"),
     ("execution.sandbox.debug", "false"),
     ("cluster.enabled", "false"),
+    ("cluster.name", r#""gorego""#),
     ("cluster.node_id", r#""""#),
+    ("cluster.role", "node"),
+    ("cluster.bind_addr", r#""""#),
     ("cluster.bind_port", "7946"),
     ("cluster.advertise_addr", r#""""#),
     ("cluster.discovery_mode", "list"),
     ("cluster.join_peers", "[]"),
     ("cluster.dns_service_name", r#""""#),
     ("cluster.broadcast_period", "500ms"),
+    ("cluster.insecure", "false"),
+    ("cluster.replicas", "2"),
+    ("cluster.peer_reads", "true"),
+    ("cluster.max_nodes", "256"),
+    ("cluster.tls.cert_file", r#""""#),
+    ("cluster.tls.key_file", r#""""#),
+    ("cluster.tls.ca_file", r#""""#),
 ];
 
 #[test]
