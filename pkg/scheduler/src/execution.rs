@@ -47,7 +47,7 @@ impl<J> Execution<J> {
             key: Arc::new(request.key.clone()),
             do_not_cache: request.do_not_cache,
             class: Class {
-                platform: Arc::clone(&request.platform),
+                platform: Some(Arc::clone(&request.platform)),
                 need: Need::Memory(rounded(request.memory)),
             },
             target: bounded(&request.target, MAX_TARGET_LEN),

@@ -38,6 +38,16 @@ pub struct AttemptId {
 }
 
 impl AttemptId {
+    /// Returns the id with the numbers that [`Self::execution`] and [`Self::number`] returned.
+    pub fn new(execution: u64, number: u32) -> Self {
+        Self { execution, number }
+    }
+
+    /// The number of the execution, which no other one of this scheduler has.
+    pub fn execution(self) -> u64 {
+        self.execution
+    }
+
     /// The number of the attempt, from 1.
     pub fn number(self) -> u32 {
         self.number
@@ -51,6 +61,8 @@ pub(crate) struct Reservation {
     /// The line that counts the slot; `None` for work that no client waits for.
     pub(crate) line: Option<LineId>,
     pub(crate) memory: u64,
+    /// Set for the work of another node.
+    pub(crate) foreign: bool,
 }
 
 #[derive(Debug)]
@@ -62,6 +74,18 @@ struct Worker {
     alone: bool,
     /// The queued execution for which the worker starts nothing else until it fits.
     drains_for: Option<u64>,
+}
+
+impl Worker {
+    fn new(capacity: Capacity) -> Self {
+        Self {
+            capacity,
+            reserved: 0,
+            running: 0,
+            alone: false,
+            drains_for: None,
+        }
+    }
 }
 
 /// The workers, and the attempts that run on them.
@@ -79,14 +103,7 @@ impl Ledger {
             worker.drains_for = None;
             return;
         }
-        let worker = Worker {
-            capacity,
-            reserved: 0,
-            running: 0,
-            alone: false,
-            drains_for: None,
-        };
-        self.workers.insert(id.clone(), worker);
+        self.workers.insert(id.clone(), Worker::new(capacity));
     }
 
     /// Removes a worker. Returns its attempts in the order of their executions.
@@ -135,9 +152,51 @@ impl Ledger {
             worker: id.clone(),
             line,
             memory,
+            foreign: false,
         };
         self.reservations.insert(attempt, reservation);
         memory
+    }
+
+    /// Records an attempt on a peer, which reserved the resources itself. Such a worker has no capacity, so that it
+    /// gets nothing by claims of this node.
+    pub(crate) fn reserve_at_peer(&mut self, id: &WorkerId, attempt: AttemptId, line: LineId) {
+        let capacity = Capacity {
+            slots: 0,
+            memory: 0,
+        };
+        let worker = self.workers.entry(id.clone());
+        worker.or_insert_with(|| Worker::new(capacity)).running += 1;
+        let reservation = Reservation {
+            worker: id.clone(),
+            line: Some(line),
+            memory: 0,
+            foreign: false,
+        };
+        self.reservations.insert(attempt, reservation);
+    }
+
+    /// Marks the attempt as work of another node.
+    pub(crate) fn set_foreign(&mut self, attempt: AttemptId) {
+        if let Some(reservation) = self.reservations.get_mut(&attempt) {
+            reservation.foreign = true;
+        }
+    }
+
+    /// Gives back the resources of an attempt that exceed a need. Returns its memory in bytes.
+    pub(crate) fn shrink(&mut self, attempt: AttemptId, need: Need) -> u64 {
+        let Some(reservation) = self.reservations.get_mut(&attempt) else {
+            return 0;
+        };
+        if let Need::Memory(bytes) = need
+            && let Some(worker) = self.workers.get_mut(&reservation.worker)
+        {
+            let excess = reservation.memory.saturating_sub(bytes);
+            reservation.memory -= excess;
+            worker.reserved = worker.reserved.saturating_sub(excess);
+            worker.alone = false;
+        }
+        reservation.memory
     }
 
     /// Releases the resources of an attempt; `None` if it has none.
@@ -172,6 +231,13 @@ impl Ledger {
         let idle = self.reservations.iter();
         let idle = idle.filter(|(_, reservation)| reservation.line.is_none());
         idle.map(|(attempt, reservation)| (&reservation.worker, *attempt))
+    }
+
+    /// Returns the work of other nodes.
+    pub(crate) fn foreign(&self) -> impl Iterator<Item = (&WorkerId, AttemptId)> {
+        let foreign = self.reservations.iter();
+        let foreign = foreign.filter(|(_, reservation)| reservation.foreign);
+        foreign.map(|(attempt, reservation)| (&reservation.worker, *attempt))
     }
 
     /// The number of attempts that have resources.

@@ -22,8 +22,9 @@ pub use history::{History, Kind};
 pub use ledger::{AttemptId, Capacity, WorkerId};
 pub use name::{Generation, LogKind, LogName, NameError, OperationId, OperationName, Token};
 pub use phases::Phases;
-pub use runner::{IdleSlot, Runner};
-pub use scheduler::{EndedAction, Ends, ListedAction, Scheduler, Totals};
+pub use queue::Need;
+pub use runner::{Foreign, ForeignSlot, IdleSlot, Runner};
+pub use scheduler::{Claimed, EndedAction, Ends, ForeignClaim, ListedAction, Scheduler, Totals};
 pub use state::{
     ActionKey, Effect, End, Grant, Options, Outcome, Phase, Refused, Report, Request, Running,
     Stage, Time,

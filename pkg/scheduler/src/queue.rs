@@ -6,19 +6,43 @@ use std::{
 };
 
 /// The resources that an execution needs.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Need {
-    /// Memory in bytes, rounded up by [`rounded`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Need {
+    /// Memory in bytes. Queued executions have rounded needs, so that few different ones exist.
     Memory(u64),
     /// A worker on which nothing else runs, with all of its memory.
     Alone,
 }
 
+impl Need {
+    /// Returns whether resources for this need also serve the other one.
+    pub fn covers(self, other: Self) -> bool {
+        // The variants are in the order of their size.
+        other <= self
+    }
+
+    /// Returns the need with its memory rounded up, as that of queued executions.
+    pub(crate) fn rounded(self) -> Self {
+        match self {
+            Self::Memory(bytes) => Self::Memory(rounded(bytes)),
+            Self::Alone => Self::Alone,
+        }
+    }
+}
+
 /// Executions that fit the same workers. Whether one of a class fits is asked once, however many are queued.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Class {
-    pub(crate) platform: Arc<str>,
+    /// The requirements on the platform; `None` for the work of another node, which knows that this one meets them.
+    pub(crate) platform: Option<Arc<str>>,
     pub(crate) need: Need,
+}
+
+impl Class {
+    /// Returns whether a worker of this node meets the requirements.
+    pub(crate) fn is_met(&self, fits: impl Fn(&str) -> bool) -> bool {
+        self.platform.as_deref().is_none_or(fits)
+    }
 }
 
 /// Rounds memory up by less than a quarter, and at least to 1 MiB, so that the number of classes is bounded.
@@ -54,9 +78,19 @@ type Turn = (usize, u64);
 pub(crate) struct Queue {
     lines: BTreeMap<LineId, Line>,
     by_build: HashMap<Arc<str>, LineId>,
-    /// The lines with entries of each class, in the order of their turns.
-    classes: BTreeMap<Class, BTreeMap<Turn, LineId>>,
+    classes: BTreeMap<Class, ClassQueue>,
     next: u64,
+    /// Grows with each change of the numbers of executions.
+    version: u64,
+}
+
+/// The entries of a class.
+#[derive(Debug, Default)]
+struct ClassQueue {
+    /// The lines with entries, in the order of their turns.
+    lines: BTreeMap<Turn, LineId>,
+    /// The executions with entries.
+    executions: usize,
 }
 
 #[derive(Debug)]
@@ -122,8 +156,8 @@ impl Queue {
             } else {
                 let entries = BTreeMap::from([(rank, execution)]);
                 line.entries.insert(class.clone(), entries);
-                let lines = self.classes.entry(class.clone()).or_default();
-                lines.insert(turn, id);
+                let queue = self.classes.entry(class.clone()).or_default();
+                queue.lines.insert(turn, id);
             }
         }
         id
@@ -146,11 +180,27 @@ impl Queue {
         self.drop_idle(id);
     }
 
+    /// Gives an entry another place in its line.
+    pub(crate) fn replace(
+        &mut self,
+        id: LineId,
+        class: &Class,
+        before: Rank,
+        after: Rank,
+        execution: u64,
+    ) {
+        let line = self.lines.get_mut(&id);
+        if let Some(entries) = line.and_then(|line| line.entries.get_mut(class)) {
+            entries.remove(&before);
+            entries.insert(after, execution);
+        }
+    }
+
     /// Returns the entry whose turn is next among the classes that fit.
     pub(crate) fn next(&self, fits: impl Fn(&Class) -> bool) -> Option<Next> {
         let fitting = self.classes.iter().filter(|(class, _)| fits(class));
-        let candidates = fitting.filter_map(|(class, lines)| {
-            let (turn, line) = lines.first_key_value()?;
+        let candidates = fitting.filter_map(|(class, queue)| {
+            let (turn, line) = queue.lines.first_key_value()?;
             let entries = self.lines.get(line)?.entries.get(class)?;
             let (rank, execution) = entries.first_key_value()?;
             let (line, execution) = (*line, *execution);
@@ -158,6 +208,33 @@ impl Queue {
         });
         let next = candidates.min_by(|(a, _), (b, _)| a.cmp(b));
         next.map(|(_, next)| next)
+    }
+
+    /// Counts an execution, whose entries are in the queue.
+    pub(crate) fn count_execution(&mut self, class: &Class) {
+        if let Some(queue) = self.classes.get_mut(class) {
+            queue.executions += 1;
+            self.version += 1;
+        }
+    }
+
+    /// Takes an execution from the count, before its entries are removed.
+    pub(crate) fn uncount_execution(&mut self, class: &Class) {
+        if let Some(queue) = self.classes.get_mut(class) {
+            queue.executions = queue.executions.saturating_sub(1);
+            self.version += 1;
+        }
+    }
+
+    /// Returns the numbers of executions by class.
+    pub(crate) fn executions(&self) -> impl Iterator<Item = (&Class, usize)> {
+        let classes = self.classes.iter();
+        classes.map(|(class, queue)| (class, queue.executions))
+    }
+
+    /// A number that grows with each change of [`Self::executions`].
+    pub(crate) fn version(&self) -> u64 {
+        self.version
     }
 
     /// Counts a slot for the build of a line. Its next turn comes after those of the others.
@@ -189,9 +266,9 @@ impl Queue {
         change(line);
         let after = line.turn();
         for class in line.entries.keys() {
-            if let Some(lines) = self.classes.get_mut(class) {
-                lines.remove(&before);
-                lines.insert(after, id);
+            if let Some(queue) = self.classes.get_mut(class) {
+                queue.lines.remove(&before);
+                queue.lines.insert(after, id);
             }
         }
     }
@@ -209,10 +286,10 @@ impl Queue {
 }
 
 /// Removes a line from a class.
-fn unlist(classes: &mut BTreeMap<Class, BTreeMap<Turn, LineId>>, class: &Class, turn: Turn) {
-    if let Some(lines) = classes.get_mut(class) {
-        lines.remove(&turn);
-        if lines.is_empty() {
+fn unlist(classes: &mut BTreeMap<Class, ClassQueue>, class: &Class, turn: Turn) {
+    if let Some(queue) = classes.get_mut(class) {
+        queue.lines.remove(&turn);
+        if queue.lines.is_empty() {
             classes.remove(class);
         }
     }

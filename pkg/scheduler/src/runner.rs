@@ -1,16 +1,25 @@
 //! The runner: a scheduler with a clock, watchers, and workers of this process.
 
+mod foreign;
 mod idle;
+mod peers;
 #[cfg(test)]
 mod tests;
 
+pub use foreign::{Foreign, ForeignSlot};
 pub use idle::IdleSlot;
 
-use std::{collections::HashMap, fmt, future::pending, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt,
+    future::pending,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use tokio::{
-    sync::watch,
+    sync::{mpsc, watch},
     time::{Instant, sleep_until, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -18,8 +27,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     ledger::{AttemptId, Capacity, WorkerId},
     name::OperationId,
-    scheduler::{EndedAction, ListedAction, Scheduler, Totals},
-    state::{ActionKey, Effect, Options, Refused, Report, Request, Stage, Time},
+    scheduler::{Claimed, EndedAction, ListedAction, Scheduler, Totals},
+    state::{ActionKey, Effect, Grant, Options, Refused, Report, Request, Stage, Time},
     watch::Watch,
     worker::{Attempt, Worker},
 };
@@ -63,6 +72,10 @@ pub(crate) struct Shared<J, O> {
     state: Mutex<RunnerState<J, O>>,
     /// Wakes the tasks that claim or wait for a deadline, or for the end of all operations.
     changed: watch::Sender<()>,
+    /// Notified of changes of the numbers that peers are offered.
+    queue: watch::Sender<()>,
+    /// The receiver of slots for other nodes.
+    foreign: OnceLock<Arc<dyn Foreign<J, O>>>,
 }
 
 struct RunnerState<J, O> {
@@ -71,6 +84,8 @@ struct RunnerState<J, O> {
     stages: HashMap<OperationId, watch::Sender<Stage<O>>>,
     /// The attempts that run here.
     attempts: HashMap<AttemptId, CancellationToken>,
+    /// The receiver of the attempts that peers have to stop.
+    stops: Option<mpsc::UnboundedSender<AttemptId>>,
 }
 
 impl<J, O> Shared<J, O> {
@@ -78,14 +93,19 @@ impl<J, O> Shared<J, O> {
     fn apply<T>(&self, event: impl FnOnce(&mut RunnerState<J, O>, Time) -> T) -> T {
         let mut state = self.state.lock();
         let before = state.scheduler.deadline();
+        let version = state.scheduler.queue_version();
         let value = event(&mut state, self.start.elapsed());
         let mut wakes = state.scheduler.deadline() != before;
+        let is_requeued = state.scheduler.queue_version() != version;
         for effect in state.scheduler.take_effects() {
             match effect {
                 Effect::Claim => wakes = true,
                 Effect::Stop(_, attempt) => {
                     if let Some(stop) = state.attempts.get(&attempt) {
                         stop.cancel();
+                    } else if let Some(stops) = &state.stops {
+                        // Fails if nobody speaks with peers any more.
+                        let _ = stops.send(attempt);
                     }
                 }
                 Effect::Notify(id, stage) => {
@@ -97,6 +117,9 @@ impl<J, O> Shared<J, O> {
         drop(state);
         if wakes {
             self.changed.send_replace(());
+        }
+        if is_requeued {
+            self.queue.send_replace(());
         }
         value
     }
@@ -129,11 +152,14 @@ where
             scheduler: Scheduler::new(options),
             stages: HashMap::new(),
             attempts: HashMap::new(),
+            stops: None,
         };
         let shared = Arc::new(Shared {
             start: Instant::now(),
             state: Mutex::new(state),
             changed: watch::Sender::default(),
+            queue: watch::Sender::default(),
+            foreign: OnceLock::new(),
         });
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
@@ -228,13 +254,17 @@ where
         self.shared.state.lock().scheduler.totals()
     }
 
-    /// Refuses new operations, ends the queued ones, and lets the running ones end within `drain`. Then ends what is
+    /// Refuses new operations, ends the queued ones, and lets the running ones end within `drain`, also those of other
+    /// nodes. Then ends what is
     /// left, stops its attempts, and waits until their workers have returned.
     pub async fn shut_down(&self, drain: Duration) {
         let begin = |state: &mut RunnerState<J, O>, now| state.scheduler.drain(now);
         self.shared.apply(begin);
         let mut changed = self.shared.changed.subscribe();
-        let idle = changed.wait_for(|()| self.totals().live == 0);
+        let idle = changed.wait_for(|()| {
+            let scheduler = &self.shared.state.lock().scheduler;
+            scheduler.totals().live == 0 && scheduler.count_foreign() == 0
+        });
         // The time limit has no other consequence than the end of the rest.
         let _ = timeout(drain, idle).await;
         let end_all = |state: &mut RunnerState<J, O>, now| state.scheduler.shut_down(now);
@@ -286,14 +316,9 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Claimant<J, O> {
                     () = self.stop.cancelled() => return,
                     () = self.worker.ready() => {}
                 }
-                let Some((attempt, running)) = self.claim() else {
+                if !self.claim() {
                     break;
-                };
-                let worker = Arc::clone(&self.worker);
-                self.tasks.spawn(async move {
-                    let report = worker.run(attempt).await;
-                    running.report(report);
-                });
+                }
             }
             tokio::select! {
                 () = self.stop.cancelled() => return,
@@ -302,19 +327,43 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Claimant<J, O> {
         }
     }
 
-    fn claim(&self) -> Option<(Attempt<J>, RunningAttempt<J, O>)> {
+    /// Claims work for a free slot, and starts it. Returns false if there is none.
+    fn claim(&self) -> bool {
         let fits = |platform: &str| self.worker.fits(platform);
         let stop = self.stop.child_token();
-        let grant = self.shared.apply(|state, now| {
-            let grant = state.scheduler.claim(&self.id, fits, now)?;
-            state.attempts.insert(grant.attempt, stop.clone());
-            Some(grant)
-        })?;
+        let claimed = self.shared.apply(|state, now| {
+            let claimed = state.scheduler.claim(&self.id, fits, now)?;
+            let attempt = match &claimed {
+                Claimed::Own(grant) => grant.attempt,
+                Claimed::Foreign(claim) => claim.attempt,
+            };
+            state.attempts.insert(attempt, stop.clone());
+            let running = RunningAttempt {
+                shared: Arc::clone(&self.shared),
+                id: attempt,
+            };
+            Some((claimed, running))
+        });
+        match claimed {
+            Some((Claimed::Own(grant), running)) => self.start(grant, running, stop),
+            Some((Claimed::Foreign(claim), attempt)) => {
+                let slot = ForeignSlot {
+                    attempt,
+                    worker: Arc::clone(&self.worker),
+                    claim,
+                    stop,
+                };
+                if let Some(foreign) = self.shared.foreign.get() {
+                    foreign.claimed(slot);
+                }
+            }
+            None => return false,
+        }
+        true
+    }
+
+    fn start(&self, grant: Grant<J>, running: RunningAttempt<J, O>, stop: CancellationToken) {
         let id = grant.attempt;
-        let running = RunningAttempt {
-            shared: Arc::clone(&self.shared),
-            id,
-        };
         let shared = Arc::clone(&self.shared);
         let progress = move |phase| {
             shared.apply(|state, now| state.scheduler.progress(id, phase, now));
@@ -324,7 +373,11 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Claimant<J, O> {
             stop,
             progress: Arc::new(progress),
         };
-        Some((attempt, running))
+        let worker = Arc::clone(&self.worker);
+        self.tasks.spawn(async move {
+            let report = worker.run(attempt).await;
+            running.report(report);
+        });
     }
 }
 

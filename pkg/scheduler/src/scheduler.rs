@@ -1,14 +1,18 @@
 //! The state machine: events of clients. Those of workers are in its modules.
 
 mod claim;
+mod foreign;
 mod idle;
 mod list;
+mod peers;
 mod recent;
 mod report;
 #[cfg(test)]
 mod tests;
 
 pub use self::{
+    claim::Claimed,
+    foreign::ForeignClaim,
     list::{Ends, ListedAction, Totals},
     recent::EndedAction,
 };
@@ -18,7 +22,7 @@ use std::{
     sync::Arc,
 };
 
-use self::recent::Recent;
+use self::{foreign::ForeignQueue, recent::Recent};
 use crate::{
     execution::Execution,
     ledger::Ledger,
@@ -53,8 +57,13 @@ pub struct Scheduler<J, O> {
     mergeable: HashMap<Arc<ActionKey>, u64>,
     /// The executions that have a current attempt.
     executing: usize,
+    /// The queues of other nodes, under numbers of no execution.
+    foreign: BTreeMap<u64, ForeignQueue>,
     effects: Vec<Effect<O>>,
+    /// Set once no new operations are accepted, and this node's workers get nothing more.
     draining: bool,
+    /// Set while queued executions are left to peers.
+    hands_over: bool,
     next: u64,
     ends: Ends,
     recent: Recent,
@@ -71,8 +80,10 @@ impl<J, O> Scheduler<J, O> {
             executions: BTreeMap::new(),
             mergeable: HashMap::new(),
             executing: 0,
+            foreign: BTreeMap::new(),
             effects: Vec::new(),
             draining: false,
+            hands_over: false,
             next: 0,
             ends: Ends::default(),
             recent: Recent::default(),
@@ -125,6 +136,9 @@ impl<J, O> Scheduler<J, O> {
         if running.is_none() {
             let line = self.queue.push(&live.build, &execution.class, rank, number);
             live.line = Some(line);
+            if shared.is_none() {
+                self.queue.count_execution(&execution.class);
+            }
         }
         execution.operations.push(id);
         let key = Arc::clone(&execution.key);
@@ -193,10 +207,19 @@ impl<J, O> Scheduler<J, O> {
         self.operations.deadline(&self.options)
     }
 
+    /// Refuses new operations from now on, and leaves the queued ones to peers ([`Self::claim_for`]). This node's workers
+    /// get nothing more. To be ended with [`Self::drain`].
+    pub fn hand_over(&mut self) {
+        self.draining = true;
+        self.hands_over = true;
+        self.stop_idle(None);
+    }
+
     /// Refuses new operations from now on, and ends the queued ones, so that their clients go to another node. Running
     /// ones go on; they do not run again after a failure.
     pub fn drain(&mut self, now: Time) {
         self.draining = true;
+        self.hands_over = false;
         self.stop_idle(None);
         self.end_all(|execution| execution.running.is_none(), now);
     }
@@ -204,7 +227,9 @@ impl<J, O> Scheduler<J, O> {
     /// Ends all operations, and stops the running attempts.
     pub fn shut_down(&mut self, now: Time) {
         self.draining = true;
+        self.hands_over = false;
         self.stop_idle(None);
+        self.stop_foreign();
         self.end_all(|_| true, now);
     }
 
@@ -296,6 +321,7 @@ impl<J, O> Scheduler<J, O> {
         if execution.running.is_some() {
             return;
         }
+        self.queue.uncount_execution(&execution.class);
         for id in &execution.operations {
             if let Some(live) = self.operations.live_mut(*id)
                 && let Some(line) = live.line.take()

@@ -1,3 +1,5 @@
+mod cluster;
+
 use async_trait::async_trait;
 use gorego_storage::{DigestFunction, InstanceName};
 use tokio::sync::mpsc::{Receiver, error::TryRecvError};

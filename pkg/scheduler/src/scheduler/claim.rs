@@ -2,16 +2,25 @@
 
 use std::sync::Arc;
 
-use super::Scheduler;
+use super::{ForeignClaim, Scheduler};
 use crate::{
-    ledger::{AttemptId, Capacity, WorkerId},
+    ledger::{AttemptId, Capacity, Ledger, WorkerId},
     phases::Phases,
-    queue::{Class, Next},
+    queue::{Class, Need, Next},
     state::{Grant, Running, Time},
 };
 
 /// The most claims that smaller executions get in front of one that needs more memory than is free.
 const MAX_BYPASSED: u32 = 16;
+
+/// The work that a free slot of this node got.
+#[derive(Debug)]
+pub enum Claimed<J> {
+    /// An attempt of an execution of this node.
+    Own(Grant<J>),
+    /// An action of another node, which is still to be asked for it.
+    Foreign(ForeignClaim),
+}
 
 impl<J, O> Scheduler<J, O> {
     /// Adds a worker, or changes its capacity. Running attempts keep their resources.
@@ -21,7 +30,7 @@ impl<J, O> Scheduler<J, O> {
     }
 
     /// Grants the next execution to a free slot of a worker, whose platform meets the requirements for which `fits`
-    /// returns true.
+    /// returns true. The queues of other nodes take turns with this node's.
     ///
     /// A claim is refused if no slot is free, if nothing fits, or if the worker has to become free for an execution that
     /// needs all its memory, or that 16 smaller ones have passed already. At most one worker at a time
@@ -31,12 +40,12 @@ impl<J, O> Scheduler<J, O> {
         worker: &WorkerId,
         fits: impl Fn(&str) -> bool,
         now: Time,
-    ) -> Option<Grant<J>> {
-        let grant = self.claim_queued(worker, fits, now);
-        if grant.is_none() {
+    ) -> Option<Claimed<J>> {
+        let claimed = self.claim_queued(worker, fits, now);
+        if claimed.is_none() {
             self.make_way(worker);
         }
-        grant
+        claimed
     }
 
     fn claim_queued(
@@ -44,21 +53,28 @@ impl<J, O> Scheduler<J, O> {
         worker: &WorkerId,
         fits: impl Fn(&str) -> bool,
         now: Time,
-    ) -> Option<Grant<J>> {
-        if !self.ledger.has_slot(worker) {
+    ) -> Option<Claimed<J>> {
+        if self.draining || !self.ledger.has_slot(worker) {
             return None;
         }
         let next = if let Some(awaited) = self.ledger.drains_for(worker) {
             self.entry_that_fits(worker, awaited)?
         } else {
-            let first = self.queue.next(|class| fits(&class.platform))?;
+            let first = self.queue.next(|class| class.is_met(&fits))?;
             if self.fits(worker, first.execution) {
                 first
             } else {
                 self.pass(worker, first.execution, &fits)?
             }
         };
-        self.grant(worker, next, now)
+        if self.foreign.contains_key(&next.execution) {
+            return self.claim_foreign(worker, next).map(Claimed::Foreign);
+        }
+        let reserve = |ledger: &mut Ledger, attempt, need: &Need| {
+            ledger.reserve(worker, attempt, need, Some(next.line))
+        };
+        let grant = self.grant(worker, next, now, reserve);
+        grant.map(Claimed::Own)
     }
 
     /// Returns an entry to start before an execution that does not fit the worker now.
@@ -68,21 +84,42 @@ impl<J, O> Scheduler<J, O> {
         passed: u64,
         fits: impl Fn(&str) -> bool,
     ) -> Option<Next> {
-        let execution = self.executions.get_mut(&passed)?;
-        let is_due = execution.is_alone() || execution.bypassed >= MAX_BYPASSED;
-        if is_due && self.ledger.drain_for(worker, passed) {
+        let is_due = *self.bypassed(passed)? >= MAX_BYPASSED;
+        if (is_due || self.need(passed) == Some(Need::Alone))
+            && self.ledger.drain_for(worker, passed)
+        {
             return None;
         }
         let is_free = |class: &Class| self.ledger.fits(worker, &class.need);
         let next = self
             .queue
-            .next(|class| is_free(class) && fits(&class.platform))?;
-        execution.bypassed = execution.bypassed.saturating_add(1);
+            .next(|class| is_free(class) && class.is_met(&fits))?;
+        let bypassed = self.bypassed(passed)?;
+        *bypassed = bypassed.saturating_add(1);
         Some(next)
+    }
+
+    /// The claims that others got in front of an execution or of a foreign queue.
+    fn bypassed(&mut self, number: u64) -> Option<&mut u32> {
+        if let Some(execution) = self.executions.get_mut(&number) {
+            return Some(&mut execution.bypassed);
+        }
+        let queue = self.foreign.get_mut(&number)?;
+        Some(&mut queue.bypassed)
+    }
+
+    /// The need of an execution or of a foreign queue.
+    fn need(&self, number: u64) -> Option<Need> {
+        let execution = self.executions.get(&number);
+        let own = execution.map(|execution| execution.class.need);
+        own.or_else(|| Some(self.foreign.get(&number)?.need))
     }
 
     /// Returns an entry of a queued execution if the execution fits the worker.
     fn entry_that_fits(&self, worker: &WorkerId, number: u64) -> Option<Next> {
+        if let Some(queue) = self.foreign.get(&number) {
+            return self.fits(worker, number).then(|| queue.next(number));
+        }
         let execution = self.executions.get(&number)?;
         let entry = self.operations.live(*execution.operations.first()?)?;
         let next = Next {
@@ -94,11 +131,18 @@ impl<J, O> Scheduler<J, O> {
 
     /// Returns whether an execution fits the worker's free resources.
     fn fits(&self, worker: &WorkerId, number: u64) -> bool {
-        let execution = self.executions.get(&number);
-        execution.is_some_and(|execution| self.ledger.fits(worker, &execution.class.need))
+        let need = self.need(number);
+        need.is_some_and(|need| self.ledger.fits(worker, &need))
     }
 
-    fn grant(&mut self, worker: &WorkerId, next: Next, now: Time) -> Option<Grant<J>> {
+    /// Begins an attempt. `reserve` reserves its resources, and returns its memory in bytes.
+    pub(super) fn grant(
+        &mut self,
+        worker: &WorkerId,
+        next: Next,
+        now: Time,
+        reserve: impl FnOnce(&mut Ledger, AttemptId, &Need) -> u64,
+    ) -> Option<Grant<J>> {
         let number = next.execution;
         self.queue.reserve_slot(next.line);
         self.leave_queue(number);
@@ -109,8 +153,7 @@ impl<J, O> Scheduler<J, O> {
             execution: number,
             number: execution.attempts,
         };
-        let need = &execution.class.need;
-        let memory = self.ledger.reserve(worker, attempt, need, Some(next.line));
+        let memory = reserve(&mut self.ledger, attempt, &execution.class.need);
         execution.running = Some(Running {
             attempt,
             worker: worker.clone(),

@@ -13,8 +13,11 @@ impl<J, O> Scheduler<J, O> {
     /// is reported like that of any attempt.
     pub fn claim_idle(&mut self, worker: &WorkerId, memory: u64) -> Option<AttemptId> {
         let need = Need::Memory(memory);
-        let is_idle = self.executions.len() == self.executing && !self.draining;
-        if !is_idle || !self.ledger.has_slot(worker) || !self.ledger.fits(worker, &need) {
+        if self.has_queued()
+            || self.draining
+            || !self.ledger.has_slot(worker)
+            || !self.ledger.fits(worker, &need)
+        {
             return None;
         }
         // The number of no execution, so that its end concerns none.
@@ -37,9 +40,14 @@ impl<J, O> Scheduler<J, O> {
 
     /// Stops idle work for actions that are queued although the worker's claim was refused.
     pub(super) fn make_way(&mut self, worker: &WorkerId) {
-        if self.executions.len() > self.executing {
+        if self.has_queued() {
             self.stop_idle(Some(worker));
         }
+    }
+
+    /// Returns whether an action of this node or of another one is queued here.
+    fn has_queued(&self) -> bool {
+        self.executions.len() > self.executing || !self.foreign.is_empty()
     }
 }
 

@@ -87,7 +87,7 @@ impl<J, O> Scheduler<J, O> {
         self.wake();
     }
 
-    fn release(&mut self, attempt: AttemptId) {
+    pub(super) fn release(&mut self, attempt: AttemptId) {
         if let Some(reservation) = self.ledger.release(attempt) {
             self.free_slot(&reservation);
             self.wake();
@@ -120,8 +120,8 @@ impl<J, O> Scheduler<J, O> {
     }
 
     /// Queues an execution again, at the head of the lines of its builds. Ends it if the node drains.
-    fn requeue(&mut self, number: u64, now: Time) {
-        if self.draining {
+    pub(super) fn requeue(&mut self, number: u64, now: Time) {
+        if self.draining && !self.hands_over {
             self.end_execution(number, &End::ShutDown, 0, now);
             return;
         }
@@ -141,6 +141,7 @@ impl<J, O> Scheduler<J, O> {
                 live.line = Some(line);
             }
         }
+        self.queue.count_execution(&execution.class);
         self.notify(number);
         self.wake();
     }

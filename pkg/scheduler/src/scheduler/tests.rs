@@ -3,8 +3,10 @@
 mod attempts;
 mod capacity;
 mod fairness;
+mod foreign;
 mod model;
 mod operations;
+mod peers;
 
 use std::{sync::Arc, time::Duration};
 
@@ -60,6 +62,13 @@ pub(super) fn worker(name: &str) -> WorkerId {
     WorkerId::new(name)
 }
 
+fn needing(action: u32, memory: u64) -> Request<u32> {
+    Request {
+        memory,
+        ..request(action)
+    }
+}
+
 fn outcome(value: u32) -> Outcome<u32> {
     Outcome { value, bytes: 100 }
 }
@@ -105,7 +114,10 @@ impl Bench {
     }
 
     pub(super) fn try_claim(&mut self, name: &str) -> Option<Grant<u32>> {
-        self.scheduler.claim(&worker(name), |_| true, self.now)
+        match self.scheduler.claim(&worker(name), |_| true, self.now)? {
+            Claimed::Own(grant) => Some(grant),
+            Claimed::Foreign(claim) => panic!("{claim:?}"),
+        }
     }
 
     /// Claims for `w`, which gets a grant.

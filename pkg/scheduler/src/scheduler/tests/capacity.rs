@@ -2,13 +2,6 @@
 
 use super::*;
 
-fn needing(action: u32, memory: u64) -> Request<u32> {
-    Request {
-        memory,
-        ..request(action)
-    }
-}
-
 #[test]
 fn reservations_never_exceed_the_memory_of_the_worker() {
     let mut bench = Bench::new(8);

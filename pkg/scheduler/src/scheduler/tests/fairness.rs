@@ -120,8 +120,12 @@ impl Bench {
     #[track_caller]
     fn claims_on(&mut self, offered: &str, action: Option<u32>) {
         let fits = |platform: &str| platform == offered;
-        let grant = self.scheduler.claim(&worker("w"), fits, self.now);
-        assert_eq!(grant.map(|grant| *grant.job), action);
+        let claimed = self.scheduler.claim(&worker("w"), fits, self.now);
+        let granted = claimed.map(|claimed| match claimed {
+            Claimed::Own(grant) => *grant.job,
+            Claimed::Foreign(claim) => panic!("{claim:?}"),
+        });
+        assert_eq!(granted, action);
     }
 }
 

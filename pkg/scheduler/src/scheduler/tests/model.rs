@@ -155,7 +155,8 @@ impl Model {
     fn claim(&mut self, worker: usize) -> bool {
         let now = self.bench.now;
         let fits = |platform: &str| has_platform(worker, platform);
-        let Some(grant) = self.bench.scheduler.claim(&name(worker), fits, now) else {
+        let claimed = self.bench.scheduler.claim(&name(worker), fits, now);
+        let Some(Claimed::Own(grant)) = claimed else {
             self.assert_refusal(worker);
             return false;
         };
@@ -192,7 +193,9 @@ impl Model {
                 Need::Alone => false,
             };
             execution.running.is_none()
-                && has_platform(worker, &execution.class.platform)
+                && execution
+                    .class
+                    .is_met(|platform| has_platform(worker, platform))
                 && (fits || held.is_empty())
         }));
     }

@@ -1,0 +1,98 @@
+//! Attempts on other nodes.
+
+use std::time::Duration;
+
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
+
+use super::Runner;
+use crate::{
+    ledger::{AttemptId, WorkerId},
+    queue::Need,
+    state::{Grant, Phase, Report},
+};
+
+impl<J, O> Runner<J, O>
+where
+    J: Send + Sync + 'static,
+    O: Send + Sync + 'static,
+{
+    /// Grants the next execution to a slot of a peer ([`Scheduler::claim_for`](crate::Scheduler::claim_for)). Its end is
+    /// reported by [`Self::report`], [`Self::lose`] or [`Self::decline`].
+    pub fn claim_for(
+        &self,
+        peer: &WorkerId,
+        need: Need,
+        fits: impl Fn(&str) -> bool,
+    ) -> Option<Grant<J>> {
+        self.shared
+            .apply(|state, now| state.scheduler.claim_for(peer, need, fits, now))
+    }
+
+    /// Returns the attempts that peers have to stop, from now on. They are then reported as others are. The last caller
+    /// gets them.
+    pub fn stops(&self) -> mpsc::UnboundedReceiver<AttemptId> {
+        // Bounded by the attempts at peers, each of which is stopped once.
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.shared.state.lock().stops = Some(sender);
+        receiver
+    }
+
+    /// Records the end of an attempt at a peer.
+    pub fn report(&self, attempt: AttemptId, report: Report<O>) {
+        self.shared
+            .apply(|state, now| state.scheduler.report(attempt, report, now));
+    }
+
+    /// Records that a peer lost an attempt. The execution is queued again.
+    pub fn lose(&self, attempt: AttemptId) {
+        self.shared
+            .apply(|state, now| state.scheduler.lose(attempt, now));
+    }
+
+    /// Records that a peer did not begin an attempt. The execution is queued again, and no loss is counted.
+    pub fn decline(&self, attempt: AttemptId) {
+        self.shared
+            .apply(|state, now| state.scheduler.decline(attempt, now));
+    }
+
+    /// Records the phase and the run of the command that a peer reports. It may report them repeatedly.
+    pub fn progress(&self, attempt: AttemptId, phase: Phase, run: u16) {
+        self.shared.apply(|state, now| {
+            state.scheduler.progress_at_peer(attempt, phase, run, now);
+        });
+    }
+
+    /// Removes a worker, whose attempts are lost.
+    pub fn remove_worker(&self, worker: &WorkerId) {
+        self.shared
+            .apply(|state, now| state.scheduler.remove_worker(worker, now));
+    }
+
+    /// Returns whether the outcome of an attempt would be used.
+    pub fn is_awaited(&self, attempt: AttemptId) -> bool {
+        self.shared.state.lock().scheduler.is_awaited(attempt)
+    }
+
+    /// Returns the numbers of queued executions by need, of those whose platform meets `fits`.
+    pub fn queued_by_need(&self, fits: impl Fn(&str) -> bool) -> Vec<(Need, usize)> {
+        self.shared.state.lock().scheduler.queued_by_need(fits)
+    }
+
+    /// Returns a receiver that is notified whenever [`Self::queued_by_need`] may have changed.
+    pub fn queue_changes(&self) -> watch::Receiver<()> {
+        self.shared.queue.subscribe()
+    }
+
+    /// Refuses new operations, and leaves the queued ones to peers, for at most `limit`. To be followed by
+    /// [`Self::shut_down`], which ends what is still queued.
+    pub async fn hand_over(&self, limit: Duration) {
+        self.shared.apply(|state, _| state.scheduler.hand_over());
+        let mut changed = self.shared.queue.subscribe();
+        let empty = changed.wait_for(|()| self.totals().queued == 0);
+        // The time limit has no other consequence than the end of the rest.
+        let _ = timeout(limit, empty).await;
+    }
+}

@@ -1,0 +1,98 @@
+//! Grants to other nodes, which claim for their own free slots.
+
+use super::Scheduler;
+use crate::{
+    ledger::{AttemptId, WorkerId},
+    queue::{Class, Need},
+    state::{Grant, Phase, Time},
+};
+
+impl<J, O> Scheduler<J, O> {
+    /// Grants the next execution to a slot of a peer, which reserved the resources for `need` there. `fits` returns
+    /// whether the peer meets the requirements of a platform.
+    ///
+    /// The execution is the first one in the order of the queue whose need is covered. A slot without other work goes
+    /// to an execution that must be alone, if there is one. Neither passed executions nor the draining of this node's
+    /// workers are affected.
+    pub fn claim_for(
+        &mut self,
+        peer: &WorkerId,
+        need: Need,
+        fits: impl Fn(&str) -> bool,
+        now: Time,
+    ) -> Option<Grant<J>> {
+        let is_fitting = |class: &Class| class.platform.as_deref().is_some_and(&fits);
+        let is_alone = |class: &Class| class.need == Need::Alone && is_fitting(class);
+        let alone = (need == Need::Alone).then(|| self.queue.next(is_alone));
+        let covered = |class: &Class| need.covers(class.need) && is_fitting(class);
+        let next = alone.flatten().or_else(|| self.queue.next(covered))?;
+        self.grant(peer, next, now, |ledger, attempt, need| {
+            ledger.reserve_at_peer(peer, attempt, next.line);
+            match *need {
+                Need::Memory(bytes) => bytes,
+                Need::Alone => 0,
+            }
+        })
+    }
+
+    /// Returns the numbers of queued executions by need, of those whose platform meets `fits`. Costs time in the number
+    /// of different platforms and needs.
+    pub fn queued_by_need(&self, fits: impl Fn(&str) -> bool) -> Vec<(Need, usize)> {
+        let mut counts = std::collections::BTreeMap::new();
+        for (class, executions) in self.queue.executions() {
+            if class.platform.as_deref().is_some_and(&fits) && executions > 0 {
+                *counts.entry(class.need).or_default() += executions;
+            }
+        }
+        counts.into_iter().collect()
+    }
+
+    /// A number that grows whenever [`Self::queued_by_need`] may have changed.
+    pub fn queue_version(&self) -> u64 {
+        self.queue.version()
+    }
+
+    /// Returns whether the attempt's execution has not ended, so that the outcome of the attempt would be used.
+    pub fn is_awaited(&self, attempt: AttemptId) -> bool {
+        let execution = self.executions.get(&attempt.execution);
+        execution.is_some_and(|execution| attempt.number <= execution.attempts)
+    }
+
+    /// Records that a peer did not begin an attempt, for lack of a slot. The execution is queued again at the head, and
+    /// nothing is counted.
+    pub fn decline(&mut self, attempt: AttemptId, now: Time) {
+        self.release(attempt);
+        let execution = self.executions.get_mut(&attempt.execution);
+        if let Some(execution) = execution
+            && execution.is_current(attempt)
+        {
+            execution.runs = execution.runs.saturating_sub(1);
+            self.requeue(attempt.execution, now);
+        }
+    }
+
+    /// Records the phase and the run of the command that a peer reports. Reports of older attempts, and repeated ones,
+    /// are ignored.
+    pub fn progress_at_peer(&mut self, attempt: AttemptId, phase: Phase, run: u16, now: Time) {
+        let Some(execution) = self.executions.get_mut(&attempt.execution) else {
+            return;
+        };
+        let running = execution.running.as_mut();
+        let Some(running) = running.filter(|running| running.attempt == attempt) else {
+            return;
+        };
+        if running.run < run && phase >= Phase::Run {
+            execution.runs = run;
+            running.run = run;
+            running.phases.return_to(Phase::Run);
+            running.phase = Some(Phase::Run);
+            if phase == Phase::Run {
+                self.notify(attempt.execution);
+                return;
+            }
+        }
+        if running.phase < Some(phase) {
+            self.progress(attempt, phase, now);
+        }
+    }
+}
