@@ -16,6 +16,8 @@ mod owners;
 mod peers;
 mod reads;
 mod rendezvous;
+#[cfg(test)]
+mod tests;
 
 pub use latest::LatestResults;
 pub use near::Near;

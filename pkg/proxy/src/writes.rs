@@ -37,9 +37,7 @@ impl Uploads {
         let epoch = self.tiers.backing.epoch();
         let outcomes = match resume.clone() {
             rest @ Some(Resume { offset: 1.., .. }) => self.put_rest(digest, chunks, rest).await,
-            resume if self.tiers.options.local_first => {
-                self.put_rest(digest, chunks, resume).await
-            }
+            resume if self.tiers.options.local_first => self.put_rest(digest, chunks, resume).await,
             resume => self.put_both(epoch, digest, chunks, resume).await,
         };
         match outcomes? {

@@ -4,7 +4,9 @@ use std::{cmp::Ordering, sync::Arc};
 
 use async_trait::async_trait;
 use gorego_limits::Budget;
-use gorego_storage::{ActionCache, ActionCacheExt as _, CachedResult, Digest, Result, compare_ends};
+use gorego_storage::{
+    ActionCache, ActionCacheExt as _, CachedResult, Digest, Result, compare_ends,
+};
 use reapi::v2::ActionResult;
 use tokio::sync::Mutex;
 

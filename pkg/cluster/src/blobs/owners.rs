@@ -22,7 +22,7 @@ use reapi::v2::ActionResult;
 use tokio::time::timeout;
 
 use super::{
-    peers::{Nodes, Peer, PeerStores, Peers},
+    peers::{Peer, PeerStores, Peers},
     reads::{self, Sources},
 };
 use spread::spread;
@@ -140,11 +140,12 @@ impl BlobStore for Owners {
         missing.retain(|digest| !digest.is_empty_blob() && unique.insert(*digest));
         let (mut own, mut asked) = (Vec::new(), Vec::new());
         for digest in &missing {
-            let (here, peers) = split(&nodes, digest, self.asked());
-            if here {
+            let first = nodes.first(digest, self.asked());
+            // The copy here counts only if this node is an owner. Else the caller copies it to the owners.
+            if first.iter().take(self.replicas).any(Option::is_none) {
                 own.push(*digest);
             }
-            asked.push((*digest, peers));
+            asked.push((*digest, first.into_iter().flatten().collect::<Vec<_>>()));
         }
         let mut present: HashSet<Digest> = own.iter().copied().collect();
         for lacking in self.local.find_missing(&own).await? {
@@ -152,14 +153,18 @@ impl BlobStore for Owners {
         }
         let mut batches = BTreeMap::<u64, (Arc<Peer>, Vec<Digest>)>::new();
         asked.retain(|(digest, _)| !present.contains(digest));
-        for (digest, peers) in asked {
+        let near = nodes.near();
+        for (digest, mut peers) in asked {
+            let is_new = |near: &Arc<Peer>| peers.iter().all(|peer| peer.id() != near.id());
+            peers.extend(near.clone().filter(is_new));
             for peer in peers {
                 let batch = batches.entry(peer.id());
                 batch.or_insert_with(|| (peer, Vec::new())).1.push(digest);
             }
         }
         let lookups = batches.into_values();
-        let lookups = lookups.map(|(peer, batch)| async move { self.present_at(&peer, batch).await });
+        let lookups =
+            lookups.map(|(peer, batch)| async move { self.present_at(&peer, batch).await });
         present.extend(future::join_all(lookups).await.into_iter().flatten());
         missing.retain(|digest| !present.contains(digest));
         Ok(missing)
@@ -214,9 +219,8 @@ impl ActionCache for Owners {
     /// Returns the result of the first owner that has one.
     async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
         let nodes = self.peers.nodes();
-        let (_, peers) = split(&nodes, action, self.asked());
         let name = (instance, action);
-        let asked = peers.into_iter();
+        let asked = nodes.first(action, self.asked()).into_iter().flatten();
         let asked = asked.map(|peer| self.find_result(peer, name, memory));
         let answers = asked.collect::<FuturesOrdered<_>>();
         let mut found = Box::pin(answers.flat_map(stream::iter));
@@ -234,12 +238,4 @@ impl ActionCache for Owners {
         let put = spread(&self.peers, &[*action], self.replicas, send).await;
         put.into_iter().collect::<Result<Vec<_>>>().map(drop)
     }
-}
-
-/// Returns whether this node is one of the first `most` of a digest, and the others of these.
-fn split(nodes: &Nodes, digest: &Digest, most: usize) -> (bool, Vec<Arc<Peer>>) {
-    let first = nodes.first(digest, most);
-    let count = first.len();
-    let peers: Vec<_> = first.into_iter().flatten().collect();
-    (peers.len() < count, peers)
 }

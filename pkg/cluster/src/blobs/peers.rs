@@ -133,8 +133,7 @@ impl Peers {
     /// Returns the nodes from which a blob is read: the one that the current call is near to, and the first `most` in
     /// rendezvous order.
     pub(super) fn sources(&self, nodes: &Nodes, digest: &Digest, most: usize) -> Vec<Arc<Peer>> {
-        let near = Call::near();
-        let near = near.and_then(|name| nodes.by_name(&name));
+        let near = nodes.near();
         let ranked = nodes.first(digest, most).into_iter().flatten();
         let mut sources = Vec::with_capacity(most + 1);
         for peer in near.into_iter().chain(ranked) {
@@ -188,9 +187,13 @@ impl Nodes {
         peers.cloned().collect()
     }
 
-    fn by_name(&self, name: &str) -> Option<Arc<Peer>> {
+    /// Returns the node that the current call is near to.
+    pub(super) fn near(&self) -> Option<Arc<Peer>> {
+        let name = Call::near()?;
         let mut peers = self.peers.iter().flatten();
-        peers.find(|peer| peer.member.node.node() == name).cloned()
+        peers
+            .find(|peer| peer.member.node.node() == &*name)
+            .cloned()
     }
 }
 

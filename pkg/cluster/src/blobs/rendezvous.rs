@@ -31,7 +31,7 @@ pub(super) fn first(seeds: &[u64], digest: &Digest, most: usize) -> Vec<usize> {
     weights.into_iter().map(|(_, index)| index).collect()
 }
 
-/// Spreads each bit over the whole number (the finalizer of SplitMix64).
+/// Spreads each bit over the whole number (the finalizer of `SplitMix64`).
 const fn mix(number: u64) -> u64 {
     let number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -60,10 +60,10 @@ mod tests {
         assert_eq!(
             orders,
             [
-                [0, 1, 2, 3, 4],
-                [0, 1, 2, 3, 4],
-                [0, 1, 2, 3, 4],
-                [0, 1, 2, 3, 4]
+                [4, 1, 0, 2, 3],
+                [4, 1, 3, 0, 2],
+                [1, 4, 3, 2, 0],
+                [4, 3, 1, 0, 2]
             ]
         );
         for digest in digests().take(100) {

@@ -21,6 +21,25 @@ struct Write {
     missing: usize,
 }
 
+impl Write {
+    /// Records the outcome at a node.
+    fn record(&mut self, sent: Result<Put>, result: &mut Result<Put>) {
+        match sent {
+            Ok(put) => {
+                self.missing = self.missing.saturating_sub(1);
+                if put == Put::Stored && result.is_ok() {
+                    *result = Ok(put);
+                }
+            }
+            Err(error) if is_of_content(&error) => {
+                self.missing = 0;
+                *result = Err(error);
+            }
+            Err(_) => {}
+        }
+    }
+}
+
 /// Sends each write to `replicas` nodes, this one included, and to the next nodes where one fails. `send` writes those
 /// with these indexes to a node. A write fails only if its own content is at fault.
 pub(super) async fn spread<F>(
@@ -69,26 +88,15 @@ where
                 let Some(write) = writes.get_mut(at) else {
                     continue;
                 };
-                let result = results.get_mut(write.index);
-                match sent.next() {
-                    Some(Ok(put)) => {
-                        write.missing = write.missing.saturating_sub(1);
-                        if let (Some(result @ Ok(_)), Put::Stored) = (result, put) {
-                            *result = Ok(put);
-                        }
-                    }
-                    Some(Err(error)) if is_of_content(&error) => {
-                        write.missing = 0;
-                        if let Some(result) = result {
-                            *result = Err(error);
-                        }
-                    }
-                    failure => {
-                        failed = true;
-                        let (node, digest) = (&peer.member.node, write.digest);
-                        let why = failure.and_then(Result::err).map(|error| error.to_string());
-                        tracing::debug!(%node, %digest, ?why, "failed to write to a node");
-                    }
+                let unusable = || Error::Unavailable("its address is unusable".to_owned());
+                let sent = sent.next().unwrap_or_else(|| Err(unusable()));
+                if let Err(error) = &sent {
+                    failed = true;
+                    let (node, digest) = (&peer.member.node, write.digest);
+                    tracing::debug!(%node, %digest, %error, "failed to write to a node");
+                }
+                if let Some(result) = results.get_mut(write.index) {
+                    write.record(sent, result);
                 }
             }
         }
@@ -129,6 +137,9 @@ fn warn_if_single(failed: bool, writes: &[Write]) {
     static LOGS: LogLimit = LogLimit::new();
     let fewer = writes.iter().filter(|write| write.missing > 0).count();
     if failed && fewer > 0 && LOGS.is_due() {
-        tracing::warn!(writes = fewer, "nodes failed, so that writes have too few copies");
+        tracing::warn!(
+            writes = fewer,
+            "nodes failed, so that writes have too few copies"
+        );
     }
 }
