@@ -188,6 +188,7 @@ impl Tiers {
         let options = Options {
             existence_ttl: config.existence_ttl,
             read_only: config.read_only,
+            local_first: false,
             prefetch: config.prefetch,
             on_outage: match config.on_outage {
                 config::OnOutage::Fail => OnOutage::Fail,

@@ -39,13 +39,19 @@ impl Client {
 
     /// Creates a call on this connection.
     pub fn call(&self) -> Call {
-        self.new_call(false, None)
+        self.new_call(false, None, None)
     }
 
-    fn new_call(&self, detached: bool, attached: Option<Attachment>) -> Call {
+    fn new_call(
+        &self,
+        detached: bool,
+        near: Option<Arc<str>>,
+        attached: Option<Attachment>,
+    ) -> Call {
         Call(Arc::new(CallState {
             client: self.clone(),
             detached,
+            near,
             grants: Mutex::default(),
             attached: Mutex::new(attached),
         }))
@@ -71,6 +77,7 @@ pub struct Call(Arc<CallState>);
 struct CallState {
     client: Client,
     detached: bool,
+    near: Option<Arc<str>>,
     grants: Mutex<Vec<Weak<Grant>>>,
     attached: Mutex<Option<Attachment>>,
 }
@@ -112,7 +119,24 @@ impl Call {
     /// are queued with those of the connection, but ending this call does not release them.
     #[must_use]
     pub fn detached(&self) -> Self {
-        self.client().new_call(true, self.0.attached.lock().clone())
+        self.detached_near(self.0.near.clone())
+    }
+
+    /// Returns a detached call whose blobs are at the node of this name, which had them last.
+    #[must_use]
+    pub fn near_to(&self, node: Arc<str>) -> Self {
+        self.detached_near(Some(node))
+    }
+
+    fn detached_near(&self, near: Option<Arc<str>>) -> Self {
+        let attached = self.0.attached.lock().clone();
+        self.client().new_call(true, near, attached)
+    }
+
+    /// Returns the name of the node that has the blobs of the current task's call, if it is known. Work that the call
+    /// detaches shares it.
+    pub fn near() -> Option<Arc<str>> {
+        CURRENT.try_with(|call| call.0.near.clone()).ok().flatten()
     }
 
     pub(crate) fn is_detached(&self) -> bool {
@@ -171,5 +195,14 @@ mod tests {
         let detached = detached.await;
         drop(call);
         assert_eq!(detached.scope(async { attached() }).await, Some(2));
+    }
+
+    #[tokio::test]
+    async fn work_detached_from_a_call_is_near_to_the_same_node() {
+        assert_eq!(Call::near(), None);
+        let call = Call::current().near_to("node-1".into());
+        let detached = call.scope(async { Call::current().detached() }).await;
+        let near = detached.scope(async { Call::near() }).await;
+        assert_eq!(near.as_deref(), Some("node-1"));
     }
 }

@@ -5,8 +5,7 @@ use std::{
 };
 
 use futures::{FutureExt as _, StreamExt as _, future, stream};
-use gorego_storage::{ActionCacheExt as _, BlobStore, Digest, Error, Put, Result};
-use reapi::v2::ActionResult;
+use gorego_storage::{ActionCacheExt as _, BlobStore, Digest, Error, Put, Result, compare_ends};
 use tokio::time::sleep;
 
 use crate::{
@@ -191,7 +190,7 @@ impl Uploads {
             if theirs == ours {
                 return Ok(());
             }
-            let is_newer = match by_end(&ours, &theirs) {
+            let is_newer = match compare_ends(&ours, &theirs) {
                 Some(Ordering::Greater) => true,
                 Some(Ordering::Less) => false,
                 Some(Ordering::Equal) | None => entry.replaced.contains(&fingerprint(&theirs)),
@@ -216,14 +215,4 @@ impl Uploads {
 const fn temporary(error: Error) -> ReplayError {
     let is_final = false;
     ReplayError { error, is_final }
-}
-
-/// Compares the ends of two actions, if both results contain them.
-fn by_end(ours: &ActionResult, theirs: &ActionResult) -> Option<Ordering> {
-    let ended = |result: &ActionResult| {
-        let metadata = result.execution_metadata.as_ref()?;
-        let at = metadata.execution_completed_timestamp.as_ref()?;
-        Some((at.seconds, at.nanos))
-    };
-    Some(ended(ours)?.cmp(&ended(theirs)?))
 }

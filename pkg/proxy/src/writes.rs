@@ -37,6 +37,7 @@ impl Uploads {
         let epoch = self.tiers.backing.epoch();
         let outcomes = match resume.clone() {
             rest @ Some(Resume { offset: 1.., .. }) => self.put_rest(digest, chunks, rest).await,
+            resume if self.tiers.options.local_first => self.put_rest(digest, chunks, resume).await,
             resume => self.put_both(epoch, digest, chunks, resume).await,
         };
         match outcomes? {
@@ -97,7 +98,8 @@ impl Uploads {
         }
     }
 
-    /// Receives the rest of a resumed upload; `None` if the backing cache has the blob.
+    /// Receives an upload, or the rest of a resumed one, in the local tier only; `None` if the backing cache has the
+    /// blob.
     async fn put_rest(
         &self,
         digest: &Digest,
@@ -163,6 +165,7 @@ impl Uploads {
         let upload = async move {
             match writes.upload_staged(&digest, &staged).await {
                 Err(error) => writes.accept(&digest, error, staged.publish()).await,
+                put if writes.tiers.options.local_first => put.and(staged.publish().await),
                 put => {
                     log_unstored(&digest, &staged.publish().await);
                     put
@@ -223,7 +226,12 @@ impl Uploads {
         let check = |(digest, content): &(Digest, Bytes)| {
             verify(digest, std::slice::from_ref(content)).map(|()| Put::Existed)
         };
-        let mut results: Vec<Result<Put>> = blobs.iter().map(check).collect();
+        let local_first = self.tiers.options.local_first;
+        let mut results: Vec<Result<Put>> = if local_first {
+            self.tiers.local.put_batch(blobs.clone()).await
+        } else {
+            blobs.iter().map(check).collect()
+        };
         let (mut places, mut new) = (Vec::new(), Vec::new());
         for (place, blob) in results.iter_mut().zip(&blobs) {
             if place.is_ok() && !blob.0.is_empty_blob() && !self.tiers.backing.has(&blob.0) {
@@ -233,7 +241,9 @@ impl Uploads {
         }
         let uploaded = self.tiers.backing.put_batch(new).await;
         for (place, put) in places.into_iter().zip(uploaded) {
-            *place = put;
+            if put.is_err() || !local_first {
+                *place = put;
+            }
         }
         let mut present = Vec::with_capacity(blobs.len());
         for (result, (digest, content)) in results.iter_mut().zip(blobs) {
@@ -246,7 +256,9 @@ impl Uploads {
                 }
             }
         }
-        self.tiers.store_local(present).await;
+        if !local_first {
+            self.tiers.store_local(present).await;
+        }
         results
     }
 }

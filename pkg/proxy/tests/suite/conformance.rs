@@ -39,6 +39,17 @@ async fn proxy_store_passes_upload_conformance() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn proxy_store_that_stores_locally_first_passes_conformance() {
+    let kept = Kept::default();
+    let options = Options {
+        local_first: true,
+        ..common::options()
+    };
+    conformance::blob_store(async || blobs(options.clone(), &kept).await).await;
+    conformance::uploads(async || blobs(options.clone(), &kept).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn proxy_store_passes_links_conformance() {
     let kept = Kept::default();
     conformance::links(async || blobs(common::options(), &kept).await).await;

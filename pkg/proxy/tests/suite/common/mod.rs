@@ -263,6 +263,7 @@ pub(crate) fn options() -> Options {
     Options {
         existence_ttl: Duration::from_mins(5),
         read_only: false,
+        local_first: false,
         prefetch: false,
         on_outage: OnOutage::Fail,
         outbox_retry: Duration::from_hours(1),

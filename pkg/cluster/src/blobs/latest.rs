@@ -1,0 +1,52 @@
+//! Action results of which the one that ended last stays.
+
+use std::{cmp::Ordering, sync::Arc};
+
+use async_trait::async_trait;
+use gorego_limits::Budget;
+use gorego_storage::{
+    ActionCache, ActionCacheExt as _, CachedResult, Digest, Result, compare_ends,
+};
+use reapi::v2::ActionResult;
+use tokio::sync::Mutex;
+
+/// The number of locks that exclude two writes of one result.
+const LOCKS: usize = 64;
+
+/// An action cache of an owner, in which a result does not replace one whose action completed later
+/// (`execution_completed_timestamp`).
+#[derive(Debug)]
+pub struct LatestResults {
+    actions: Arc<dyn ActionCache>,
+    locks: [Mutex<()>; LOCKS],
+}
+
+impl LatestResults {
+    /// Creates the view of `actions` for other nodes.
+    pub fn new(actions: Arc<dyn ActionCache>) -> Self {
+        let locks = std::array::from_fn(|_| Mutex::default());
+        Self { actions, locks }
+    }
+}
+
+#[async_trait]
+impl ActionCache for LatestResults {
+    async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
+        self.actions.get(instance, action, memory).await
+    }
+
+    async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
+        let [first, ..] = action.hash_prefix();
+        let lock = self.locks.get(usize::from(first) % LOCKS);
+        let _locked = match lock {
+            Some(lock) => Some(lock.lock().await),
+            None => None,
+        };
+        if let Some(stored) = self.actions.find(instance, action).await?
+            && compare_ends(&stored, &result) == Some(Ordering::Greater)
+        {
+            return Ok(());
+        }
+        self.actions.put(instance, action, result).await
+    }
+}

@@ -1,0 +1,137 @@
+//! A backing cache with other nodes in front of it, for reads.
+
+use std::{pin::pin, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use gorego_storage::{Blob, BlobStore, Digest, DigestFunction, Error, Put, Result};
+use tokio::time::timeout;
+
+use super::{
+    peers::Peers,
+    reads::{self, Sources},
+};
+
+/// The first nodes in rendezvous order from which a blob is read.
+const READ: usize = 3;
+/// The time after which the backing cache is asked, too, while the nodes have not answered; longer for large batches.
+const HEDGE: Duration = Duration::from_millis(20);
+/// The bytes of a batch for which the hedge is one millisecond longer.
+const PER_MILLISECOND: u64 = 64 << 10;
+
+/// A backing cache whose blobs are read from other nodes where these have them: from the node that the call is near to,
+/// and the first in rendezvous order. Lookups and writes go to the backing cache only.
+#[derive(Clone, Debug)]
+pub struct Near {
+    peers: Arc<Peers>,
+    backing: Arc<dyn BlobStore>,
+}
+
+impl Near {
+    /// Puts `peers` in front of `backing`.
+    pub fn new(peers: Arc<Peers>, backing: Arc<dyn BlobStore>) -> Self {
+        Self { peers, backing }
+    }
+
+    /// Reads from the backing cache what the nodes lack.
+    async fn complete(&self, digests: &[Digest], found: Vec<Option<Bytes>>) -> Vec<Result<Bytes>> {
+        let missing = digests.iter().zip(&found);
+        let missing = missing.filter_map(|(digest, found)| found.is_none().then_some(*digest));
+        let missing: Vec<Digest> = missing.collect();
+        let mut answers = Vec::new().into_iter();
+        if !missing.is_empty() {
+            answers = self.backing.get_batch(&missing).await.into_iter();
+        }
+        let mut answer = |digest| answers.next().unwrap_or(Err(Error::NotFound(digest)));
+        let all = digests.iter().zip(found);
+        all.map(|(digest, found)| found.map_or_else(|| answer(*digest), Ok))
+            .collect()
+    }
+}
+
+#[async_trait]
+impl BlobStore for Near {
+    async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
+        self.backing.find_missing(digests).await
+    }
+
+    async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
+        let rest = Some(Arc::clone(&self.backing));
+        let peers = Sources::new(&self.peers, digest, READ, rest);
+        let peers = peers.open(*digest, offset);
+        let backing = self.backing.get(digest, offset);
+        hedged(HEDGE, async { peers.await.ok().flatten() }, backing).await
+    }
+
+    async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
+        self.backing.put(digest, blob).await
+    }
+
+    async fn digest_functions(&self) -> Vec<DigestFunction> {
+        self.backing.digest_functions().await
+    }
+
+    fn outages(&self) -> u64 {
+        self.backing.outages()
+    }
+
+    async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
+        let bytes = digests.iter().map(Digest::size);
+        let bytes = bytes.fold(0u64, u64::saturating_add);
+        let hedge = HEDGE + Duration::from_millis(bytes / PER_MILLISECOND);
+        let nodes = self.peers.nodes();
+        let mut peers = pin!(reads::get_batch(&self.peers, &nodes, digests, READ));
+        if let Ok(found) = timeout(hedge, &mut peers).await {
+            return self.complete(digests, found).await;
+        }
+        let mut backing = pin!(self.backing.get_batch(digests));
+        tokio::select! {
+            found = &mut peers => match found.iter().cloned().collect::<Option<Vec<_>>>() {
+                Some(all) => all.into_iter().map(Ok).collect(),
+                None => merge(found, backing.await),
+            },
+            answers = &mut backing => {
+                if answers.iter().all(Result::is_ok) {
+                    return answers;
+                }
+                merge(peers.await, answers)
+            }
+        }
+    }
+
+    async fn put_batch(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {
+        self.backing.put_batch(blobs).await
+    }
+}
+
+/// Replaces what the nodes lack by the answers of the backing cache.
+fn merge(found: Vec<Option<Bytes>>, answers: Vec<Result<Bytes>>) -> Vec<Result<Bytes>> {
+    let both = found.into_iter().zip(answers);
+    both.map(|(found, answer)| found.map_or(answer, Ok))
+        .collect()
+}
+
+/// Returns what the nodes have, or the response of the backing cache. That is asked once the nodes have nothing, or have
+/// not answered for `hedge`. The first with content wins, and the other is dropped.
+async fn hedged<T>(
+    hedge: Duration,
+    peers: impl Future<Output = Option<T>>,
+    backing: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let (mut peers, mut backing) = (pin!(peers), pin!(backing));
+    match timeout(hedge, &mut peers).await {
+        Ok(Some(found)) => return Ok(found),
+        Ok(None) => return backing.await,
+        Err(_) => {}
+    }
+    tokio::select! {
+        found = &mut peers => match found {
+            Some(found) => Ok(found),
+            None => backing.await,
+        },
+        answer = &mut backing => match answer {
+            Ok(found) => Ok(found),
+            Err(error) => peers.await.ok_or(error),
+        },
+    }
+}

@@ -1,0 +1,241 @@
+//! The owners of each blob and each result, as the tier behind the local one.
+
+mod spread;
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{
+    StreamExt as _, future,
+    stream::{self, FuturesOrdered},
+};
+use gorego_limits::Budget;
+use gorego_storage::{
+    ActionCache, Blob, BlobFile, BlobStore, CachedResult, Digest, Error, InUse, Put, Result,
+};
+use reapi::v2::ActionResult;
+use tokio::time::timeout;
+
+use super::{
+    peers::{Peer, PeerStores, Peers},
+    reads::{self, Sources},
+};
+use spread::spread;
+
+/// The time that a node has to answer a lookup. Without an answer, it has nothing.
+const LOOKUP: Duration = Duration::from_millis(200);
+
+/// The blobs and results of a cluster without a backing cache: each is on its owners, the first `replicas` nodes in the
+/// order of its digest. This node is one of them, and has what passes through its local tier.
+///
+/// A write is acknowledged once all owners have it. A node that fails is replaced by the next ones. If these fail, too,
+/// the copy in the local tier counts alone: the caller stores each blob there first, and fails if it cannot. Reads and
+/// lookups never fail: what no owner returns is missing.
+#[derive(Clone, Debug)]
+pub struct Owners {
+    peers: Arc<Peers>,
+    local: Arc<dyn BlobStore>,
+    replicas: usize,
+}
+
+impl Owners {
+    /// Creates the owners among `peers` and this node, which has the blobs in `local`.
+    pub fn new(peers: Arc<Peers>, local: Arc<dyn BlobStore>, replicas: usize) -> Self {
+        Self {
+            peers,
+            local,
+            replicas: replicas.max(1),
+        }
+    }
+
+    /// The number of nodes that are asked for a blob: its owners, and one that was an owner before another node joined.
+    const fn asked(&self) -> usize {
+        self.replicas.saturating_add(1)
+    }
+
+    /// Returns those of the blobs that a node reports as present.
+    async fn present_at(&self, peer: &Peer, digests: Vec<Digest>) -> HashSet<Digest> {
+        let Some(stores) = self.peers.stores(peer) else {
+            return HashSet::new();
+        };
+        let found = timeout(LOOKUP, stores.blobs.find_missing(&digests)).await;
+        let why = match found {
+            Ok(Ok(missing)) => {
+                let missing: HashSet<Digest> = missing.into_iter().collect();
+                let present = |digest: &Digest| !missing.contains(digest);
+                return digests.into_iter().filter(present).collect();
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "it does not answer".to_owned(),
+        };
+        let node = &peer.member.node;
+        tracing::debug!(%node, why, "failed to look up blobs at a node");
+        HashSet::new()
+    }
+
+    async fn put_file(&self, digest: &Digest, file: BlobFile) -> Result<Put> {
+        let guard: Option<Arc<dyn InUse>> = file.guard.map(Arc::from);
+        let (opened, path) = (&file.file, &file.path);
+        let copy = || {
+            Blob::File(BlobFile {
+                file: Arc::clone(opened),
+                path: path.clone(),
+                offset: file.offset,
+                len: file.len,
+                guard: guard.clone().map(|guard| Box::new(Shared(guard)) as _),
+            })
+        };
+        let send = |stores: PeerStores, _: Vec<usize>| {
+            let blob = copy();
+            async move { vec![stores.blobs.put(digest, blob).await] }
+        };
+        let put = spread(&self.peers, &[*digest], self.replicas, send).await;
+        put.into_iter().next().unwrap_or(Ok(Put::Existed))
+    }
+
+    async fn find_result(
+        &self,
+        peer: Arc<Peer>,
+        (instance, action): (&str, &Digest),
+        memory: &Budget,
+    ) -> Option<CachedResult> {
+        let stores = self.peers.stores(&peer)?;
+        let found = stores.actions.get(instance, action, memory);
+        match timeout(LOOKUP, found).await {
+            Ok(Ok(found)) => return Some(found),
+            Ok(Err(error)) if error.is_miss() => {}
+            failed => {
+                let node = &peer.member.node;
+                tracing::debug!(%node, %action, ?failed, "failed to look up a result at a node");
+            }
+        }
+        None
+    }
+}
+
+/// A guard of content that several nodes read.
+struct Shared(Arc<dyn InUse>);
+
+impl InUse for Shared {
+    fn unreadable(&self) {
+        self.0.unreadable();
+    }
+
+    fn was_read(&self, bytes: u64) {
+        self.0.was_read(bytes);
+    }
+}
+
+#[async_trait]
+impl BlobStore for Owners {
+    async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
+        let nodes = self.peers.nodes();
+        let mut unique = HashSet::new();
+        let mut missing = digests.to_vec();
+        missing.retain(|digest| !digest.is_empty_blob() && unique.insert(*digest));
+        let (mut own, mut asked) = (Vec::new(), Vec::new());
+        for digest in &missing {
+            let first = nodes.first(digest, self.asked());
+            // The copy here counts only if this node is an owner. Else the caller copies it to the owners.
+            if first.iter().take(self.replicas).any(Option::is_none) {
+                own.push(*digest);
+            }
+            asked.push((*digest, first.into_iter().flatten().collect::<Vec<_>>()));
+        }
+        let mut present: HashSet<Digest> = own.iter().copied().collect();
+        for lacking in self.local.find_missing(&own).await? {
+            present.remove(&lacking);
+        }
+        let mut batches = BTreeMap::<u64, (Arc<Peer>, Vec<Digest>)>::new();
+        asked.retain(|(digest, _)| !present.contains(digest));
+        let near = nodes.near();
+        for (digest, mut peers) in asked {
+            let is_new = |near: &Arc<Peer>| peers.iter().all(|peer| peer.id() != near.id());
+            peers.extend(near.clone().filter(is_new));
+            for peer in peers {
+                let batch = batches.entry(peer.id());
+                batch.or_insert_with(|| (peer, Vec::new())).1.push(digest);
+            }
+        }
+        let lookups = batches.into_values();
+        let lookups =
+            lookups.map(|(peer, batch)| async move { self.present_at(&peer, batch).await });
+        present.extend(future::join_all(lookups).await.into_iter().flatten());
+        missing.retain(|digest| !present.contains(digest));
+        Ok(missing)
+    }
+
+    async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
+        let sources = Sources::new(&self.peers, digest, self.asked(), None);
+        let found = sources.open(*digest, offset).await?;
+        found.ok_or(Error::NotFound(*digest))
+    }
+
+    async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
+        match blob {
+            Blob::File(file) => self.put_file(digest, file).await,
+            // Callers store a stream in the local tier first.
+            Blob::Stream(_) => Err(Error::Unavailable(format!(
+                "the content of {digest} cannot be read for each owner"
+            ))),
+            Blob::Bytes(content) => {
+                let put = self.put_batch(vec![(*digest, content)]).await;
+                put.into_iter().next().unwrap_or(Ok(Put::Existed))
+            }
+        }
+    }
+
+    fn outages(&self) -> u64 {
+        self.peers.outages()
+    }
+
+    async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
+        let nodes = self.peers.nodes();
+        let found = reads::get_batch(&self.peers, &nodes, digests, self.asked()).await;
+        let found = digests.iter().zip(found);
+        found
+            .map(|(digest, found)| found.ok_or(Error::NotFound(*digest)))
+            .collect()
+    }
+
+    async fn put_batch(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {
+        let digests: Vec<Digest> = blobs.iter().map(|(digest, _)| *digest).collect();
+        let send = |stores: PeerStores, indexes: Vec<usize>| {
+            let sent = indexes.iter().filter_map(|index| blobs.get(*index));
+            let sent: Vec<_> = sent.cloned().collect();
+            async move { stores.blobs.put_batch(sent).await }
+        };
+        spread(&self.peers, &digests, self.replicas, send).await
+    }
+}
+
+#[async_trait]
+impl ActionCache for Owners {
+    /// Returns the result of the first owner that has one.
+    async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
+        let nodes = self.peers.nodes();
+        let name = (instance, action);
+        let asked = nodes.first(action, self.asked()).into_iter().flatten();
+        let asked = asked.map(|peer| self.find_result(peer, name, memory));
+        let answers = asked.collect::<FuturesOrdered<_>>();
+        let mut found = Box::pin(answers.flat_map(stream::iter));
+        found.next().await.ok_or(Error::NoResult(*action))
+    }
+
+    async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
+        let send = |stores: PeerStores, _: Vec<usize>| {
+            let result = result.clone();
+            async move {
+                let put = stores.actions.put(instance, action, result).await;
+                vec![put.map(|()| Put::Stored)]
+            }
+        };
+        let put = spread(&self.peers, &[*action], self.replicas, send).await;
+        put.into_iter().collect::<Result<Vec<_>>>().map(drop)
+    }
+}

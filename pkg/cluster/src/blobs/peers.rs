@@ -1,0 +1,220 @@
+//! The other live nodes, and the clients of their stores.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    sync::{Arc, OnceLock},
+};
+
+use gorego_limits::{Call, LogLimit};
+use gorego_scheduler::Generation;
+use gorego_storage::{ActionCache, BlobStore, Digest};
+use parking_lot::{Mutex, RwLock};
+
+use super::rendezvous;
+
+/// The most corrupt blobs of other nodes that are remembered.
+const MAX_CORRUPT: usize = 1000;
+
+/// Another live node.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Member {
+    /// The node.
+    pub node: Generation,
+    /// Its address: host and port.
+    pub address: String,
+}
+
+/// The stores of a node, which are its local tier. The blobs are verified as those of a backing cache are.
+#[derive(Clone, Debug)]
+pub struct PeerStores {
+    /// The blobs.
+    pub blobs: Arc<dyn BlobStore>,
+    /// The action results, complete or not.
+    pub actions: Arc<dyn ActionCache>,
+}
+
+/// A function that creates the client of a node, without a connection yet.
+pub type Connect = Box<dyn Fn(&Member) -> Result<PeerStores, String> + Send + Sync>;
+
+/// The other live nodes. A client of one is created when it is needed, and dropped with the node.
+pub struct Peers {
+    own: u64,
+    own_name: String,
+    connect: Connect,
+    nodes: RwLock<Arc<Nodes>>,
+    /// The blobs that a node returned corrupt. They are not read from it again.
+    corrupt: Mutex<HashSet<(u64, Digest)>>,
+}
+
+/// The live nodes at one time, this one included, by name.
+pub(super) struct Nodes {
+    seeds: Vec<u64>,
+    /// `None` for this node.
+    peers: Vec<Option<Arc<Peer>>>,
+    /// The outages of nodes that were lost, and their number.
+    lost: u64,
+}
+
+/// Another live node, and its client.
+pub(super) struct Peer {
+    pub(super) member: Member,
+    seed: u64,
+    stores: OnceLock<Option<PeerStores>>,
+}
+
+impl Peers {
+    /// Creates the peers of the node `own`, none yet.
+    pub fn new(own: &str, connect: Connect) -> Self {
+        let own_name = own.to_owned();
+        let own = rendezvous::seed(own);
+        let nodes = Nodes {
+            seeds: vec![own],
+            peers: vec![None],
+            lost: 0,
+        };
+        Self {
+            own,
+            own_name,
+            connect,
+            nodes: RwLock::new(Arc::new(nodes)),
+            corrupt: Mutex::default(),
+        }
+    }
+
+    /// Replaces the live nodes. This node is ignored among them. Those that stay keep their clients.
+    pub fn set(&self, members: impl IntoIterator<Item = Member>) {
+        let mut nodes = self.nodes.write();
+        let former = nodes.peers.iter().flatten();
+        let mut former: HashMap<&Member, &Arc<Peer>> =
+            former.map(|peer| (&peer.member, peer)).collect();
+        let mut all = vec![(self.own_name.clone(), None)];
+        for member in members {
+            let name = member.node.node();
+            if name == self.own_name {
+                continue;
+            }
+            let peer = match former.remove(&member) {
+                Some(peer) => Arc::clone(peer),
+                None => Arc::new(Peer {
+                    seed: rendezvous::seed(name),
+                    stores: OnceLock::new(),
+                    member: member.clone(),
+                }),
+            };
+            all.push((name.to_owned(), Some(peer)));
+        }
+        // A blob that was present at a node that is lost may be missing now.
+        let lost = former.values().map(|peer| peer.outages() + 1).sum::<u64>();
+        all.sort_by(|(one, _), (other, _)| one.cmp(other));
+        all.dedup_by(|(one, _), (other, _)| one == other);
+        let peers: Vec<_> = all.into_iter().map(|(_, peer)| peer).collect();
+        let seeds = peers.iter();
+        let seeds = seeds.map(|peer| peer.as_ref().map_or(self.own, |peer| peer.seed));
+        let changed = Nodes {
+            seeds: seeds.collect(),
+            lost: nodes.lost + lost,
+            peers,
+        };
+        *nodes = Arc::new(changed);
+    }
+
+    pub(super) fn nodes(&self) -> Arc<Nodes> {
+        Arc::clone(&self.nodes.read())
+    }
+
+    /// Returns the number of times that blobs of a node may have been lost.
+    pub(super) fn outages(&self) -> u64 {
+        let nodes = self.nodes();
+        let peers = nodes.peers.iter().flatten();
+        nodes.lost + peers.map(|peer| peer.outages()).sum::<u64>()
+    }
+
+    /// Returns the nodes from which a blob is read: the one that the current call is near to, and the first `most` in
+    /// rendezvous order.
+    pub(super) fn sources(&self, nodes: &Nodes, digest: &Digest, most: usize) -> Vec<Arc<Peer>> {
+        let near = nodes.near();
+        let ranked = nodes.first(digest, most).into_iter().flatten();
+        let mut sources = Vec::with_capacity(most + 1);
+        for peer in near.into_iter().chain(ranked) {
+            let is_known = |known: &Arc<Peer>| Arc::ptr_eq(known, &peer);
+            if !sources.iter().any(is_known) && !self.is_corrupt(&peer, digest) {
+                sources.push(peer);
+            }
+        }
+        sources
+    }
+
+    /// Returns the stores of a node; `None` if its address is unusable.
+    pub(super) fn stores<'a>(&self, peer: &'a Peer) -> Option<&'a PeerStores> {
+        let connect = || {
+            let connected = (self.connect)(&peer.member);
+            connected
+                .inspect_err(|why| {
+                    let Member { node, address } = &peer.member;
+                    tracing::warn!(%node, address, why, "cannot read the blobs of a node");
+                })
+                .ok()
+        };
+        peer.stores.get_or_init(connect).as_ref()
+    }
+
+    /// Records a corrupt blob of a node.
+    pub(super) fn add_corrupt(&self, peer: &Peer, digest: &Digest) {
+        static LOGS: LogLimit = LogLimit::new();
+        if LOGS.is_due() {
+            let node = &peer.member.node;
+            tracing::warn!(%node, %digest, "a node returned a corrupt blob");
+        }
+        let mut corrupt = self.corrupt.lock();
+        if corrupt.len() >= MAX_CORRUPT {
+            corrupt.clear();
+        }
+        corrupt.insert((peer.seed, digest.only()));
+    }
+
+    fn is_corrupt(&self, peer: &Peer, digest: &Digest) -> bool {
+        let corrupt = self.corrupt.lock();
+        !corrupt.is_empty() && corrupt.contains(&(peer.seed, *digest))
+    }
+}
+
+impl Nodes {
+    /// Returns the first `most` nodes in the order of a digest; `None` for this node.
+    pub(super) fn first(&self, digest: &Digest, most: usize) -> Vec<Option<Arc<Peer>>> {
+        let first = rendezvous::first(&self.seeds, digest, most).into_iter();
+        let peers = first.filter_map(|index| self.peers.get(index));
+        peers.cloned().collect()
+    }
+
+    /// Returns the node that the current call is near to.
+    pub(super) fn near(&self) -> Option<Arc<Peer>> {
+        let name = Call::near()?;
+        let mut peers = self.peers.iter().flatten();
+        peers
+            .find(|peer| peer.member.node.node() == &*name)
+            .cloned()
+    }
+}
+
+impl Peer {
+    /// Orders and identifies nodes within a call.
+    pub(super) const fn id(&self) -> u64 {
+        self.seed
+    }
+
+    fn outages(&self) -> u64 {
+        let stores = self.stores.get().and_then(Option::as_ref);
+        stores.map_or(0, |stores| stores.blobs.outages())
+    }
+}
+
+impl fmt::Debug for Peers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let nodes = self.nodes();
+        let peers = nodes.peers.iter().flatten();
+        f.debug_list()
+            .entries(peers.map(|peer| &peer.member))
+            .finish()
+    }
+}

@@ -1,0 +1,115 @@
+//! Blobs of other nodes in front of a backing cache.
+
+use tokio::time::Instant;
+
+use super::*;
+use crate::blobs::Near;
+
+struct Test {
+    cluster: Cluster,
+    backing: Arc<Fake>,
+    near: Near,
+}
+
+fn test() -> Test {
+    let (cluster, backing) = (Cluster::new(4), Arc::<Fake>::default());
+    let near = Near::new(Arc::clone(&cluster.peers), Arc::clone(&backing) as _);
+    Test {
+        cluster,
+        backing,
+        near,
+    }
+}
+
+#[tokio::test]
+async fn writes_and_lookups_go_to_the_backing_cache_only() {
+    let test = test();
+    let (content, [first]) = test.cluster.content(10, [0]);
+    let (blob, name) = (Blob::Bytes(content.clone()), digest(&content));
+    first.gets(&content).await;
+    assert_eq!(test.near.find_missing(&[name]).await.unwrap(), [name]);
+    test.near.put(&name, blob).await.unwrap();
+    assert!(test.backing.has(&name).await);
+    assert_eq!(test.near.find_missing(&[name]).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_blob_that_a_node_has_is_not_read_from_the_backing_cache() {
+    for len in [10, LARGE] {
+        let test = test();
+        let (content, [second]) = test.cluster.content(len, [1]);
+        second.gets(&content).await;
+        test.backing.gets(&content).await;
+        assert!(read(&test.near, &digest(&content)).await.unwrap() == content);
+        let batch = test.near.get_batch(&[digest(&content)]).await;
+        assert!(*batch[0].as_ref().unwrap() == content);
+        assert_eq!(test.backing.reads(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_blob_that_no_node_has_intact_is_read_from_the_backing_cache() {
+    for len in [1000, LARGE] {
+        for fault in [
+            Fault::None,
+            Fault::Down,
+            Fault::Corrupt,
+            Fault::Truncated(0),
+            Fault::Truncated(500),
+        ] {
+            let test = test();
+            let (content, [first]) = test.cluster.content(len, [0]);
+            first.fails(fault);
+            if fault != Fault::None {
+                first.gets(&content).await;
+            }
+            test.backing.gets(&content).await;
+            let read = read(&test.near, &digest(&content)).await.unwrap();
+            assert!(read == content, "{fault:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_node_delays_a_read_for_20_ms() {
+    for len in [10, LARGE] {
+        let test = test();
+        let (content, [first]) = test.cluster.content(len, [0]);
+        first.fails(Fault::Silent);
+        test.backing.gets(&content).await;
+        let before = Instant::now();
+        assert!(read(&test.near, &digest(&content)).await.unwrap() == content);
+        assert_eq!(before.elapsed(), Duration::from_millis(20));
+        let batch = test.near.get_batch(&[digest(&content)]).await;
+        assert!(*batch[0].as_ref().unwrap() == content);
+    }
+}
+
+#[tokio::test]
+async fn a_batch_is_completed_by_the_backing_cache() {
+    let test = test();
+    let (one, [first]) = test.cluster.content(10, [0]);
+    let (two, _) = test.cluster.content(20, [0]);
+    first.gets(&one).await;
+    test.backing.gets(&two).await;
+    let missing = DigestFunction::Sha256.digest(b"missing");
+    let batch = [digest(&two), missing, digest(&one)];
+    let found = test.near.get_batch(&batch).await;
+    assert_eq!(found[0].as_ref().unwrap(), &two);
+    assert!(matches!(&found[1], Err(Error::NotFound(digest)) if *digest == missing));
+    assert_eq!(found[2].as_ref().unwrap(), &one);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_node_is_better_than_a_backing_cache_that_fails() {
+    for len in [10, LARGE] {
+        let test = test();
+        let (content, [first]) = test.cluster.content(len, [0]);
+        first.gets(&content).await;
+        first.fails(Fault::Slow);
+        test.backing.fails(Fault::Down);
+        assert!(read(&test.near, &digest(&content)).await.unwrap() == content);
+        let batch = test.near.get_batch(&[digest(&content)]).await;
+        assert!(*batch[0].as_ref().unwrap() == content);
+    }
+}
