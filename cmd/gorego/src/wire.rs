@@ -200,6 +200,7 @@ fn options(
         chain,
         executor: None,
         routes: None,
+        extension: None,
     }
 }
 

@@ -9,6 +9,7 @@ mod cas;
 mod compression;
 mod digests;
 mod execution;
+mod extension;
 mod inferred;
 mod operations;
 mod options;
@@ -16,6 +17,7 @@ mod routes;
 mod services;
 mod status;
 
+pub use extension::Extension;
 pub use options::{Limits, Memory, Options, Stores};
 pub use routes::{Messages, Routes};
 pub use services::serve;

@@ -6,7 +6,7 @@ use gorego_execution::Executor;
 use gorego_limits::Budget;
 use gorego_storage::{ActionCache, BlobStore, Chain, DigestFunction, Uploads};
 
-use crate::Routes;
+use crate::{Extension, Routes};
 
 /// The stores behind the services.
 #[derive(Clone, Debug)]
@@ -39,6 +39,8 @@ pub struct Options {
     pub executor: Option<Arc<Executor>>,
     /// The way to the nodes that own other operations; `None` without a cluster, and for calls of nodes.
     pub routes: Option<Arc<dyn Routes>>,
+    /// A further service; `None` for clients.
+    pub extension: Option<Arc<dyn Extension>>,
 }
 
 impl Default for Options {
@@ -52,6 +54,7 @@ impl Default for Options {
             chain: Arc::default(),
             executor: None,
             routes: None,
+            extension: None,
         }
     }
 }

@@ -47,6 +47,15 @@ pub async fn serve(
     gorego_grpc::serve(listener, Reapi::new(stores, options), transport, shutdown).await
 }
 
+/// The part of a call's headers, and of its peer, that its answer needs.
+#[derive(Debug)]
+pub(crate) enum Context {
+    /// The client, for a call of `Execute`.
+    Client(Option<Box<RequestMetadata>>),
+    /// The caller of a method of the extension.
+    Extension(Box<Peer>),
+}
+
 /// The services of the REAPI that this server offers.
 #[derive(Debug)]
 pub(crate) struct Reapi {
@@ -131,8 +140,7 @@ impl Reapi {
 impl Service for Reapi {
     const DESCRIPTORS: &'static [u8] = reapi::FILE_DESCRIPTOR_SET;
 
-    /// The client of a call of `Execute`.
-    type Context = Option<Box<RequestMetadata>>;
+    type Context = Context;
 
     fn names(&self) -> &'static [&'static str] {
         match self.options.executor {
@@ -141,24 +149,36 @@ impl Service for Reapi {
         }
     }
 
-    fn admit(&self, path: &str, headers: &HeaderMap, _: &Peer) -> Result<Self::Context, Status> {
+    fn admit(&self, path: &str, headers: &HeaderMap, peer: &Peer) -> Result<Self::Context, Status> {
         if let Some(passed) = headers.get(Chain::HEADER) {
             let passed = String::from_utf8_lossy(passed.as_bytes());
             let entered = self.options.chain.enter(&passed);
             entered.map_err(|error| Status::failed_precondition(error.to_string()))?;
         }
+        if let Some(extension) = &self.options.extension
+            && extension.serves(path)
+        {
+            return Ok(Context::Extension(Box::new(peer.clone())));
+        }
         let metadata = headers.get(metadata::HEADER);
         let metadata = metadata.filter(|_| split(path) == (EXECUTION, "Execute"));
         let metadata = metadata.and_then(|value| metadata::decode(value.as_bytes()));
-        Ok(metadata.map(Box::new))
+        Ok(Context::Client(metadata.map(Box::new)))
     }
 
     async fn call(
         &self,
         path: &str,
-        metadata: Self::Context,
+        context: Self::Context,
         requests: Messages,
     ) -> Result<Body, Status> {
+        let metadata = match (context, &self.options.extension) {
+            (Context::Client(metadata), _) => metadata,
+            (Context::Extension(peer), Some(extension)) => {
+                return extension.call(path, *peer, requests).await;
+            }
+            (Context::Extension(_), None) => return Err(self.unknown(path)),
+        };
         let max_batch_bytes = self.options.limits.max_batch_bytes;
         let batch = Limit {
             bytes: max_batch_bytes.saturating_add(BATCH_FRAMING),
