@@ -99,6 +99,14 @@ impl WrongNode {
     }
 }
 
+/// Whether a handshake failed since the peer is a node of another cluster or has another name.
+pub fn is_wrong_node(error: &TlsError) -> bool {
+    let TlsError::InvalidCertificate(CertificateError::Other(OtherError(why))) = error else {
+        return false;
+    };
+    why.is::<WrongNode>()
+}
+
 impl From<WrongNode> for TlsError {
     fn from(why: WrongNode) -> Self {
         CertificateError::Other(OtherError(Arc::new(why))).into()

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 pub use certificate::{ACCEPTED_KEYS, Certificate};
 pub use client::{ClientFiles, ClientTls};
-pub use cluster::{ClusterFiles, ClusterTls, NodeIdentity, is_name};
+pub use cluster::{ClusterFiles, ClusterTls, NodeIdentity, is_name, is_wrong_node};
 pub use error::Error;
 pub use server::{ClientAuth, ServerFiles, ServerTls};
 pub use verify::describe;

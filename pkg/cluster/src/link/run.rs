@@ -1,0 +1,91 @@
+//! A link from its first frames to its end.
+
+use std::sync::Arc;
+
+use futures::{StreamExt as _, stream::BoxStream};
+use reapi::gorego::cluster::{Frame, Hello, frame::Content};
+use tokio::time::{Instant, timeout};
+use tonic::Status;
+
+use super::{Event, How, Links, SILENCE, is_work, table::Link};
+
+/// The frames of a peer. They end at an error.
+pub(crate) type Frames = BoxStream<'static, Result<Frame, Status>>;
+
+impl Links {
+    /// Runs a link that was added to the table, after the link that it replaces has ended.
+    pub(crate) fn start(
+        self: &Arc<Self>,
+        link: Arc<Link>,
+        hello: Hello,
+        frames: Frames,
+        replaced: Option<Arc<Link>>,
+    ) {
+        let links = Arc::clone(self);
+        self.tasks.spawn(async move {
+            if let Some(old) = replaced {
+                let why = format!("another connection to {} replaces it", link.peer);
+                old.outbox.end(How::Broken(why));
+                old.down.cancelled().await;
+            }
+            let how = links.run(&link, hello, frames).await;
+            link.outbox.end(how);
+            // It may have ended before, for the first of several reasons.
+            let how = link.outbox.ended().await;
+            tracing::debug!("link to {} is down: {how:?}", link.peer);
+            let peer = link.peer.clone();
+            let _ = links.events.send(Event::Down { peer, how }).await;
+            // In this order, so that the next link to the peer is up after this one is down.
+            links.table.lock().remove(&link);
+            link.down.cancel();
+        });
+    }
+
+    /// Reports the frames of a link until it ends.
+    async fn run(&self, link: &Link, hello: Hello, mut frames: Frames) -> How {
+        let peer = link.peer.clone();
+        let mut event = Event::Up { peer, hello };
+        loop {
+            if self.events.send(event).await.is_err() {
+                return How::Broken("this node has ended".to_owned());
+            }
+            match self.next(link, &mut frames).await {
+                Ok(next) => event = next,
+                Err(how) => return how,
+            }
+        }
+    }
+
+    /// Waits for the next frame to report.
+    async fn next(&self, link: &Link, frames: &mut Frames) -> Result<Event, How> {
+        loop {
+            let next = tokio::select! {
+                biased;
+                how @ How::Broken(_) = link.outbox.ended() => return Err(how),
+                () = link.outbox.overdue() => Ok(None),
+                next = timeout(SILENCE, frames.next()) => next,
+            };
+            let broken = |why: &str| Err(How::Broken(why.to_owned()));
+            match next {
+                Err(_) => return broken("nothing was received for 4 s"),
+                Ok(None) => return broken("the peer's side ended"),
+                Ok(Some(Err(why))) => return broken(why.message()),
+                Ok(Some(Ok(frame))) => {
+                    let now = Instant::now();
+                    *link.received.lock() = now;
+                    match frame.content {
+                        Some(Content::Bye(bye)) => return Err(How::Bye(bye.why)),
+                        None | Some(Content::Ping(_) | Content::Hello(_)) => {}
+                        Some(_) => {
+                            if is_work(&frame) {
+                                *link.worked.lock() = now;
+                            }
+                            let peer = link.peer.clone();
+                            return Ok(Event::Frame { peer, frame });
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
