@@ -1,1 +1,349 @@
-//! The handing over of actions.
+//! The hand-over of actions between nodes.
+//!
+//! [`Handover`] is the state machine of one node, without I/O, tasks or clocks. It has both roles: as an entry node it
+//! offers its queue to peers and grants actions to their claims, and it takes actions of other entry nodes for free
+//! slots of its own. What it decides is carried out by its [`Host`]: the links and the scheduler of the node.
+//!
+//! An action stays in the queue of its entry node until a slot of some node is free for it. The entry node owns it from
+//! first to last: it loses an attempt whose node is lost, and queues the action again. So an action may run twice, but
+//! ends once.
+
+mod entry;
+mod taker;
+#[cfg(test)]
+mod tests;
+pub mod wire;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use fastrand::Rng;
+use gorego_scheduler::{AttemptId, Generation, Need, Phase, Time};
+use reapi::gorego::cluster::{self as proto, Done, Load, frame::Content};
+
+use entry::Given;
+use taker::{OpenClaim, Taken};
+
+/// The time without news of it after which an attempt at a peer is lost.
+pub const LEASE: Duration = Duration::from_secs(4);
+/// The time for which a broken link may be replaced before its attempts are lost.
+pub const RECONNECT: Duration = Duration::from_secs(1);
+/// The time for which an attempt goes on without its entry node.
+pub const ORPHAN: Duration = Duration::from_secs(30);
+/// The time between renewals of leases.
+const RENEWAL: Duration = Duration::from_secs(1);
+/// The time between ticks while something is handed over.
+const TICK: Duration = Duration::from_millis(100);
+
+/// The links and the scheduler of the node. No call may block, or call the [`Handover`].
+pub trait Host {
+    /// Sends a frame on the link with a peer, in order.
+    fn send(&mut self, peer: &Generation, frame: Content);
+    /// Opens a link with a peer, unless one is opened already. Ends in [`Handover::link_up`] or [`Handover::link_down`].
+    fn connect(&mut self, peer: &Generation);
+
+    /// Returns the numbers of this node's queued actions whose platform a peer has, by need.
+    fn queued(&mut self, peer: &Generation) -> Vec<(Need, usize)>;
+    /// Returns the number of this node's queued actions, and the kind of the next one ([`crate::choice::kind`]).
+    fn backlog(&mut self) -> (usize, u64);
+    /// Grants the next action of this node's queue to a claim of a peer. The machine sets the claim and the attempt in
+    /// the frame.
+    fn grant(&mut self, peer: &Generation, need: Need) -> Option<(AttemptId, proto::Grant)>;
+    /// Returns whether the outcome of an attempt of this node's action would be used.
+    fn is_awaited(&self, attempt: AttemptId) -> bool;
+    /// Records the progress of an attempt at a peer. It is repeated.
+    fn progress(&mut self, attempt: AttemptId, phase: Phase, run: u16);
+    /// Reports the end of an attempt at a peer. Returns false if the response must be read first;
+    /// [`Handover::received`] is called after the report then.
+    fn ended(&mut self, peer: &Generation, done: Done) -> bool;
+    /// Loses an attempt at a peer.
+    fn lose(&mut self, attempt: AttemptId);
+    /// Queues the action of an attempt again that a peer did not begin.
+    fn decline(&mut self, attempt: AttemptId);
+    /// Loses all attempts at a peer.
+    fn remove(&mut self, peer: &Generation);
+
+    /// Replaces the numbers of actions that a peer has queued.
+    fn set_foreign(&mut self, entry: &Generation, counts: &[(Need, usize)]);
+    /// Records that a peer has no action for a claim.
+    fn foreign_empty(&mut self, entry: &Generation, need: Need);
+    /// Frees a slot that was claimed for a peer.
+    fn free(&mut self, slot: AttemptId);
+    /// Runs an action of a peer in a slot. Ends in [`Handover::ended`].
+    fn start(&mut self, slot: AttemptId, entry: &Generation, grant: proto::Grant);
+    /// Stops the action in a slot. It may be stopped already.
+    fn stop(&mut self, slot: AttemptId);
+    /// Publishes the result of an action whose entry node is gone, as far as the node may.
+    fn orphaned(&mut self, entry: &Generation, done: &Done);
+}
+
+/// A node that may take actions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// The node.
+    pub node: Generation,
+    /// The actions that it runs at once.
+    pub slots: u32,
+    /// The memory for actions, in bytes.
+    pub memory: u64,
+    /// Set if the node takes no more.
+    pub draining: bool,
+}
+
+/// The end of a link, or of the attempt to open one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Down {
+    /// The peer closed it on purpose.
+    Bye,
+    /// It broke, or timed out. The peer may be alive.
+    Broken,
+    /// The peer's process does not exist any more: its address refused, or another generation answered.
+    Refused,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LinkState {
+    Up,
+    Down {
+        since: Time,
+        /// Set once the attempts at the peer are lost.
+        is_gone: bool,
+    },
+}
+
+/// The state shared with one run of a peer.
+#[derive(Debug)]
+struct Peer {
+    link: LinkState,
+    /// Set while a link is being opened.
+    connects: bool,
+    /// The last news of the peer's load.
+    load: Option<Load>,
+    /// The numbers of this node's queued actions as the peer knows them, and the time at which it was told.
+    told: BTreeMap<Need, usize>,
+    told_at: Time,
+    /// The attempts of this node's actions at the peer.
+    given: BTreeMap<AttemptId, Given>,
+    /// The claims without an answer, by their numbers.
+    claims: BTreeMap<u64, OpenClaim>,
+    /// The attempts of the peer's actions here.
+    taken: BTreeMap<AttemptId, Taken>,
+}
+
+impl Peer {
+    fn new(now: Time) -> Self {
+        Self {
+            link: LinkState::Down {
+                since: now,
+                is_gone: true,
+            },
+            connects: false,
+            load: None,
+            told: BTreeMap::new(),
+            told_at: Time::ZERO,
+            given: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            taken: BTreeMap::new(),
+        }
+    }
+
+    fn is_up(&self) -> bool {
+        self.link == LinkState::Up
+    }
+
+    fn is_gone(&self) -> bool {
+        matches!(self.link, LinkState::Down { is_gone: true, .. })
+    }
+
+    fn is_busy(&self) -> bool {
+        let has_told = self.told.values().any(|actions| *actions > 0);
+        has_told || !self.claims.is_empty() || self.has_attempts()
+    }
+
+    fn has_attempts(&self) -> bool {
+        !self.given.is_empty() || !self.taken.is_empty()
+    }
+}
+
+/// The hand-over of one node.
+#[derive(Debug)]
+pub struct Handover {
+    own: Generation,
+    /// The memory of this node for actions, in bytes.
+    memory: u64,
+    peers: BTreeMap<Generation, Peer>,
+    members: BTreeMap<Generation, Member>,
+    /// The members that are offered the queue.
+    chosen: BTreeSet<Generation>,
+    has_queue: bool,
+    random: Rng,
+    ticked: Time,
+    renewed: Time,
+}
+
+impl Handover {
+    /// Creates the machine of a node with this memory for actions, in bytes. `seed` is random.
+    pub fn new(own: Generation, memory: u64, seed: u64) -> Self {
+        Self {
+            own,
+            memory,
+            peers: BTreeMap::new(),
+            members: BTreeMap::new(),
+            chosen: BTreeSet::new(),
+            has_queue: false,
+            random: Rng::with_seed(seed),
+            ticked: Time::ZERO,
+            renewed: Time::ZERO,
+        }
+    }
+
+    /// Replaces the members of the cluster.
+    pub fn members(
+        &mut self,
+        members: impl IntoIterator<Item = Member>,
+        now: Time,
+        host: &mut impl Host,
+    ) {
+        let members = members.into_iter();
+        let members = members.map(|member| (member.node.clone(), member));
+        self.members = members.filter(|(node, _)| *node != self.own).collect();
+        self.choose(true, host);
+        self.offer(now, false, host);
+    }
+
+    /// Records a link with a peer, which may replace one.
+    pub fn link_up(&mut self, node: &Generation, now: Time, host: &mut impl Host) {
+        let others = self.peers.keys();
+        let others = others.filter(|other| other.node() == node.node() && *other != node);
+        for other in others.cloned().collect::<Vec<_>>() {
+            self.link_down(&other, Down::Refused, now, host);
+        }
+        self.unlink(node, host);
+        let peer = self.peers.entry(node.clone());
+        let peer = peer.or_insert_with(|| Peer::new(now));
+        peer.link = LinkState::Up;
+        peer.connects = false;
+        peer.resume(node, host);
+        self.offer(now, false, host);
+    }
+
+    /// Records the end of a link, or of the attempt to open one.
+    pub fn link_down(&mut self, node: &Generation, down: Down, now: Time, host: &mut impl Host) {
+        self.unlink(node, host);
+        let Some(peer) = self.peers.get_mut(node) else {
+            return;
+        };
+        peer.connects = false;
+        if peer.is_up() {
+            peer.link = LinkState::Down {
+                since: now,
+                is_gone: false,
+            };
+        }
+        if down != Down::Broken {
+            peer.give_up(node, host);
+        } else if peer.has_attempts() && !peer.is_gone() {
+            peer.connects = true;
+            host.connect(node);
+        }
+    }
+
+    /// Handles a frame of a peer. Those of other parts of the node are ignored.
+    pub fn frame(&mut self, node: &Generation, frame: Content, now: Time, host: &mut impl Host) {
+        let Some(peer) = self.peers.get_mut(node).filter(|peer| peer.is_up()) else {
+            return;
+        };
+        match frame {
+            Content::Load(load) => peer.load = Some(load),
+            Content::Claim(claim) => peer.on_claim(node, &claim, now, host),
+            Content::Progress(progress) => peer.on_progress(node, &progress, now, host),
+            Content::Running(running) => peer.on_running(node, &running, now, host),
+            Content::Done(done) => peer.on_done(node, done, now, host),
+            Content::Queued(queued) => {
+                let counts: Vec<_> = queued.counts.iter().map(wire::count).collect();
+                host.set_foreign(node, &counts);
+            }
+            Content::Grant(grant) => peer.on_grant(node, grant, host),
+            Content::Nothing(nothing) => peer.on_nothing(node, nothing, host),
+            Content::Received(received) => peer.on_received(&received),
+            Content::Cancel(cancel) => peer.on_cancel(&cancel, host),
+            Content::Hello(_) | Content::Gossip(_) | Content::Ping(_) | Content::Bye(_) => {}
+        }
+    }
+
+    /// Ends leases, renews those of others, and corrects what peers know. To be called at [`Self::deadline`].
+    pub fn tick(&mut self, now: Time, host: &mut impl Host) {
+        self.ticked = now;
+        let renews = now.saturating_sub(self.renewed) >= RENEWAL;
+        for (node, peer) in &mut self.peers {
+            peer.end_leases(now, host);
+            peer.end_claims(node, now, host);
+            if let LinkState::Down { since, is_gone } = peer.link {
+                if !is_gone && now.saturating_sub(since) >= RECONNECT {
+                    peer.give_up(node, host);
+                }
+                if now.saturating_sub(since) >= ORPHAN {
+                    peer.end_orphans(host);
+                }
+                if peer.has_attempts() && (renews || !is_gone && !peer.connects) {
+                    peer.connects = true;
+                    host.connect(node);
+                }
+            } else if renews {
+                peer.renew(node, host);
+            }
+        }
+        if renews {
+            self.renewed = now;
+            self.choose(false, host);
+        }
+        self.offer(now, true, host);
+        self.peers
+            .retain(|_, peer| !peer.is_gone() || peer.connects || peer.has_attempts());
+    }
+
+    /// Returns the time of the next [`Self::tick`]; `None` if nothing is handed over.
+    pub fn deadline(&self) -> Option<Time> {
+        let is_active = |peer: &Peer| !peer.is_up() || peer.is_busy();
+        let is_active = self.has_queue || self.peers.values().any(is_active);
+        is_active.then(|| self.ticked.saturating_add(TICK))
+    }
+
+    /// Returns whether the link with a peer is in use, so that it must not be closed as idle.
+    pub fn is_busy(&self, node: &Generation) -> bool {
+        self.peers.get(node).is_some_and(Peer::is_busy)
+    }
+
+    /// Ends what depends on one link: offers and claims.
+    fn unlink(&mut self, node: &Generation, host: &mut impl Host) {
+        let peer = self.peers.get_mut(node);
+        if let Some(peer) = peer.filter(|peer| peer.is_up()) {
+            peer.told.clear();
+            host.set_foreign(node, &[]);
+            for claim in std::mem::take(&mut peer.claims).into_values() {
+                host.free(claim.slot);
+            }
+        }
+    }
+}
+
+impl Peer {
+    /// Loses the attempts at a peer that does not come back.
+    fn give_up(&mut self, node: &Generation, host: &mut impl Host) {
+        let LinkState::Down { is_gone, .. } = &mut self.link else {
+            return;
+        };
+        if std::mem::replace(is_gone, true) {
+            return;
+        }
+        self.given.clear();
+        host.remove(node);
+        for taken in self.taken.values() {
+            if let Some(done) = &taken.done {
+                host.orphaned(node, done);
+            }
+        }
+    }
+}

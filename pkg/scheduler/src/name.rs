@@ -41,7 +41,7 @@ impl fmt::Debug for Token {
 }
 
 /// One run of a node. Operations do not survive the process, so a name of another generation is unknown at once.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Generation {
     node: Arc<str>,
     number: u64,

@@ -47,7 +47,7 @@ fn grant(action: u32, attempt: AttemptId) -> Grant<u32> {
 #[tokio::test(start_paused = true)]
 async fn an_action_of_another_node_runs_in_a_slot_of_this_one() {
     let (runner, mut attempts, mut slots) = start_foreign(1);
-    runner.set_foreign(&entry(), &[(NEED, 1)]);
+    runner.set_foreign(&entry(), &[(Need::Memory(1 << 20), 1)]);
     let slot = slots.recv().await.unwrap();
     let _watch = submit(&runner, 1);
     let remote = AttemptId::new(77, 1);

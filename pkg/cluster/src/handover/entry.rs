@@ -1,0 +1,297 @@
+//! The role of the entry node: offers, grants and leases.
+
+use std::collections::BTreeSet;
+
+use gorego_scheduler::{AttemptId, Generation, Need, Time};
+use reapi::gorego::cluster::{
+    Cancel, Claim, Done, Nothing, Progress, Queued, Received, Running, done::End, frame::Content,
+};
+
+use super::{Handover, Host, LEASE, Peer, RENEWAL, wire};
+use crate::choice::{Candidate, choose};
+
+/// An attempt at a peer.
+#[derive(Debug)]
+pub(super) struct Given {
+    /// The end of the lease.
+    until: Time,
+    /// Set while the response is read.
+    has_ended: bool,
+}
+
+impl Handover {
+    /// Offers the queue to peers. To be called when the numbers of queued actions changed, at most as often as the
+    /// caller has time.
+    pub fn queue_changed(&mut self, now: Time, host: &mut impl Host) {
+        if !self.has_queue {
+            self.choose(true, host);
+        }
+        self.offer(now, false, host);
+    }
+
+    /// Stops an attempt at a peer for which nobody waits. Its end is reported like that of others.
+    pub fn stop(&mut self, attempt: AttemptId, host: &mut impl Host) {
+        let mut peers = self.peers.iter();
+        let of_peer = peers.find(|(_, peer)| peer.given.contains_key(&attempt));
+        if let Some((node, peer)) = of_peer
+            && peer.is_up()
+        {
+            host.send(node, cancel(attempt));
+        }
+    }
+
+    /// Records that the end of an attempt was reported whose response had to be read.
+    pub fn received(&mut self, node: &Generation, attempt: AttemptId, host: &mut impl Host) {
+        if let Some(peer) = self.peers.get_mut(node) {
+            peer.receive(node, attempt, host);
+        }
+    }
+
+    /// Chooses the members that are offered the queue. While it lasts, others are added.
+    pub(super) fn choose(&mut self, is_new: bool, host: &mut impl Host) {
+        let (actions, kind) = host.backlog();
+        if is_new || actions == 0 {
+            self.chosen.clear();
+        }
+        if actions == 0 {
+            return;
+        }
+        let members = self.members.values();
+        let members: Vec<_> = members
+            .filter(|member| member.slots > 0 && !member.draining)
+            .collect();
+        let load = |node: &Generation, slots: u32| {
+            let load = self.peers.get(node)?.load?;
+            let actions = load.running.saturating_add(load.queued);
+            Some(f64::from(actions) / f64::from(slots))
+        };
+        let candidates: Vec<_> = members
+            .iter()
+            .map(|member| Candidate {
+                node: member.node.node(),
+                load: load(&member.node, member.slots),
+            })
+            .collect();
+        let chosen = choose(&candidates, kind, actions, &mut self.random);
+        let chosen = chosen.into_iter().filter_map(|at| members.get(at));
+        let chosen: Vec<_> = chosen.map(|member| member.node.clone()).collect();
+        self.chosen.extend(chosen);
+    }
+
+    /// Sends peers the numbers of queued actions: at once if they do not know of actions with some need, and else if
+    /// `corrects` is set.
+    pub(super) fn offer(&mut self, now: Time, corrects: bool, host: &mut impl Host) {
+        self.has_queue = host.backlog().0 > 0;
+        let told = self.peers.iter().filter(|(_, peer)| !peer.told.is_empty());
+        let told = told.map(|(node, _)| node.clone());
+        let nodes: BTreeSet<_> = told.chain(self.chosen.iter().cloned()).collect();
+        for node in nodes {
+            let mut counts = Vec::new();
+            if self.has_queue && self.chosen.contains(&node) {
+                counts = host.queued(&node);
+                counts.retain(|(need, _)| self.suits(&node, *need));
+            }
+            let peer = self.peers.get_mut(&node);
+            if let Some(peer) = peer.filter(|peer| peer.is_up()) {
+                peer.tell(&node, counts, now, corrects, host);
+            } else if !counts.is_empty() {
+                let peer = self.peers.entry(node.clone());
+                let peer = peer.or_insert_with(|| Peer::new(now));
+                if !std::mem::replace(&mut peer.connects, true) {
+                    host.connect(&node);
+                }
+            }
+        }
+    }
+
+    /// Returns whether a member has enough memory for a need, or no node has.
+    fn suits(&self, node: &Generation, need: Need) -> bool {
+        let Need::Memory(bytes) = need else {
+            return true;
+        };
+        let memories = self.members.values().map(|member| member.memory);
+        let most = memories.max().unwrap_or(0).max(self.memory);
+        let member = self.members.get(node);
+        member.is_some_and(|member| bytes <= member.memory || bytes > most)
+    }
+}
+
+impl Peer {
+    fn tell(
+        &mut self,
+        node: &Generation,
+        counts: Vec<(Need, usize)>,
+        now: Time,
+        corrects: bool,
+        host: &mut impl Host,
+    ) {
+        let told = |need: &Need| self.told.get(need).copied().unwrap_or(0);
+        let is_news = counts.iter().any(|(need, _)| told(need) == 0);
+        let is_other = || {
+            let is_known = |(need, actions): &(Need, usize)| told(need) == *actions;
+            let others = self.told.values().filter(|actions| **actions > 0);
+            !counts.iter().all(is_known) || others.count() != counts.len()
+        };
+        // Said again, since a peer that missed it would wait for ever.
+        let is_old = !counts.is_empty() && now.saturating_sub(self.told_at) >= RENEWAL;
+        if is_news || corrects && (is_old || is_other()) {
+            let frames = counts
+                .iter()
+                .map(|(need, actions)| wire::count_frame(*need, *actions));
+            let counts_frame = frames.collect();
+            host.send(
+                node,
+                Content::Queued(Queued {
+                    counts: counts_frame,
+                }),
+            );
+            self.told = counts.into_iter().collect();
+            self.told_at = now;
+        }
+    }
+
+    pub(super) fn on_claim(
+        &mut self,
+        node: &Generation,
+        claim: &Claim,
+        now: Time,
+        host: &mut impl Host,
+    ) {
+        let need = wire::need(claim.need.as_ref());
+        if let Some(actions) = self.told.get_mut(&need) {
+            *actions = actions.saturating_sub(1);
+        }
+        if let Some((attempt, mut grant)) = host.grant(node, need) {
+            grant.claim = claim.claim;
+            grant.attempt = Some(wire::attempt_frame(attempt));
+            self.lease(attempt, now);
+            host.send(node, Content::Grant(grant));
+        } else {
+            self.told.retain(|told, _| !need.covers(*told));
+            let claim = claim.claim;
+            host.send(node, Content::Nothing(Nothing { claim }));
+        }
+    }
+
+    pub(super) fn on_progress(
+        &mut self,
+        node: &Generation,
+        progress: &Progress,
+        now: Time,
+        host: &mut impl Host,
+    ) {
+        for running in &progress.running {
+            let Some(attempt) = wire::attempt(running.attempt.as_ref()) else {
+                continue;
+            };
+            self.renew_lease(node, attempt, now, host);
+            if let Some(phase) = wire::phase(running.phase) {
+                let run = u16::try_from(running.run).unwrap_or(u16::MAX);
+                host.progress(attempt, phase, run);
+            }
+        }
+    }
+
+    /// Loses the attempts that the peer does not have.
+    pub(super) fn on_running(
+        &mut self,
+        node: &Generation,
+        running: &Running,
+        now: Time,
+        host: &mut impl Host,
+    ) {
+        let running = running.attempts.iter();
+        let running: BTreeSet<_> = running.filter_map(|a| wire::attempt(Some(a))).collect();
+        let lost = self.given.extract_if(.., |attempt, given| {
+            !given.has_ended && !running.contains(attempt)
+        });
+        for (attempt, _) in lost {
+            host.lose(attempt);
+        }
+        for attempt in running {
+            self.renew_lease(node, attempt, now, host);
+        }
+    }
+
+    pub(super) fn on_done(
+        &mut self,
+        node: &Generation,
+        done: Done,
+        now: Time,
+        host: &mut impl Host,
+    ) {
+        let Some(attempt) = wire::attempt(done.attempt.as_ref()) else {
+            return;
+        };
+        let given = self.given.get(&attempt);
+        if done.end() == End::Declined {
+            if given.is_some_and(|given| !given.has_ended) {
+                self.given.remove(&attempt);
+                host.decline(attempt);
+            }
+            return;
+        }
+        if given.is_some_and(|given| given.has_ended) {
+            return;
+        }
+        // An attempt that was cancelled still has its slot in the scheduler.
+        if given.is_some() || host.is_awaited(attempt) {
+            self.lease(attempt, now);
+            if let Some(given) = self.given.get_mut(&attempt) {
+                given.has_ended = true;
+            }
+            if !host.ended(node, done) {
+                return;
+            }
+        }
+        self.receive(node, attempt, host);
+    }
+
+    fn receive(&mut self, node: &Generation, attempt: AttemptId, host: &mut impl Host) {
+        self.given.remove(&attempt);
+        if self.is_up() {
+            let attempt = Some(wire::attempt_frame(attempt));
+            host.send(node, Content::Received(Received { attempt }));
+        }
+    }
+
+    fn lease(&mut self, attempt: AttemptId, now: Time) {
+        let given = Given {
+            until: now.saturating_add(LEASE),
+            has_ended: false,
+        };
+        self.given.insert(attempt, given);
+    }
+
+    /// Renews the lease of an attempt, or stops one for which nobody waits. A lost one that is awaited goes on: the
+    /// first outcome is used.
+    fn renew_lease(
+        &mut self,
+        node: &Generation,
+        attempt: AttemptId,
+        now: Time,
+        host: &mut impl Host,
+    ) {
+        if let Some(given) = self.given.get_mut(&attempt) {
+            given.until = now.saturating_add(LEASE);
+        }
+        if !host.is_awaited(attempt) {
+            host.send(node, cancel(attempt));
+        }
+    }
+
+    /// Loses the attempts of which the peer has sent no news.
+    pub(super) fn end_leases(&mut self, now: Time, host: &mut impl Host) {
+        let ended = self
+            .given
+            .extract_if(.., |_, given| !given.has_ended && given.until <= now);
+        for (attempt, _) in ended {
+            host.lose(attempt);
+        }
+    }
+}
+
+fn cancel(attempt: AttemptId) -> Content {
+    let attempt = Some(wire::attempt_frame(attempt));
+    Content::Cancel(Cancel { attempt })
+}

@@ -1,0 +1,192 @@
+//! The role of the node that takes actions of others: claims, running attempts, and their ends.
+
+use gorego_scheduler::{AttemptId, Generation, Need, Phase, Time};
+use reapi::gorego::cluster::{
+    Cancel, Claim, Done, Grant, Nothing, Progress, Received, Running, done::End, frame::Content,
+};
+
+use super::{Handover, Host, LEASE, Peer, wire};
+
+/// A claim without an answer.
+#[derive(Debug)]
+pub(super) struct OpenClaim {
+    pub(super) slot: AttemptId,
+    need: Need,
+    since: Time,
+}
+
+/// An attempt of a peer's action.
+#[derive(Debug)]
+pub(super) struct Taken {
+    slot: AttemptId,
+    phase: Option<Phase>,
+    run: u16,
+    /// The end, until the peer has received it.
+    pub(super) done: Option<Done>,
+}
+
+impl Handover {
+    /// Asks an entry node for an action for a slot that was claimed for it.
+    pub fn claimed(
+        &mut self,
+        slot: AttemptId,
+        entry: &Generation,
+        need: Need,
+        now: Time,
+        host: &mut impl Host,
+    ) {
+        let peer = self.peers.get_mut(entry);
+        let Some(peer) = peer.filter(|peer| peer.is_up()) else {
+            host.free(slot);
+            return;
+        };
+        let since = now;
+        let claim = slot.execution();
+        peer.claims.insert(claim, OpenClaim { slot, need, since });
+        let need = Some(wire::need_frame(need));
+        host.send(entry, Content::Claim(Claim { claim, need }));
+    }
+
+    /// Records that a slot is not available any more. An action that is granted for it is declined.
+    pub fn withdraw(&mut self, slot: AttemptId) {
+        for peer in self.peers.values_mut() {
+            peer.claims.remove(&slot.execution());
+        }
+    }
+
+    /// Records the phase that begins in a slot, and the number of the command's current or next run.
+    pub fn progress(&mut self, slot: AttemptId, phase: Phase, run: u16, host: &mut impl Host) {
+        if let Some((node, peer, attempt)) = self.find(slot) {
+            if let Some(taken) = peer.taken.get_mut(&attempt) {
+                (taken.phase, taken.run) = (Some(phase), run);
+            }
+            if peer.is_up() {
+                let running = vec![wire::running_frame(attempt, Some(phase), run)];
+                host.send(node, Content::Progress(Progress { running }));
+            }
+        }
+    }
+
+    /// Records the end of the action in a slot, which is free. The attempt in `done` is set here. The entry node gets it
+    /// as soon as it can be reached.
+    pub fn ended(&mut self, slot: AttemptId, mut done: Done, host: &mut impl Host) {
+        if let Some((node, peer, attempt)) = self.find(slot) {
+            done.attempt = Some(wire::attempt_frame(attempt));
+            if peer.is_up() {
+                host.send(node, Content::Done(done.clone()));
+            } else if peer.is_gone() {
+                host.orphaned(node, &done);
+            }
+            if let Some(taken) = peer.taken.get_mut(&attempt) {
+                taken.done = Some(done);
+            }
+        }
+    }
+
+    /// Returns the entry node and the attempt of a slot.
+    fn find(&mut self, slot: AttemptId) -> Option<(&Generation, &mut Peer, AttemptId)> {
+        self.peers.iter_mut().find_map(|(node, peer)| {
+            let mut taken = peer.taken.iter();
+            let (attempt, _) = taken.find(|(_, taken)| taken.slot == slot)?;
+            let attempt = *attempt;
+            Some((node, peer, attempt))
+        })
+    }
+}
+
+impl Peer {
+    /// Begins a link: names the peer's attempts here, and sends the ends that it has not received.
+    pub(super) fn resume(&self, node: &Generation, host: &mut impl Host) {
+        let attempts = self.taken.keys().copied().map(wire::attempt_frame);
+        let attempts = attempts.collect();
+        host.send(node, Content::Running(Running { attempts }));
+        for done in self.taken.values().filter_map(|taken| taken.done.clone()) {
+            host.send(node, Content::Done(done));
+        }
+    }
+
+    pub(super) fn on_grant(&mut self, node: &Generation, grant: Grant, host: &mut impl Host) {
+        let Some(attempt) = wire::attempt(grant.attempt.as_ref()) else {
+            return;
+        };
+        let need = if grant.alone {
+            Need::Alone
+        } else {
+            Need::Memory(grant.memory)
+        };
+        let claim = self.claims.remove(&grant.claim);
+        let slot = claim.as_ref().map(|claim| claim.slot);
+        let Some(slot) = slot.filter(|_| claim.is_some_and(|claim| claim.need.covers(need))) else {
+            if let Some(slot) = slot {
+                host.free(slot);
+            }
+            host.send(node, Content::Done(wire::end_frame(attempt, End::Declined)));
+            return;
+        };
+        let taken = Taken {
+            slot,
+            phase: None,
+            run: u16::try_from(grant.run).unwrap_or(u16::MAX),
+            done: None,
+        };
+        self.taken.insert(attempt, taken);
+        host.start(slot, node, grant);
+    }
+
+    pub(super) fn on_nothing(&mut self, node: &Generation, nothing: Nothing, host: &mut impl Host) {
+        if let Some(claim) = self.claims.remove(&nothing.claim) {
+            host.foreign_empty(node, claim.need);
+            host.free(claim.slot);
+        }
+    }
+
+    pub(super) fn on_received(&mut self, received: &Received) {
+        if let Some(attempt) = wire::attempt(received.attempt.as_ref())
+            && let Some(taken) = self.taken.get(&attempt)
+            && taken.done.is_some()
+        {
+            self.taken.remove(&attempt);
+        }
+    }
+
+    pub(super) fn on_cancel(&mut self, cancel: &Cancel, host: &mut impl Host) {
+        if let Some(attempt) = wire::attempt(cancel.attempt.as_ref())
+            && let Some(taken) = self.taken.get(&attempt)
+            && taken.done.is_none()
+        {
+            host.stop(taken.slot);
+        }
+    }
+
+    /// Renews the leases of the peer's attempts, also of those whose end it has not received.
+    pub(super) fn renew(&self, node: &Generation, host: &mut impl Host) {
+        let running = self.taken.iter();
+        let running: Vec<_> = running
+            .map(|(attempt, taken)| wire::running_frame(*attempt, taken.phase, taken.run))
+            .collect();
+        if !running.is_empty() {
+            host.send(node, Content::Progress(Progress { running }));
+        }
+    }
+
+    /// Frees the slots of claims that the peer has not answered.
+    pub(super) fn end_claims(&mut self, node: &Generation, now: Time, host: &mut impl Host) {
+        let unanswered = self
+            .claims
+            .extract_if(.., |_, claim| now.saturating_sub(claim.since) >= LEASE);
+        for (_, claim) in unanswered {
+            host.foreign_empty(node, claim.need);
+            host.free(claim.slot);
+        }
+    }
+
+    /// Stops the attempts of a peer that has been away for long, and drops their ends.
+    pub(super) fn end_orphans(&mut self, host: &mut impl Host) {
+        self.taken.retain(|_, taken| {
+            if taken.done.is_none() {
+                host.stop(taken.slot);
+            }
+            taken.done.is_none()
+        });
+    }
+}

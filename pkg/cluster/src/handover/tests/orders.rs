@@ -1,0 +1,112 @@
+//! Random orders of events.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::world::{MIB, World};
+
+#[derive(Clone, Debug)]
+enum Step {
+    Submit(usize, u32, u64),
+    Pass(u64),
+    Break(usize, usize),
+    Partition(usize, usize),
+    Heal,
+    Crash(usize),
+    Restart(usize),
+    Cancel(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let node = || 0_usize..4;
+    prop_oneof![
+        12 => (node(), 0_u32..1000, 0_u64..900).prop_map(|(n, a, m)| Step::Submit(n, a, m)),
+        8 => (0_u64..1500).prop_map(Step::Pass),
+        2 => (node(), node()).prop_map(|(a, b)| Step::Break(a, b)),
+        1 => (node(), node()).prop_map(|(a, b)| Step::Partition(a, b)),
+        1 => Just(Step::Heal),
+        1 => node().prop_map(Step::Crash),
+        2 => node().prop_map(Step::Restart),
+        1 => any::<u16>().prop_map(|at| Step::Cancel(at.into())),
+    ]
+}
+
+fn apply(world: &mut World, step: &Step) {
+    let count = world.nodes.len();
+    let pair = |a: usize, b: usize| (a.min(b) % count, a.max(b) % count);
+    match *step {
+        Step::Submit(node, action, memory) => {
+            let node = node % count;
+            if world.nodes[node].is_alive {
+                world.submit(node, action, memory * MIB);
+            }
+        }
+        Step::Pass(ms) => world.pass(Duration::from_millis(ms)),
+        Step::Break(a, b) => {
+            let (a, b) = pair(a, b);
+            world.break_link(a, b);
+        }
+        Step::Partition(a, b) => {
+            let (a, b) = pair(a, b);
+            world.partitions.insert((a.min(b), a.max(b)));
+            world.break_link(a, b);
+        }
+        Step::Heal => world.partitions.clear(),
+        Step::Crash(node) => world.crash(node % count),
+        Step::Restart(node) => world.restart(node % count),
+        Step::Cancel(at) => {
+            if !world.operations.is_empty() {
+                world.cancel(at);
+            }
+        }
+    }
+}
+
+/// Lets everything end without further failures.
+fn settle(world: &mut World) {
+    world.partitions.clear();
+    for node in 0..world.nodes.len() {
+        world.restart(node);
+    }
+    for _ in 0..100 {
+        world.pass(Duration::from_secs(5));
+        if world.is_done() {
+            break;
+        }
+    }
+    assert!(world.is_done(), "an operation waits for ever");
+    // Orphans end after 30 s, and nothing is left to do.
+    world.pass(Duration::from_mins(1));
+    for node in &world.nodes {
+        let totals = node.scheduler.totals();
+        assert_eq!((totals.queued, totals.running, totals.live), (0, 0, 0));
+        assert_eq!(node.handover.deadline(), None);
+    }
+    let attempts = u64::try_from(world.operations.len()).unwrap() * 9;
+    assert!(world.begun <= attempts);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn whatever_the_order_of_events_every_operation_ends_once_and_no_slot_leaks(
+        slots in prop::collection::vec(0_usize..4, 2..=4),
+        steps in prop::collection::vec(step(), 1..120),
+        latency in 1_u64..200,
+        reads in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let mut slots = slots;
+        // An action that no node may run would wait for ever.
+        slots[0] += 1;
+        let mut world = World::new(&slots, Duration::from_millis(latency), seed);
+        world.reads = reads;
+        world.duration = |action| Duration::from_millis(u64::from(action) * 8);
+        for step in &steps {
+            apply(&mut world, step);
+        }
+        settle(&mut world);
+    }
+}

@@ -1,0 +1,73 @@
+//! Other rules, which assign an action to a node when it arrives, in virtual time.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+use fastrand::Rng;
+
+use super::simulation::{Figures, Setup};
+
+/// The rule that chooses a node from what the entry node, the first, knows of each: the jobs there for each slot.
+type Rule = fn(live: &[f64], old: &[f64], random: &mut Rng) -> usize;
+
+/// The Go program's: the entry node while it has a slot; else the peer with the lowest load by news up to 500 ms old,
+/// unless all look full.
+pub(super) fn least_by_news(live: &[f64], old: &[f64], _: &mut Rng) -> usize {
+    let peers = (1..live.len()).filter(|at| old[*at] < 1.0);
+    let peer = peers.min_by(|a, b| old[*a].total_cmp(&old[*b]));
+    peer.filter(|_| live[0] >= 1.0).unwrap_or(0)
+}
+
+/// The less loaded one of two, by own bookkeeping.
+pub(super) fn two_choices(live: &[f64], _: &[f64], random: &mut Rng) -> usize {
+    let mut nodes: Vec<_> = (0..live.len()).collect();
+    random.shuffle(&mut nodes);
+    let two = nodes.into_iter().take(2);
+    two.min_by(|a, b| live[*a].total_cmp(&live[*b])).unwrap()
+}
+
+pub(super) fn simulate(setup: Setup, rule: Rule) -> Figures {
+    let mut random = Rng::with_seed(1);
+    let mut queues = vec![VecDeque::new(); setup.nodes];
+    let mut running = vec![0_usize; setup.nodes];
+    let mut ends = BTreeMap::new();
+    let (mut now, mut news) = (Duration::ZERO, Duration::ZERO);
+    let mut old = vec![0.0; setup.nodes];
+    let (mut submitted, mut ended, mut worst) = (0, 0, Duration::ZERO);
+    let mut next = 0;
+    while ended < setup.actions {
+        let loads = |queues: &[VecDeque<Duration>], running: &[usize]| -> Vec<f64> {
+            let jobs = queues.iter().zip(running);
+            let jobs = jobs.map(|(queue, running)| u32::try_from(queue.len() + running).unwrap());
+            let slots = f64::from(u32::try_from(setup.slots).unwrap());
+            jobs.map(|jobs| f64::from(jobs) / slots).collect()
+        };
+        while submitted < setup.actions && submitted - ended < setup.jobs {
+            let live = loads(&queues, &running);
+            let node = rule(&live, &old, &mut random);
+            queues[node].push_back(now);
+            submitted += 1;
+        }
+        for node in 0..setup.nodes {
+            while running[node] < setup.slots
+                && let Some(at) = queues[node].pop_front()
+            {
+                running[node] += 1;
+                worst = worst.max(now.saturating_sub(at));
+                next += 1;
+                ends.insert((now + Duration::from_secs(1), next), node);
+            }
+        }
+        let ((at, _), node) = ends.pop_first().unwrap();
+        while news <= at {
+            old = loads(&queues, &running);
+            news += Duration::from_millis(500);
+        }
+        now = at;
+        running[node] -= 1;
+        ended += 1;
+    }
+    Figures { time: now, worst }
+}

@@ -1,0 +1,483 @@
+//! Nodes with real schedulers, and links between them that delay, break and keep the order of their frames.
+
+mod host;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use fastrand::Rng;
+use gorego_scheduler::{
+    ActionKey, AttemptId, Capacity, Claimed, Effect, End, Generation, Need, OperationId, Options,
+    Outcome, Phase, Report, Request, Scheduler, Stage, Time, WorkerId,
+};
+use gorego_storage::{DigestFunction, InstanceName};
+use reapi::gorego::cluster::{Done, done::End as DoneEnd, frame::Content};
+
+use self::host::{Out, TestHost, report_of};
+use crate::handover::{Down, Handover, Member};
+
+pub(super) const MIB: u64 = 1 << 20;
+const MEMORY: u64 = 1024 * MIB;
+
+/// A node. Its generation grows with each start.
+pub(super) struct Node {
+    pub(super) generation: Generation,
+    pub(super) is_alive: bool,
+    pub(super) scheduler: Scheduler<u32, u32>,
+    pub(super) handover: Handover,
+    slots: usize,
+    worker: WorkerId,
+    /// The link with each peer, as this node sees it.
+    links: BTreeMap<Generation, u64>,
+    tick: Option<Time>,
+    version: u64,
+    /// The actions that run here, and whether they are of another node.
+    running: BTreeMap<AttemptId, (u32, bool)>,
+    pub(super) busy: Duration,
+}
+
+/// An operation of a client.
+#[derive(Clone, Debug)]
+pub(super) struct Submitted {
+    node: Generation,
+    action: u32,
+    at: Time,
+    pub(super) wait: Option<Duration>,
+    pub(super) ends: u32,
+    pub(super) is_lost: bool,
+}
+
+enum Event {
+    Deliver(usize, Generation, u64, Content),
+    LinkUp(usize, Generation, u64),
+    LinkDown(usize, Generation, Option<u64>, Down),
+    End(Generation, AttemptId, DoneEnd),
+    Read(Generation, Generation, Done),
+    Tick(Generation),
+}
+
+pub(super) struct World {
+    pub(super) now: Time,
+    pub(super) nodes: Vec<Node>,
+    pub(super) operations: BTreeMap<OperationId, Submitted>,
+    /// The operations that ended since the caller looked.
+    pub(super) ended: usize,
+    /// The number of attempts that were begun.
+    pub(super) begun: u64,
+    events: BTreeMap<(Time, u64), Event>,
+    next: u64,
+    latency: Duration,
+    broken: BTreeSet<u64>,
+    /// The pairs of nodes that cannot connect.
+    pub(super) partitions: BTreeSet<(usize, usize)>,
+    pub(super) random: Rng,
+    /// Set if some responses are read over another connection.
+    pub(super) reads: bool,
+    pub(super) duration: fn(u32) -> Duration,
+}
+
+fn options() -> Options {
+    Options {
+        queue_size: 1_000_000,
+        abandon_after: Duration::from_hours(1),
+        retain_completed: Duration::from_mins(1),
+        max_completed: 1000,
+        max_completed_bytes: 1 << 20,
+        max_retries: 2,
+        max_losses: 5,
+    }
+}
+
+pub(super) fn index(node: &Generation) -> usize {
+    node.node()[1..].parse().unwrap()
+}
+
+impl Node {
+    fn new(index: usize, number: u64, slots: usize) -> Self {
+        let generation = Generation::new(&format!("n{index}"), number).unwrap();
+        let worker = WorkerId::new("local");
+        let mut scheduler = Scheduler::new(options());
+        let memory = MEMORY;
+        scheduler.set_worker(&worker, Capacity { slots, memory });
+        Self {
+            handover: Handover::new(generation.clone(), MEMORY, 7),
+            generation,
+            is_alive: true,
+            scheduler,
+            slots,
+            worker,
+            links: BTreeMap::new(),
+            tick: None,
+            version: 0,
+            running: BTreeMap::new(),
+            busy: Duration::ZERO,
+        }
+    }
+}
+
+impl World {
+    pub(super) fn new(slots: &[usize], latency: Duration, seed: u64) -> Self {
+        let nodes = slots.iter().enumerate();
+        let mut world = Self {
+            now: Duration::from_secs(1),
+            nodes: nodes.map(|(at, slots)| Node::new(at, 1, *slots)).collect(),
+            operations: BTreeMap::new(),
+            ended: 0,
+            begun: 0,
+            events: BTreeMap::new(),
+            next: 0,
+            latency,
+            broken: BTreeSet::new(),
+            partitions: BTreeSet::new(),
+            random: Rng::with_seed(seed),
+            reads: false,
+            duration: |_| Duration::from_secs(1),
+        };
+        world.update_members();
+        world
+    }
+
+    pub(super) fn submit(&mut self, node: usize, action: u32, memory: u64) {
+        self.next += 1;
+        let id = OperationId(self.next.into());
+        let request = Request {
+            key: ActionKey {
+                instance: InstanceName::default(),
+                action: DigestFunction::Sha256.digest(&action.to_le_bytes()),
+            },
+            do_not_cache: false,
+            build: format!("build {}", action % 3),
+            priority: 0,
+            platform: "linux".into(),
+            memory,
+            target: String::new(),
+            mnemonic: String::new(),
+            job: Arc::new(action),
+        };
+        let at = self.now;
+        let owner = &mut self.nodes[node];
+        owner.scheduler.submit(id, &request, at).unwrap();
+        let submitted = Submitted {
+            node: owner.generation.clone(),
+            action,
+            at,
+            wait: None,
+            ends: 0,
+            is_lost: false,
+        };
+        self.operations.insert(id, submitted);
+        self.pump(node);
+    }
+
+    pub(super) fn cancel(&mut self, at: usize) {
+        let operations: Vec<_> = self.operations.iter().collect();
+        let (id, submitted) = operations[at % operations.len()];
+        let (id, node) = (*id, index(&submitted.node));
+        let is_owner = self.nodes[node].generation == submitted.node;
+        if is_owner && self.nodes[node].is_alive {
+            self.nodes[node].scheduler.cancel(id, self.now);
+            self.pump(node);
+        }
+    }
+
+    /// Breaks the link between two nodes. Each notices it later.
+    pub(super) fn break_link(&mut self, a: usize, b: usize) {
+        for (at, other) in [(a, b), (b, a)] {
+            let other = self.nodes[other].generation.clone();
+            if let Some(link) = self.nodes[at].links.get(&other).copied() {
+                self.broken.insert(link);
+                let after = Duration::from_millis(self.random.u64(0..600));
+                self.after(after, Event::LinkDown(at, other, Some(link), Down::Broken));
+            }
+        }
+    }
+
+    /// Kills the process of a node.
+    pub(super) fn crash(&mut self, node: usize) {
+        let dead = self.nodes[node].generation.clone();
+        if !std::mem::replace(&mut self.nodes[node].is_alive, false) {
+            return;
+        }
+        for other in 0..self.nodes.len() {
+            if other != node {
+                self.break_link(node, other);
+            }
+        }
+        for submitted in self.operations.values_mut() {
+            submitted.is_lost |= submitted.node == dead && submitted.ends == 0;
+        }
+    }
+
+    pub(super) fn restart(&mut self, node: usize) {
+        if !self.nodes[node].is_alive {
+            let number = self.nodes[node].generation.number() + 1;
+            self.nodes[node] = Node::new(node, number, self.nodes[node].slots);
+            self.update_members();
+        }
+    }
+
+    fn update_members(&mut self) {
+        let member = |node: &Node| Member {
+            node: node.generation.clone(),
+            slots: u32::try_from(node.slots).unwrap(),
+            memory: MEMORY,
+            draining: false,
+        };
+        let members: Vec<_> = self.nodes.iter().map(member).collect();
+        for node in 0..self.nodes.len() {
+            let members = members.clone();
+            self.with(node, |handover, now, host| {
+                handover.members(members, now, host);
+            });
+        }
+    }
+
+    /// Handles the events of a time span.
+    pub(super) fn pass(&mut self, time: Duration) {
+        let until = self.now + time;
+        while let Some(entry) = self.events.first_entry()
+            && entry.key().0 <= until
+        {
+            self.now = entry.key().0;
+            let event = entry.remove();
+            self.handle(event);
+        }
+        self.now = until;
+    }
+
+    /// Handles the next event. Returns false if there is none.
+    pub(super) fn step(&mut self) -> bool {
+        let Some(((at, _), event)) = self.events.pop_first() else {
+            return false;
+        };
+        self.now = at;
+        self.handle(event);
+        true
+    }
+
+    fn after(&mut self, time: Duration, event: Event) {
+        self.next += 1;
+        self.events.insert((self.now + time, self.next), event);
+    }
+
+    /// Returns the position of a run of a node, if it lives.
+    fn alive(&self, generation: &Generation) -> Option<usize> {
+        let at = index(generation);
+        let node = &self.nodes[at];
+        (node.is_alive && node.generation == *generation).then_some(at)
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Deliver(at, from, link, frame) => {
+                if self.nodes[at].links.get(&from) == Some(&link) && !self.broken.contains(&link) {
+                    self.with(at, |handover, now, host| {
+                        handover.frame(&from, frame, now, host);
+                    });
+                }
+            }
+            Event::LinkUp(at, peer, link) => {
+                self.nodes[at].links.insert(peer.clone(), link);
+                self.with(at, |handover, now, host| handover.link_up(&peer, now, host));
+            }
+            Event::LinkDown(at, peer, link, down) => {
+                let links = &mut self.nodes[at].links;
+                if links.get(&peer).copied() == link {
+                    links.remove(&peer);
+                    self.with(at, |handover, now, host| {
+                        handover.link_down(&peer, down, now, host);
+                    });
+                }
+            }
+            Event::End(node, slot, end) => self.end(&node, slot, end),
+            Event::Read(node, peer, done) => {
+                if let Some(at) = self.alive(&node) {
+                    let (attempt, report) = report_of(&done);
+                    let now = self.now;
+                    self.nodes[at].scheduler.report(attempt, report, now);
+                    self.with(at, |handover, _, host| {
+                        handover.received(&peer, attempt, host);
+                    });
+                }
+            }
+            Event::Tick(node) => {
+                if let Some(at) = self.alive(&node) {
+                    self.nodes[at].tick = None;
+                    self.with(at, |handover, now, host| handover.tick(now, host));
+                }
+            }
+        }
+    }
+
+    fn end(&mut self, node: &Generation, slot: AttemptId, end: DoneEnd) {
+        let Some(at) = self.alive(node) else {
+            return;
+        };
+        let now = self.now;
+        let node = &mut self.nodes[at];
+        let Some((action, is_foreign)) = node.running.remove(&slot) else {
+            return;
+        };
+        let done = Done {
+            end: end.into(),
+            response: action.to_le_bytes().to_vec().into(),
+            ..Done::default()
+        };
+        let (_, report) = report_of(&done);
+        if is_foreign {
+            node.scheduler.report(slot, Report::Stopped, now);
+            self.with(at, |handover, _, host| handover.ended(slot, done, host));
+        } else {
+            node.scheduler.report(slot, report, now);
+            self.pump(at);
+        }
+    }
+
+    /// Passes an event to the machine of a node that lives, and carries out what follows.
+    fn with(&mut self, at: usize, event: impl FnOnce(&mut Handover, Time, &mut TestHost<'_>)) {
+        if !self.nodes[at].is_alive {
+            return;
+        }
+        let mut out = Vec::new();
+        let node = &mut self.nodes[at];
+        let mut host = TestHost {
+            scheduler: &mut node.scheduler,
+            out: &mut out,
+            now: self.now,
+            reads: self.reads && self.random.bool(),
+        };
+        event(&mut node.handover, self.now, &mut host);
+        for out in out {
+            self.carry_out(at, out);
+        }
+        self.pump(at);
+    }
+
+    fn carry_out(&mut self, at: usize, out: Out) {
+        let own = self.nodes[at].generation.clone();
+        match out {
+            Out::Send(peer, frame) => {
+                if let Some(link) = self.nodes[at].links.get(&peer).copied() {
+                    let deliver = Event::Deliver(index(&peer), own, link, frame);
+                    self.after(self.latency, deliver);
+                }
+            }
+            Out::Connect(peer) => self.connect(at, peer),
+            Out::Start(slot, action) => self.start(at, slot, action, true),
+            Out::Stop(slot) => {
+                let end = Event::End(own, slot, DoneEnd::Stopped);
+                self.after(Duration::from_millis(1), end);
+            }
+            Out::Read(peer, done) => {
+                let read = Event::Read(own, peer, done);
+                self.after(Duration::from_millis(50), read);
+            }
+        }
+    }
+
+    fn start(&mut self, at: usize, slot: AttemptId, action: u32, is_foreign: bool) {
+        let time = (self.duration)(action);
+        self.begun += 1;
+        let node = &mut self.nodes[at];
+        node.running.insert(slot, (action, is_foreign));
+        node.busy += time;
+        assert!(node.running.len() <= node.slots);
+        let end = Event::End(node.generation.clone(), slot, DoneEnd::Done);
+        self.after(time, end);
+        if is_foreign {
+            self.with(at, |handover, _, host| {
+                handover.progress(slot, Phase::Run, 1, host);
+            });
+        }
+    }
+
+    fn connect(&mut self, at: usize, peer: Generation) {
+        let pair = (at.min(index(&peer)), at.max(index(&peer)));
+        if self.partitions.contains(&pair) {
+            let down = Event::LinkDown(at, peer, None, Down::Broken);
+            self.after(Duration::from_millis(500), down);
+        } else if self.alive(&peer).is_some() {
+            self.next += 1;
+            let (own, link) = (self.nodes[at].generation.clone(), self.next);
+            self.after(self.latency, Event::LinkUp(index(&peer), own, link));
+            self.after(self.latency, Event::LinkUp(at, peer, link));
+        } else {
+            let down = Event::LinkDown(at, peer, None, Down::Refused);
+            self.after(self.latency, down);
+        }
+    }
+
+    /// Carries out the effects of a node's scheduler, and lets its worker claim.
+    fn pump(&mut self, at: usize) {
+        loop {
+            let now = self.now;
+            let node = &mut self.nodes[at];
+            for effect in node.scheduler.take_effects() {
+                self.carry_out_effect(at, effect);
+            }
+            let node = &mut self.nodes[at];
+            let version = node.scheduler.queue_version();
+            if std::mem::replace(&mut node.version, version) != version {
+                self.with(at, |handover, now, host| handover.queue_changed(now, host));
+                return;
+            }
+            match node.scheduler.claim(&node.worker, |_| true, now) {
+                None => break,
+                Some(Claimed::Own(grant)) => self.start(at, grant.attempt, *grant.job, false),
+                Some(Claimed::Foreign(claim)) => {
+                    self.with(at, |handover, now, host| {
+                        handover.claimed(claim.attempt, &claim.entry, claim.need, now, host);
+                    });
+                    return;
+                }
+            }
+        }
+        let node = &mut self.nodes[at];
+        if let Some(deadline) = node.handover.deadline()
+            && node.tick.is_none_or(|tick| deadline < tick)
+        {
+            node.tick = Some(deadline);
+            let tick = Event::Tick(node.generation.clone());
+            self.after(deadline.saturating_sub(self.now), tick);
+        }
+    }
+
+    fn carry_out_effect(&mut self, at: usize, effect: Effect<u32>) {
+        match effect {
+            Effect::Claim => {}
+            Effect::Stop(worker, attempt) if worker == self.nodes[at].worker => {
+                self.carry_out(at, Out::Stop(attempt));
+            }
+            Effect::Stop(_, attempt) => {
+                self.with(at, |handover, _, host| handover.stop(attempt, host));
+            }
+            Effect::Notify(id, stage) => {
+                let operation = self.operations.get_mut(&id).unwrap();
+                assert_eq!(operation.ends, 0, "{id} ended before");
+                match stage {
+                    Stage::Queued => {}
+                    Stage::Executing(_) => {
+                        let wait = self.now.checked_sub(operation.at);
+                        operation.wait = operation.wait.or(wait);
+                    }
+                    Stage::Completed(end) => {
+                        if let End::Outcome(value) = end {
+                            assert_eq!(*value, operation.action);
+                        }
+                        operation.ends += 1;
+                        self.ended += 1;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Returns whether every operation has ended whose node lived.
+    pub(super) fn is_done(&self) -> bool {
+        let mut operations = self.operations.values();
+        operations.all(|operation| operation.ends > 0 || operation.is_lost)
+    }
+}

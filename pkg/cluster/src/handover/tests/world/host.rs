@@ -1,0 +1,131 @@
+//! The host of a node in the world: its scheduler, and a list of what it has to do.
+
+use super::*;
+use crate::handover::{Host, wire};
+use reapi::gorego::cluster as proto;
+
+pub(super) enum Out {
+    Send(Generation, Content),
+    Connect(Generation),
+    Start(AttemptId, u32),
+    Stop(AttemptId),
+    Read(Generation, Done),
+}
+
+pub(super) struct TestHost<'a> {
+    pub(super) scheduler: &'a mut Scheduler<u32, u32>,
+    pub(super) out: &'a mut Vec<Out>,
+    pub(super) now: Time,
+    pub(super) reads: bool,
+}
+
+/// Returns the attempt and the report of its end.
+pub(super) fn report_of(done: &Done) -> (AttemptId, Report<u32>) {
+    let value = u32::from_le_bytes(done.response[..].try_into().unwrap());
+    let outcome = Outcome { value, bytes: 4 };
+    let attempt = wire::attempt(done.attempt.as_ref());
+    let attempt = attempt.unwrap_or_else(|| AttemptId::new(0, 0));
+    let report = match done.end() {
+        DoneEnd::Done => Report::Done(outcome),
+        DoneEnd::OutOfMemory => Report::OutOfMemory(outcome),
+        DoneEnd::Failed => Report::Failed(outcome),
+        DoneEnd::Stopped | DoneEnd::Declined => Report::Stopped,
+    };
+    (attempt, report)
+}
+
+fn id(peer: &Generation) -> WorkerId {
+    WorkerId::new(&peer.to_string())
+}
+
+impl Host for TestHost<'_> {
+    fn send(&mut self, peer: &Generation, frame: Content) {
+        self.out.push(Out::Send(peer.clone(), frame));
+    }
+
+    fn connect(&mut self, peer: &Generation) {
+        self.out.push(Out::Connect(peer.clone()));
+    }
+
+    fn queued(&mut self, _peer: &Generation) -> Vec<(Need, usize)> {
+        self.scheduler.queued_by_need(|_| true)
+    }
+
+    fn backlog(&mut self) -> (usize, u64) {
+        (self.scheduler.totals().queued, 0)
+    }
+
+    fn grant(&mut self, peer: &Generation, need: Need) -> Option<(AttemptId, proto::Grant)> {
+        let grant = self
+            .scheduler
+            .claim_for(&id(peer), need, |_| true, self.now)?;
+        let frame = proto::Grant {
+            size: (*grant.job).into(),
+            memory: grant.memory,
+            alone: grant.alone,
+            run: grant.run.into(),
+            ..proto::Grant::default()
+        };
+        Some((grant.attempt, frame))
+    }
+
+    fn is_awaited(&self, attempt: AttemptId) -> bool {
+        self.scheduler.is_awaited(attempt)
+    }
+
+    fn progress(&mut self, attempt: AttemptId, phase: Phase, run: u16) {
+        self.scheduler
+            .progress_at_peer(attempt, phase, run, self.now);
+    }
+
+    fn ended(&mut self, peer: &Generation, done: Done) -> bool {
+        if self.reads {
+            self.out.push(Out::Read(peer.clone(), done));
+            return false;
+        }
+        let (attempt, report) = report_of(&done);
+        self.scheduler.report(attempt, report, self.now);
+        true
+    }
+
+    fn lose(&mut self, attempt: AttemptId) {
+        self.scheduler.lose(attempt, self.now);
+    }
+
+    fn decline(&mut self, attempt: AttemptId) {
+        self.scheduler.decline(attempt, self.now);
+    }
+
+    fn remove(&mut self, peer: &Generation) {
+        self.scheduler.remove_worker(&id(peer), self.now);
+    }
+
+    fn set_foreign(&mut self, entry: &Generation, counts: &[(Need, usize)]) {
+        self.scheduler.set_foreign(entry, counts);
+    }
+
+    fn foreign_empty(&mut self, entry: &Generation, need: Need) {
+        self.scheduler.foreign_empty(entry, need);
+    }
+
+    fn free(&mut self, slot: AttemptId) {
+        self.scheduler.report(slot, Report::Stopped, self.now);
+    }
+
+    fn start(&mut self, slot: AttemptId, _entry: &Generation, grant: proto::Grant) {
+        let need = if grant.alone {
+            Need::Alone
+        } else {
+            Need::Memory(grant.memory)
+        };
+        self.scheduler.shrink(slot, need);
+        let action = u32::try_from(grant.size).unwrap();
+        self.out.push(Out::Start(slot, action));
+    }
+
+    fn stop(&mut self, slot: AttemptId) {
+        self.out.push(Out::Stop(slot));
+    }
+
+    fn orphaned(&mut self, _entry: &Generation, _done: &Done) {}
+}
