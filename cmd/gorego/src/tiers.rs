@@ -1,4 +1,6 @@
-//! The stores behind the services: the local tier, the backing cache, or both.
+//! The stores behind the services: the local tier, the backing cache, or both; in a cluster those of other nodes, too.
+
+pub(crate) mod cluster;
 
 use std::{
     io,
@@ -25,6 +27,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::cluster::ClusterStores;
 use crate::{
     cli::VERSION,
     memory::Parts,
@@ -84,14 +87,21 @@ pub(crate) struct ExecutorStores {
 }
 
 impl Tiers {
-    /// Opens the configured stores. Counts what passes through them into `meters`, if there are any.
+    /// Opens the configured stores. Counts what passes through them into `meters`, if there are any. A node of a
+    /// `cluster` shares the blobs of its local tier.
     pub(crate) async fn open(
         config: &Config,
         parts: &Parts,
         backing: Option<RemoteStore>,
         mut meters: Option<Meters>,
+        cluster: Option<&ClusterStores>,
     ) -> Result<Self, Error> {
         let Some(backing) = backing.map(Arc::new) else {
+            if let Some(cluster) = cluster {
+                let mut tiers = Self::owned(config, parts, cluster).await?;
+                tiers.answer(config, meters, None);
+                return Ok(tiers);
+            }
             let mut tiers = Self::local(config, parts).await?;
             let local = tiers.local.clone();
             tiers.answer(config, meters, local.as_deref());
@@ -103,6 +113,10 @@ impl Tiers {
         };
         let stores = traced(&config.telemetry, Tier::Backing, stores);
         let mut tiers = if config.local_cache.enabled {
+            let stores = match cluster {
+                Some(cluster) => cluster.in_front(stores),
+                None => stores,
+            };
             Self::proxy(config, parts, &backing, stores).await?
         } else {
             Self::stateless(config, parts, backing, stores)
@@ -174,29 +188,41 @@ impl Tiers {
         config: &Config,
         parts: &Parts,
         remote: &RemoteStore,
-        (blobs, actions): TierStores,
+        stores: TierStores,
     ) -> Result<Self, Error> {
-        let breaker = remote.breaker();
         let local = open_local(config, parts).await?;
-        let outbox = outbox(config, &local).await?;
-        let waiting = outbox.depth();
-        let config = &config.backing_cache;
-        if config.read_only {
-            let why = "nothing is written to the backing cache";
-            warn_of_pending(*waiting.borrow(), why);
-        }
+        let backing = &config.backing_cache;
         let options = Options {
-            existence_ttl: config.existence_ttl,
-            read_only: config.read_only,
+            existence_ttl: backing.existence_ttl,
+            read_only: backing.read_only,
             local_first: false,
-            prefetch: config.prefetch,
-            on_outage: match config.on_outage {
+            prefetch: backing.prefetch,
+            on_outage: match backing.on_outage {
                 config::OnOutage::Fail => OnOutage::Fail,
                 config::OnOutage::Degrade => OnOutage::Degrade,
             },
-            outbox_retry: config.outbox_retry,
+            outbox_retry: backing.outbox_retry,
             memory: parts.proxy.clone(),
         };
+        let tiers = Self::in_two_tiers(config, local, stores, options).await?;
+        Ok(Self {
+            breaker: Some(remote.breaker()),
+            ..tiers
+        })
+    }
+
+    async fn in_two_tiers(
+        config: &Config,
+        local: Arc<LocalStore>,
+        (blobs, actions): TierStores,
+        options: Options,
+    ) -> Result<Self, Error> {
+        let outbox = outbox(config, &local).await?;
+        let waiting = outbox.depth();
+        if options.read_only {
+            let why = "nothing is written to the backing cache";
+            warn_of_pending(*waiting.borrow(), why);
+        }
         let backing = Backing { blobs, actions };
         let proxy = ProxyStore::new(Arc::clone(&local), backing, Arc::new(outbox), options);
         Ok(Self {
@@ -208,7 +234,7 @@ impl Tiers {
             local: Some(local),
             proxy: Some(proxy),
             remote: None,
-            breaker: Some(breaker),
+            breaker: None,
             waiting: Some(waiting),
             executor: None,
             meters: None,

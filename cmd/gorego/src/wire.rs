@@ -95,7 +95,7 @@ async fn serve(
     let (backing, backing_tls) = backing.map_or((None, None), |(store, tls)| (Some(store), tls));
     let collector = traces::collector(&config.telemetry, &mut reloads)?;
     let meters = scraped.as_ref().map(|_| Meters::new(&parts));
-    let mut tiers = Tiers::open(config, &parts, backing, meters).await?;
+    let mut tiers = Tiers::open(config, &parts, backing, meters, None).await?;
     let recorded = builds::record(config, redaction, scraped.is_some(), &mut tiers);
     let (executor, how) = LocalExecutor::new(loaded, start, &tiers, scraped.is_some()).await?;
     announce(config, &listener, scraped.as_ref(), &how)?;
@@ -171,7 +171,7 @@ fn parts(config: &Config, descriptors: Descriptors) -> Parts {
         config.limits.max_batch_bytes.bytes(),
         descriptors.files,
         config.local_cache.enabled,
-        config.backing_cache.target.is_some(),
+        config.backing_cache.target.is_some() || config.cluster.enabled,
     )
 }
 

@@ -1,0 +1,130 @@
+//! The stores of a node in a cluster: those of its peers, and its own as they see them.
+
+#[cfg(test)]
+mod tests;
+
+use std::{sync::Arc, time::Duration};
+
+use gorego_cluster::blobs::{Connect, LatestResults, Member, Near, Owners, PeerStores, Peers};
+use gorego_config::Config;
+use gorego_limits::Budget;
+use gorego_server::Stores;
+use gorego_storage::{Chain, span::Tier};
+use gorego_storage_local::LocalStore;
+use gorego_storage_remote::{BreakerOptions, RemoteAddress, RemoteOptions, RemoteStore};
+use gorego_tls::ClientTls;
+use tokio::sync::watch;
+
+use super::{Error, Parts, Tiers, open_local};
+use crate::{meters::TierStores, traces::traced};
+
+/// The time limit of a call to another node; 1 s is added for each MiB that it moves.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// The connections to another node.
+const CONNECTIONS: usize = 2;
+/// The breaker of another node. The cluster learns of its death at about the same time.
+const BREAKER: BreakerOptions = BreakerOptions {
+    failures: 3,
+    cool_down: Duration::from_millis(500),
+    max_cool_down: Duration::from_secs(5),
+};
+
+/// The part of a cluster in the stores of a node.
+#[derive(Clone, Debug)]
+pub(crate) struct ClusterStores {
+    /// The other nodes.
+    pub(crate) peers: Arc<Peers>,
+    /// The owners of each blob, if there is no backing cache (`cluster.replicas`).
+    pub(crate) replicas: usize,
+    /// Set if blobs are read from other nodes before the backing cache (`cluster.peer_reads`).
+    pub(crate) peer_reads: bool,
+}
+
+/// Returns the way to create clients of other nodes. `tls` returns the settings of connections to a node, which proves
+/// that it is that node; `None` for plain text.
+#[cfg_attr(not(test), expect(dead_code, reason = "no node joins a cluster yet"))]
+pub(crate) fn connect(
+    chain: &Arc<Chain>,
+    windows: &Budget,
+    tls: impl Fn(&Member) -> Option<watch::Receiver<ClientTls>> + Send + Sync + 'static,
+) -> Connect {
+    let (chain, windows) = (Arc::clone(chain), windows.clone());
+    Box::new(move |member| {
+        let options = RemoteOptions {
+            role: "node",
+            tls: tls(member),
+            chain: Arc::clone(&chain),
+            // Another node is faster than a retry.
+            retries: 0,
+            connections: CONNECTIONS,
+            windows: windows.clone(),
+            timeout: TIMEOUT,
+            breaker: BREAKER,
+            ..RemoteOptions::new(RemoteAddress::Tcp(member.address.clone()))
+        };
+        let store = RemoteStore::new(&options).map_err(|why| why.to_string())?;
+        let store = Arc::new(store);
+        Ok(PeerStores {
+            blobs: Arc::clone(&store) as _,
+            actions: store,
+        })
+    })
+}
+
+impl ClusterStores {
+    /// Puts the other nodes in front of the backing cache, if blobs are read from them.
+    pub(super) fn in_front(&self, (blobs, actions): TierStores) -> TierStores {
+        if self.peer_reads {
+            let near = Near::new(Arc::clone(&self.peers), blobs);
+            (Arc::new(near), actions)
+        } else {
+            (blobs, actions)
+        }
+    }
+
+    fn owners(&self, config: &Config, local: &Arc<LocalStore>) -> TierStores {
+        let local = Arc::clone(local) as _;
+        let owners = Owners::new(Arc::clone(&self.peers), local, self.replicas);
+        let owners = Arc::new(owners);
+        let stores = (Arc::clone(&owners) as _, owners as _);
+        traced(&config.telemetry, Tier::Backing, stores)
+    }
+}
+
+impl Tiers {
+    /// Opens the local tier in front of the owners of each blob. Pending writes of an earlier backing cache go to them.
+    pub(super) async fn owned(
+        config: &Config,
+        parts: &Parts,
+        cluster: &ClusterStores,
+    ) -> Result<Self, Error> {
+        let local = open_local(config, parts).await?;
+        let owners = cluster.owners(config, &local);
+        let options = gorego_proxy::Options {
+            // Owners lease what they report for this time.
+            existence_ttl: config
+                .backing_cache
+                .existence_ttl
+                .min(config.local_cache.lease),
+            read_only: false,
+            local_first: true,
+            prefetch: config.backing_cache.prefetch,
+            // A node that is lost is no outage: another one has its place.
+            on_outage: gorego_proxy::OnOutage::Fail,
+            outbox_retry: config.backing_cache.outbox_retry,
+            memory: parts.proxy.clone(),
+        };
+        Self::in_two_tiers(config, local, owners, options).await
+    }
+
+    /// Returns the stores that other nodes use: the local tier only. Results are returned whether complete or not.
+    #[cfg_attr(not(test), expect(dead_code, reason = "no node joins a cluster yet"))]
+    pub(crate) fn mesh_stores(&self) -> Option<Stores> {
+        let local = self.local.as_ref()?;
+        Some(Stores {
+            blobs: Arc::clone(local) as _,
+            uploads: Arc::clone(local) as _,
+            actions: Arc::new(LatestResults::new(Arc::clone(local) as _)),
+        })
+    }
+}
