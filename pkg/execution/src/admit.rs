@@ -90,6 +90,7 @@ pub(crate) struct Admission<'a> {
     pub(crate) action: CheckedAction,
     pub(crate) queued: SystemTime,
     pub(crate) kind: Kind,
+    pub(crate) entry: Option<Arc<str>>,
 }
 
 /// Returns the kind of an action.
@@ -119,6 +120,7 @@ pub(crate) async fn admit_again(
         kind: kind.unwrap_or_else(|| kind_of(&action, None)),
         action,
         queued: SystemTime::now(),
+        entry: None,
     };
     admission.job(&ExecuteRequest::default()).await
 }
@@ -174,6 +176,7 @@ impl Admission<'_> {
             inline_stderr: request.inline_stderr,
             inline_output_files: request.inline_output_files.clone(),
             queued: self.queued,
+            entry: self.entry,
             origin: Origin::current(),
             live: Live::default(),
         });

@@ -174,6 +174,7 @@ impl Executor {
             kind: kind_of(&action, metadata),
             action,
             queued,
+            entry: None,
         };
         let job = match admission.job(request).await {
             Err(failure @ Failure::Missing(_)) if failure.is_long() => {
@@ -185,6 +186,11 @@ impl Executor {
         let request = to_schedule(job, request, metadata, memory);
         let watch = self.runner.submit(id, &request).map_err(refused)?;
         Ok(Execution::Queued(Box::new(Watcher::new(watch, head))))
+    }
+
+    /// Returns what an action is read and checked with.
+    pub(crate) fn parts(&self) -> (&Options, &dyn BlobStore, &Resident) {
+        (&self.options, &*self.blobs, &self.resident)
     }
 
     async fn cached(

@@ -91,6 +91,19 @@ impl Failure {
         }
     }
 
+    /// Returns whether the action may succeed on another node, which has other blobs, another disk or other programs.
+    pub(crate) const fn may_be_of_node(&self) -> bool {
+        matches!(
+            self,
+            Self::Missing(_)
+                | Self::Unmet(_)
+                | Self::NoSpace(_)
+                | Self::Unavailable(_)
+                | Self::Internal(_)
+                | Self::Corrupt(_)
+        )
+    }
+
     /// Returns the code of the status.
     pub const fn code(&self) -> Code {
         match self {

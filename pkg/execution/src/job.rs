@@ -37,6 +37,8 @@ pub struct Job {
     pub inline_output_files: Vec<String>,
     /// The arrival of the request.
     pub queued: std::time::SystemTime,
+    /// The name of the entry node, if the action came to another one. That node stores the result.
+    pub entry: Option<Arc<str>>,
     /// The first client's call.
     pub origin: Origin,
     /// The command while it runs.

@@ -106,6 +106,7 @@ mod tests {
             inline_stderr: false,
             inline_output_files: Vec::new(),
             queued: std::time::SystemTime::now(),
+            entry: None,
             origin: Origin::current(),
             network: crate::Network::Usual,
             persistent: None,

@@ -3,15 +3,21 @@
 mod lines;
 mod metadata;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
+use gorego_limits::Budget;
 use gorego_sandbox::Ended;
-use gorego_storage::{ActionCache, BlobStore, Digest};
+use gorego_storage::{ActionCache, BlobStore, Digest, Error, Outputs, find_outputs};
 use prost::Message as _;
 use reapi::v2::{ActionResult, ExecuteResponse};
 
 use crate::{Failure, Job, abort::Abort, collect::Collected, logs::Log};
 pub(crate) use lines::describe;
 pub(crate) use metadata::Times;
+
+/// The memory in which the directories of outputs are looked up, of all actions together, in bytes.
+pub(crate) const TREES: u64 = 32 << 20;
 
 /// The exit code of a command that was killed.
 const KILLED: i32 = 128 + 9;
@@ -54,6 +60,20 @@ pub(crate) async fn put_blobs(
         }
     }
     Ok(())
+}
+
+/// Extends the leases of the outputs of a response. Fails if one is missing.
+pub(crate) async fn hold(
+    blobs: &Arc<dyn BlobStore>,
+    trees: &Budget,
+    action: Digest,
+    response: &ExecuteResponse,
+) -> Result<(), Error> {
+    let Some(result) = &response.result else {
+        return Ok(());
+    };
+    let outputs = Outputs::of(&action, result, Arc::clone(blobs), trees.clone())?;
+    find_outputs(outputs, &**blobs).await
 }
 
 /// Stores the result of an action that succeeded, unless the client forbids it. Returns a line for the client if that

@@ -290,6 +290,7 @@ mod tests {
             inline_stderr: false,
             inline_output_files: Vec::new(),
             queued: SystemTime::now(),
+            entry: None,
             origin: Origin::current(),
             live: Live::default(),
         }

@@ -32,7 +32,7 @@ use tracing::Instrument as _;
 
 use crate::{
     Failure, InputCounts, Job, MemoryHistory, Options, Origin, abort::Abort,
-    counts::VerificationCounts, publish,
+    counts::VerificationCounts, guest, publish,
 };
 use build_root::{BuildRoot, Failed, Trash};
 pub use build_root::{BuildRootError, BuildRootFailure, remove_directory};
@@ -51,9 +51,6 @@ const MAX_ALTERING: usize = 1000;
 /// The most actions whose outputs are collected at once. Each blocks a thread that waits for others of the same pool,
 /// which has 512, and has some files open.
 const MAX_COLLECTING: usize = 64;
-
-/// The memory in which the directories of outputs are looked up, of all actions together, in bytes.
-const TREES: u64 = 32 << 20;
 
 /// A runner of commands.
 #[async_trait]
@@ -149,7 +146,7 @@ impl NodeWorker {
             build_root,
             altering: Mutex::default(),
             collecting: Semaphore::new(MAX_COLLECTING),
-            trees: Budget::memory("memory for the directories of outputs", TREES),
+            trees: Budget::memory("memory for the directories of outputs", publish::TREES),
             inputs: InputCounts::default(),
             memory,
             verifications: VerificationCounts::default(),
@@ -210,6 +207,10 @@ impl NodeWorker {
                 return Report::Failed(publish::outcome(publish::failed(&failure)));
             }
         };
+        // The node that the action came to may do better, or know of one that does.
+        if job.entry.is_some() && failure.may_be_of_node() {
+            return guest::failed_attempt(&failure);
+        }
         Report::Done(publish::outcome(publish::failed(&failure)))
     }
 

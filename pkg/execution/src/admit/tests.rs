@@ -103,6 +103,7 @@ impl Fixture {
             kind: kind_of(&action, None),
             action,
             queued: SystemTime::now(),
+            entry: None,
         };
         admission.job(&self.request).await
     }

@@ -11,7 +11,7 @@ use std::{
 
 use gorego_sandbox::{Ended, Excess, LaunchError};
 use gorego_scheduler::Phase;
-use gorego_storage::{Digest, Links, Outputs, PinError, Pins, find_outputs};
+use gorego_storage::{Digest, Links, PinError, Pins};
 use reapi::v2::ExecuteResponse;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -141,10 +141,12 @@ impl Run<'_> {
         if let Some(result) = &mut response.result {
             result.execution_metadata = Some(metadata);
         }
-        let results = &*self.worker.stores.results;
-        let note = publish::put_result(results, self.job, &response).await;
-        if let Some(note) = note {
-            publish::add_line(&mut response.message, &note);
+        if self.job.entry.is_none() {
+            let results = &*self.worker.stores.results;
+            let note = publish::put_result(results, self.job, &response).await;
+            if let Some(note) = note {
+                publish::add_line(&mut response.message, &note);
+            }
         }
         Ok(response)
     }
@@ -384,13 +386,8 @@ impl Run<'_> {
 
     /// Extends the leases of the outputs, of which the first were stored a while ago. Fails if one is missing.
     async fn hold(&self, response: &ExecuteResponse) -> Result<(), Abort> {
-        let Some(result) = &response.result else {
-            return Ok(());
-        };
-        let blobs = Arc::clone(&self.worker.stores.blobs);
-        let memory = self.worker.trees.clone();
-        let outputs = Outputs::of(&self.job.action, result, Arc::clone(&blobs), memory)?;
-        match find_outputs(outputs, &*blobs).await {
+        let (blobs, trees) = (&self.worker.stores.blobs, &self.worker.trees);
+        match publish::hold(blobs, trees, self.job.action, response).await {
             // Later ones displaced it.
             Err(error) if error.is_miss() => Err(Abort::NoSpace(format!(
                 "there is no room for all outputs of the action: {error}"

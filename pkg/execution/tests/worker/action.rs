@@ -158,6 +158,7 @@ impl Action {
             inline_stderr: self.inline_logs,
             inline_output_files: self.inline.clone(),
             queued: SystemTime::now(),
+            entry: None,
             origin: Origin::current(),
             live: Live::default(),
         }

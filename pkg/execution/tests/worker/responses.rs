@@ -27,6 +27,14 @@ pub(crate) const TESTS: &[Test] = &[
     ("all_timestamps_are_set_in_order", timestamps),
     ("resources_are_reported_as_buildbarn_does", resources),
     ("all_missing_inputs_are_reported", missing),
+    (
+        "the_result_of_another_nodes_action_is_left_to_that_node",
+        guest,
+    ),
+    (
+        "an_action_of_another_node_with_a_missing_input_is_retried",
+        guest_missing,
+    ),
     ("a_cancelled_action_is_stopped", cancelled),
 ];
 
@@ -222,6 +230,30 @@ fn missing(fixture: &Fixture) {
         for digest in gone {
             assert!(details.contains(&format!("blobs/{digest}")), "{details}");
         }
+    });
+}
+
+fn guest(fixture: &Fixture) {
+    fixture.run(async {
+        let node = fixture.node().await;
+        let action = Action::script("echo x > out").outputs(&["out"]);
+        let mut job = action.job(&*node.store).await;
+        job.entry = Some("entry".into());
+        let result = node.execute_job(job).await.result.unwrap();
+        assert_eq!(result.output_files.len(), 1);
+        assert_eq!(node.cached(&action).await, None);
+    });
+}
+
+fn guest_missing(fixture: &Fixture) {
+    fixture.run(async {
+        let node = fixture.in_memory(|_| {});
+        let action = Action::script("true").file("a", "a");
+        let mut job = action.job(&*node.store).await;
+        job.entry = Some("entry".into());
+        node.store.remove(&job.inputs.blobs[0]);
+        assert_eq!(code(&node.execute_job(job).await), 9);
+        assert_eq!(node.scheduler.totals().ends.retries, 2);
     });
 }
 

@@ -85,6 +85,7 @@ fn job(inputs: Inputs) -> Job {
         inline_stderr: false,
         inline_output_files: Vec::new(),
         queued: std::time::SystemTime::now(),
+        entry: None,
         origin: Origin::current(),
         live: Live::default(),
     }

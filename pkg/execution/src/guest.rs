@@ -1,0 +1,163 @@
+//! Actions of other nodes, and of this node on others.
+//!
+//! The entry node queues an action, and answers its clients. Another node runs it as a guest: it reads the action and the
+//! inputs through its own stores, and stores the outputs there, but not the result. The entry node stores that once it
+//! finds all outputs through its own stores.
+
+#[cfg(test)]
+mod tests;
+mod wire;
+
+pub use wire::{decode_report, encode_report};
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use gorego_limits::{Budget, Call};
+use gorego_scheduler::Report;
+use gorego_storage::{ActionCache, BlobStore, Digest, InstanceName};
+use reapi::v2::{ExecuteRequest, ExecuteResponse, RequestMetadata};
+
+use crate::{
+    Executor, Failure, Job,
+    action::CheckedAction,
+    admit::{Admission, kind_of, read_action},
+    command::check_inline,
+    publish,
+};
+
+/// An action that another node granted to this one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GuestAction {
+    /// The name of the entry node.
+    pub entry: Arc<str>,
+    /// The instance; may be empty.
+    pub instance: InstanceName,
+    /// The digest of the action.
+    pub action: Digest,
+    /// The time limit of the command, which the entry node has checked.
+    pub timeout: Duration,
+    /// The arrival of the request at the entry node.
+    pub queued: SystemTime,
+    /// The outputs that are returned inline where they fit.
+    pub inline_stdout: bool,
+    /// Set if stderr is returned inline where it fits.
+    pub inline_stderr: bool,
+    /// The output files that are returned inline where they fit.
+    pub inline_output_files: Vec<String>,
+    /// The metadata of the client's request.
+    pub metadata: Option<RequestMetadata>,
+}
+
+impl Executor {
+    /// Reads the action of another node, its command and its inputs, and checks them as if a client had sent them. The
+    /// blobs are read near the entry node. The job has the call and the span of the current task.
+    ///
+    /// A failure concerns this node only: the action may succeed on others.
+    pub async fn guest(&self, guest: GuestAction) -> Result<Arc<Job>, Failure> {
+        let call = Call::current().near_to(Arc::clone(&guest.entry));
+        call.scope(self.read_guest(guest)).await
+    }
+
+    async fn read_guest(&self, guest: GuestAction) -> Result<Arc<Job>, Failure> {
+        let (options, blobs, resident) = self.parts();
+        check_inline(&guest.inline_output_files)?;
+        let (digest, mut action) = read_action(blobs, &guest.action).await?;
+        // The limits of the entry node apply.
+        action.timeout = None;
+        let action = CheckedAction {
+            timeout: guest.timeout,
+            ..CheckedAction::new(action, digest.function(), options)?
+        };
+        let request = ExecuteRequest {
+            inline_stdout: guest.inline_stdout,
+            inline_stderr: guest.inline_stderr,
+            inline_output_files: guest.inline_output_files,
+            ..ExecuteRequest::default()
+        };
+        let admission = Admission {
+            options,
+            blobs,
+            resident,
+            instance: guest.instance,
+            digest,
+            kind: kind_of(&action, guest.metadata.as_ref()),
+            action,
+            queued: guest.queued,
+            entry: Some(guest.entry),
+        };
+        admission.job(&request).await
+    }
+}
+
+/// The stores into which a node puts the results of actions that another one ran.
+#[derive(Clone, Debug)]
+pub struct Publisher {
+    blobs: Arc<dyn BlobStore>,
+    results: Arc<dyn ActionCache>,
+    /// The memory in which the directories of outputs are looked up.
+    trees: Budget,
+}
+
+impl Publisher {
+    /// Creates a publisher with the stores of a worker.
+    pub fn new(blobs: Arc<dyn BlobStore>, results: Arc<dyn ActionCache>) -> Self {
+        let trees = Budget::memory("memory for the directories of outputs", publish::TREES);
+        Self {
+            blobs,
+            results,
+            trees,
+        }
+    }
+
+    /// Stores the result of an action that the node `from` ran, if it succeeded and may be cached. Returns the response
+    /// for clients. Fails if an output is missing.
+    ///
+    /// The entry node calls this. The other one does if the entry node is gone.
+    pub async fn publish(
+        &self,
+        job: &Job,
+        mut response: ExecuteResponse,
+        from: &str,
+    ) -> Result<ExecuteResponse, Failure> {
+        let call = Call::current().near_to(from.into());
+        let publish = async {
+            let held = publish::hold(&self.blobs, &self.trees, job.action, &response);
+            held.await.map_err(|error| {
+                let action = job.action;
+                Failure::Unavailable(format!(
+                    "node {from} ran action {action}, but its outputs are not available: {error}"
+                ))
+            })?;
+            let note = publish::put_result(&*self.results, job, &response).await;
+            if let Some(note) = note {
+                publish::add_line(&mut response.message, &note);
+            }
+            Ok(response)
+        };
+        call.scope(publish).await
+    }
+
+    /// Returns the report of an attempt on the node `from` to the scheduler. Stores a result as [`Self::publish`] does.
+    pub async fn report(
+        &self,
+        job: &Job,
+        report: Report<ExecuteResponse>,
+        from: &str,
+    ) -> Report<ExecuteResponse> {
+        match report {
+            Report::Done(outcome) => match self.publish(job, outcome.value, from).await {
+                Ok(response) => Report::Done(publish::outcome(response)),
+                Err(failure) => failed_attempt(&failure),
+            },
+            report => report,
+        }
+    }
+}
+
+/// Returns the report of an attempt that failed on its node, so that another one may follow.
+pub fn failed_attempt(failure: &Failure) -> Report<ExecuteResponse> {
+    Report::Failed(publish::outcome(publish::failed(failure)))
+}
