@@ -74,7 +74,7 @@ pub struct Network {
     pub sent: u64,
     /// The live nodes that others declared down, each time by each.
     pub false_downs: usize,
-    /// What the processes reported, with the number of the process.
+    /// The reports of the processes, with the number of the process.
     pub news: Vec<(usize, Effect)>,
 }
 
