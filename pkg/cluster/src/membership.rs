@@ -51,6 +51,8 @@ const ANNOUNCE_PERIOD: Duration = Duration::from_secs(1);
 const MAX_ANNOUNCEMENTS: u32 = 60;
 /// The time after news in which a node is asked for all others, in case some news was missed. It doubles each time.
 const FIRST_SYNC: Duration = Duration::from_millis(500);
+/// The nodes that a node announces itself to each second after it was turned away.
+const RETURN_ATTEMPTS: usize = 3;
 /// The period of work that no event starts.
 const UPKEEP_PERIOD: Duration = Duration::from_secs(1);
 /// The time in which only the first refused connection to a node counts as its death. A node that others reach would
@@ -115,8 +117,8 @@ pub struct Membership {
     cause: Departure,
     /// The sender of the current packet.
     sender: Option<Identity>,
-    /// The last time that another node was found to have this one's name.
-    conflict: Option<Time>,
+    /// The time until which this node keeps out of the cluster. Set until it has joined again.
+    retreat: Option<Time>,
     left: bool,
     effects: Vec<Effect>,
     random: fastrand::Rng,
@@ -165,7 +167,7 @@ impl Membership {
             upkeeps: 0,
             cause: Departure::Reported,
             sender: None,
-            conflict: None,
+            retreat: None,
             left: false,
             effects: Vec::new(),
             random: fastrand::Rng::with_seed(seed),
@@ -381,15 +383,30 @@ impl Membership {
     }
 
     fn announce_to_candidates(&mut self) {
-        let nodes = &self.nodes;
-        self.candidates.retain(|key, candidate| {
-            let known = nodes.get(key);
-            let joined = known.is_some_and(|node| node.active && node.id.same_run(&candidate.id));
-            candidate.announcements += 1;
-            !joined && candidate.announcements <= MAX_ANNOUNCEMENTS
-        });
-        let ids: Vec<_> = self.candidates.values().map(|it| it.id.clone()).collect();
-        for id in ids {
+        if self.retreats() {
+            return;
+        }
+        if self.retreat.is_none() {
+            let nodes = &self.nodes;
+            self.candidates.retain(|key, candidate| {
+                let known = nodes.get(key);
+                let joined =
+                    known.is_some_and(|node| node.active && node.id.same_run(&candidate.id));
+                candidate.announcements += 1;
+                !joined && candidate.announcements <= MAX_ANNOUNCEMENTS
+            });
+        }
+        let ids = self.candidates.values().map(|it| it.id.clone());
+        // A node that was turned away asks a few.
+        let most = if self.retreat.is_some() {
+            RETURN_ATTEMPTS
+        } else {
+            usize::MAX
+        };
+        for id in self
+            .random
+            .choose_multiple(ids, most.min(self.candidates.len()))
+        {
             self.announce_to(id);
         }
     }
@@ -404,6 +421,14 @@ impl Membership {
         let wait = self.sync_wait;
         self.next_sync = self.now + wait.mul_f64(0.75 + self.random.f64() / 2.0);
         self.sync_wait = (wait * 2).min(self.options.sync_period);
+    }
+
+    /// Spreads this node's record anew.
+    fn broadcast_record(&mut self) {
+        self.counter += 1;
+        if let Ok(item) = item(&self.me, self.counter) {
+            let _ = self.foca.add_broadcast(&item);
+        }
     }
 
     /// Does the work of each second.

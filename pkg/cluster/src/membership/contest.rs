@@ -1,5 +1,6 @@
 //! Names that two nodes have.
 
+use std::mem;
 use std::time::Duration;
 
 use foca::Member;
@@ -8,7 +9,6 @@ use gorego_scheduler::{Generation, Time};
 use super::identity::Identity;
 use super::wire::Holder;
 use super::{Candidate, Departure, Effect, Membership, new_foca};
-use super::{item, records::SharedRecords};
 
 /// The time in which the node that has a name answers, before it is suspected.
 const ANSWER_TIME: Duration = Duration::from_secs(2);
@@ -16,6 +16,11 @@ const ANSWER_TIME: Duration = Duration::from_secs(2);
 const ASK_PERIOD: Duration = Duration::from_secs(5);
 /// The time without a sign of the other node after which the contest is over.
 const CONTEST_TIME: Duration = Duration::from_secs(10);
+
+/// The time that a node keeps out of the cluster where an older one has its name.
+const CONFLICT_PAUSE: Duration = Duration::from_secs(5);
+/// The time that a node keeps out of a cluster without room, on average.
+const FULL_PAUSE: Duration = Duration::from_secs(30);
 
 /// A second node that wants the name of a member.
 pub(super) struct Contest {
@@ -118,7 +123,7 @@ impl Membership {
         }
     }
 
-    /// Leaves the cluster, where another node has this one's name, and tries to join now and then.
+    /// Leaves the cluster, where an older node has this one's name, and tries to join now and then.
     pub(super) fn step_back(&mut self, holder: &Holder) {
         let me = self.foca.identity().clone();
         let Ok(node) = Generation::new(me.node.node(), holder.generation) else {
@@ -129,21 +134,42 @@ impl Membership {
         {
             return;
         }
+        if self.retreats() {
+            return;
+        }
         self.effects.push(Effect::Conflict {
             holder: node,
             address: holder.address.clone(),
         });
-        let first = self.conflict.replace(self.now).is_none();
-        if !first && self.foca.num_members() == 0 {
-            return;
+        self.withdraw(self.now + CONFLICT_PAUSE);
+    }
+
+    /// Leaves the cluster, which has no room, and tries to join later.
+    pub(super) fn find_full(&mut self) {
+        if !self.retreats() {
+            self.effects.push(Effect::Full);
+            // Nodes that start at once come back one by one.
+            let pause = FULL_PAUSE.mul_f64(0.5 + self.random.f64());
+            self.withdraw(self.now + pause);
         }
-        // The other nodes forget this one, and are tried again as if they had just been met.
-        self.left = true;
-        self.drive(|foca, runtime| foca.leave_cluster(runtime));
-        self.left = false;
-        for (key, node) in std::mem::take(&mut self.nodes) {
+    }
+
+    /// Whether this node keeps out of the cluster.
+    pub(super) fn retreats(&self) -> bool {
+        self.retreat.is_some_and(|until| self.now < until)
+    }
+
+    /// Leaves the cluster, and keeps out of it until then. The nodes are tried again as if they had just been met.
+    fn withdraw(&mut self, until: Time) {
+        self.retreat = Some(until);
+        if self.foca.num_members() > 0 {
+            self.left = true;
+            self.drive(|foca, runtime| foca.leave_cluster(runtime));
+            self.left = false;
+        }
+        for (key, node) in mem::take(&mut self.nodes) {
             if let Some(node) = node.up {
-                let why = Departure::Conflict;
+                let why = Departure::Withdrawn;
                 self.effects.push(Effect::Down { node, why });
             }
             if node.active {
@@ -153,12 +179,10 @@ impl Membership {
             }
         }
         self.timers.clear();
-        let id = Identity::new(me.node, me.rank + 1, &me.address);
-        let records: &SharedRecords = &self.records;
-        self.foca = new_foca(id, &self.options, records, self.random.u64(..));
-        self.counter += 1;
-        if let Ok(item) = item(&self.me, self.counter) {
-            let _ = self.foca.add_broadcast(&item);
-        }
+        let me = self.foca.identity();
+        let id = Identity::new(me.node.clone(), me.rank + 1, &me.address);
+        self.foca = new_foca(id, &self.options, &self.records, self.random.u64(..));
+        self.broadcast_record();
+        self.resize();
     }
 }

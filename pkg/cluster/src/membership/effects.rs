@@ -38,7 +38,10 @@ pub enum Effect {
         /// The address of the other node.
         address: String,
     },
-    /// Other nodes had declared this one down, or had given its name to another. It joins again.
+    /// The cluster has no room for this node, which has no peers. Sent again about every half minute while that is so.
+    Full,
+    /// This node joins again, after others had declared it down, or after [`Conflict`](Self::Conflict) or
+    /// [`Full`](Self::Full).
     Rejoined,
     /// A node is not admitted, since the cluster has `max_nodes` already. Sent once for each name.
     Refused(Generation),
@@ -55,8 +58,8 @@ pub enum Departure {
     Reported,
     /// Another run has its name.
     Replaced,
-    /// This node left the cluster, because another has its name.
-    Conflict,
+    /// This node left the cluster: another has its name, or there is no room.
+    Withdrawn,
 }
 
 /// The way in which a connection to a node was lost.

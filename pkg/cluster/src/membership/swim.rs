@@ -25,7 +25,10 @@ impl Membership {
         if let Some(holder) = &envelope.holder {
             self.step_back(holder);
         }
-        if self.left {
+        if envelope.full {
+            self.find_full();
+        }
+        if self.left || self.retreats() {
             return Ok(());
         }
         self.records.insert_items(envelope.records.iter());
@@ -98,16 +101,30 @@ impl Membership {
 
     /// Whether a packet of `from` counts: a name that another node has, or a node too many, waits.
     fn admits_sender(&mut self, from: &Identity) -> bool {
-        match self.nodes.get(&from.key()) {
-            Some(node) if !node.active && node.id.address != from.address => {
-                // The node that had the name is gone. This one is alive, whatever its rank.
-                let gone = node.id.clone();
-                self.fire(Timer::RemoveDown(gone));
-                true
-            }
-            Some(_) => !self.contests(from, true),
-            None => self.has_room(from),
+        let node = self.nodes.get(&from.key());
+        if node.is_some_and(|node| node.active) {
+            return !self.contests(from, true);
         }
+        if self.foca.num_members() + 1 >= self.options.max_nodes {
+            self.refuse(from);
+            let full = true;
+            self.send(
+                from,
+                Envelope {
+                    full,
+                    ..Envelope::default()
+                },
+            );
+            return false;
+        }
+        if let Some(node) = node
+            && node.id.address != from.address
+        {
+            // The node that had the name is gone. This one is alive, whatever its rank.
+            let gone = node.id.clone();
+            self.fire(Timer::RemoveDown(gone));
+        }
+        true
     }
 
     /// Returns for each update whether foca may see it.
@@ -121,7 +138,9 @@ impl Membership {
             accepted.push(if id.key() == me.key() {
                 // A former run at this address is gone; a namesake elsewhere is met in person.
                 id.same_run(&me) || id.address == me.address || down
-            } else if let Some(node) = self.nodes.get(&id.key()) {
+            } else if let Some(node) = self.nodes.get(&id.key())
+                && (node.active || down)
+            {
                 node.id == *id || down || !self.contests(id, false)
             } else if down {
                 self.foca.iter_membership_state().len() < 4 * self.options.max_nodes
@@ -137,14 +156,6 @@ impl Membership {
             });
         }
         accepted
-    }
-
-    fn has_room(&mut self, id: &Identity) -> bool {
-        let fits = self.foca.num_members() + 1 < self.options.max_nodes;
-        if !fits {
-            self.refuse(id);
-        }
-        fits
     }
 
     fn refuse(&mut self, id: &Identity) {
@@ -296,6 +307,9 @@ impl Membership {
         if id.key() == self.key() {
             return;
         }
+        if self.retreat.take().is_some() {
+            self.effects.push(Effect::Rejoined);
+        }
         let records = self.records.0.lock();
         let record = records.get(&id.node).cloned();
         let numbered = records.counter(&id.node) > 0;
@@ -330,7 +344,7 @@ impl Membership {
     }
 
     /// Takes note of a change of the nodes.
-    fn resize(&mut self) {
+    pub(super) fn resize(&mut self) {
         self.resized = true;
         self.sync_wait = FIRST_SYNC;
         self.next_sync = self.next_sync.min(self.now + FIRST_SYNC);
@@ -356,10 +370,6 @@ impl Membership {
         let id = Identity::new(me.node.clone(), me.rank + 1, &me.address);
         self.drive(|foca, runtime| foca.change_identity(id, runtime));
         self.effects.push(Effect::Rejoined);
-        let item = super::item(&self.me, self.counter + 1);
-        if let Ok(item) = item {
-            self.counter += 1;
-            let _ = self.foca.add_broadcast(&item);
-        }
+        self.broadcast_record();
     }
 }

@@ -61,6 +61,9 @@ pub(super) struct Envelope {
     /// The node that has the receiver's name.
     #[prost(message, optional, tag = "6")]
     pub(super) holder: Option<Holder>,
+    /// Set if the sender has no room for the receiver.
+    #[prost(bool, tag = "7")]
+    pub(super) full: bool,
 }
 
 /// A node that has had the receiver's name for longer.

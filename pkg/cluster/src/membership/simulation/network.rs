@@ -10,7 +10,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use gorego_scheduler::{Generation, Time};
 
-use crate::membership::{Departure, Effect, Loss, MemberState, Membership, MembershipOptions};
+use crate::membership::{
+    Departure, Effect, Loss, MemberState, Membership, MembershipOptions, PacketError,
+};
 use crate::record::Record;
 
 /// The period of discovery while a node is alone, and afterwards.
@@ -74,6 +76,9 @@ pub struct Network {
     pub sent: u64,
     /// The live nodes that others declared down, each time by each.
     pub false_downs: usize,
+    /// The packets sent, if they are kept.
+    pub log: Option<Vec<Bytes>>,
+    refused: Vec<PacketError>,
     /// The reports of the processes, with the number of the process.
     pub news: Vec<(usize, Effect)>,
 }
@@ -95,6 +100,8 @@ impl Network {
             links: BTreeSet::new(),
             sent: 0,
             false_downs: 0,
+            log: None,
+            refused: Vec::new(),
             news: Vec::new(),
         };
         for index in 0..nodes {
@@ -195,6 +202,20 @@ impl Network {
     pub fn step_clock(&mut self, index: usize, step: Duration) {
         self.processes[index].step += step;
         self.act(index, Membership::tick);
+    }
+
+    /// Opens a link between two processes.
+    pub fn introduce(&mut self, a: usize, b: usize) {
+        for (from, to) in [(a, b), (b, a)] {
+            let from = self.processes[from].record.clone();
+            let latency = self.latency();
+            self.after(latency, Event::Greet { from, to });
+        }
+    }
+
+    /// The reasons for which packets were refused.
+    pub fn refused(&self) -> &[PacketError] {
+        &self.refused
     }
 
     /// The membership of a process; `None` after its end.
@@ -340,9 +361,8 @@ impl Network {
                 .push((from.clone(), packet.clone()));
             return;
         }
-        self.act(to, |membership, now| {
-            membership.receive(from, packet, now).ok()
-        });
+        let result = self.act(to, |membership, now| membership.receive(from, packet, now));
+        self.refused.extend(result.and_then(Result::err));
     }
 
     /// Opens links to the nodes that all look for, as far as they are not known.
@@ -359,7 +379,6 @@ impl Network {
         } else {
             DISCOVERY
         };
-        let me = self.processes[index].record.clone();
         for seed in 0..SEEDS.min(self.processes.len()) {
             let it = &self.processes[seed];
             let reachable =
@@ -367,11 +386,7 @@ impl Network {
             if seed == index || !reachable || known.contains(&it.record.address) {
                 continue;
             }
-            let from = it.record.clone();
-            let latency = self.latency();
-            self.after(latency, Event::Greet { from, to: index });
-            let from = me.clone();
-            self.after(latency, Event::Greet { from, to: seed });
+            self.introduce(index, seed);
         }
         self.after(period, Event::Discover(index));
     }
@@ -405,6 +420,9 @@ impl Network {
 
     fn send(&mut self, from: usize, node: Generation, address: &str, packet: Bytes) {
         self.sent += packet.len() as u64;
+        if let Some(log) = &mut self.log {
+            log.push(packet.clone());
+        }
         let Some(&to) = self.addresses.get(address) else {
             return;
         };
@@ -448,7 +466,7 @@ impl Network {
             Effect::Down { node, why } => {
                 self.processes[index].up.remove(node);
                 let live = |it: &Process| it.membership.is_some() && it.record.node == *node;
-                if *why != Departure::Conflict && self.processes.iter().any(live) {
+                if *why != Departure::Withdrawn && self.processes.iter().any(live) {
                     self.false_downs += 1;
                 }
             }
