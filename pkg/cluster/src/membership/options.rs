@@ -18,8 +18,8 @@ pub struct MembershipOptions {
     pub probe_period: Duration,
     /// The time in which a probe is answered; afterwards other nodes are asked to probe.
     pub round_trip: Duration,
-    /// The time that a silent node has to answer, in a cluster of up to 10 nodes. It grows with the logarithm of the
-    /// number of nodes.
+    /// The time that a silent node has to answer, in a cluster of up to 10 nodes. It grows by half of itself with
+    /// each digit of the number of nodes.
     pub suspicion: Duration,
     /// The period of gossip, while there is news.
     pub gossip_period: Duration,
@@ -36,11 +36,11 @@ impl Default for MembershipOptions {
         Self {
             max_nodes: 256,
             partners: 16,
-            probe_period: Duration::from_secs(1),
-            round_trip: Duration::from_millis(300),
+            probe_period: Duration::from_millis(600),
+            round_trip: Duration::from_millis(250),
             suspicion: Duration::from_secs(3),
             gossip_period: Duration::from_millis(200),
-            sync_period: Duration::from_secs(10),
+            sync_period: Duration::from_secs(5),
             revive_period: Duration::from_secs(5),
             forget_after: Duration::from_mins(10),
         }
@@ -63,7 +63,7 @@ impl MembershipOptions {
             probe_rtt: self.round_trip,
             num_indirect_probes: NonZeroUsize::MIN.saturating_add(2),
             max_transmissions: NonZeroU8::MIN.saturating_add(transmissions(digits) - 1),
-            suspect_to_down_after: self.suspicion.mul_f64(digits.max(1.0)),
+            suspect_to_down_after: self.suspicion.mul_f64(digits.max(1.0).midpoint(1.0)),
             remove_down_after: Some(self.forget_after),
             max_packet_size: NonZeroUsize::MIN.saturating_add(MAX_SWIM_LEN - 1),
             notify_down_members: true,

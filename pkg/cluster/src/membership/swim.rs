@@ -12,6 +12,9 @@ use super::partners::{Routed, partners, probes};
 use super::wire::{Envelope, PacketError, Swim as Packet};
 use super::{Departure, Effect, FIRST_SYNC, Membership, Node, Swim, WANT_AFTER};
 
+/// The nodes that are down, of which another is told at once.
+const MAX_DEPARTURES: usize = 64;
+
 /// The names that are remembered as refused, so that each is reported once.
 const MAX_REFUSED: usize = 256;
 
@@ -70,6 +73,7 @@ impl Membership {
         }
         let accepted = self.accepted(&packet.updates);
         let all = accepted.iter().all(|accepted| *accepted);
+        let kind = packet.header.message.clone();
         let rewritten = if all {
             None
         } else {
@@ -96,7 +100,30 @@ impl Membership {
             }
             self.ask_for_records();
         }
+        if kind == Kind::Announce {
+            self.send_departures(&from);
+        }
         result.map_err(|error| PacketError::Protocol(error.to_string()))
+    }
+
+    /// Tells a node which others are down, which foca's answer to an announcement leaves out. A node that is no partner
+    /// of theirs, and missed the news, would never know.
+    fn send_departures(&mut self, to: &Identity) {
+        let down = self.nodes.values().filter(|node| !node.active);
+        let down = down.map(|node| Member::down(node.id.clone()));
+        let news = self.random.choose_multiple(down, MAX_DEPARTURES);
+        if news.is_empty() {
+            return;
+        }
+        if let Ok(swim) = Packet::news(self.foca.identity(), to, news).encode() {
+            self.send(
+                to,
+                Envelope {
+                    swim,
+                    ..Envelope::default()
+                },
+            );
+        }
     }
 
     /// Whether a packet of `from` counts: a name that another node has, or a node too many, waits.

@@ -378,3 +378,15 @@ proptest! {
         prop_assert!(network.membership(0).unwrap().nodes.len() < 256);
     }
 }
+
+#[test]
+fn host_that_vanished_is_missed_by_all() {
+    for (nodes, seeds) in [(3, 5), (10, 5), (60, 1)] {
+        for seed in 0..seeds {
+            let mut network = network(nodes, 0.049, seed);
+            network.kill(2, false);
+            agree(&mut network, 15);
+            assert_eq!(network.false_downs, 0);
+        }
+    }
+}
