@@ -1,1 +1,454 @@
-//! The members of the cluster.
+//! The members of the cluster, as one node knows them.
+//!
+//! [`Membership`] is a state machine around foca (SWIM with suspicion) without I/O, tasks or clocks: the caller passes
+//! packets and the time, and carries out the [`Effect`]s. Gossip spreads who is alive, and the [`Record`] of each node.
+//! Records that gossip missed are asked for. A broken connection is the news of a death; gossip alone needs seconds.
+//!
+//! A name belongs to one node at a time. A later run at the same address replaces the former at once. A later run at
+//! another address gets the name when the former does not answer, and until then [`Effect::Conflict`].
+
+mod contest;
+mod effects;
+mod identity;
+mod options;
+mod partners;
+mod records;
+pub mod simulation;
+mod swim;
+#[cfg(test)]
+mod tests;
+mod wants;
+mod wire;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::mem;
+use std::sync::Arc;
+use std::time::Duration;
+
+use foca::{AccumulatingRuntime, Foca, PostcardCodec, State, Timer};
+use gorego_scheduler::{Generation, Time};
+use parking_lot::Mutex;
+use prost::Message;
+use rand::{SeedableRng, rngs::SmallRng};
+
+use contest::Contest;
+pub use effects::{Departure, Effect, Loss, MemberState};
+use identity::{Identity, key};
+pub use options::MembershipOptions;
+use records::{Records, SharedRecords, item};
+use wire::{Envelope, Holder, cluster_number};
+pub use wire::{MAX_PACKET_LEN, PacketError};
+
+use crate::record::{Record, RecordError};
+
+/// The delay of a tick from which time counts as lost: the process, or the machine, stood still.
+const LATE: Duration = Duration::from_millis(500);
+/// The time after which a missing record is asked for, and asked for again.
+const WANT_AFTER: Duration = Duration::from_millis(300);
+/// The period of announcements to nodes that have not answered one.
+const ANNOUNCE_PERIOD: Duration = Duration::from_secs(1);
+/// The announcements to a node that does not answer, after which it is forgotten until it is greeted again.
+const MAX_ANNOUNCEMENTS: u32 = 60;
+/// The time after news in which a node is asked for all others, in case some news was missed. It doubles each time.
+const FIRST_SYNC: Duration = Duration::from_millis(500);
+/// The nodes that a node announces itself to each second after it was turned away.
+const RETURN_ATTEMPTS: usize = 3;
+/// The period of work that no event starts.
+const UPKEEP_PERIOD: Duration = Duration::from_secs(1);
+/// The time in which only the first refused connection to a node counts as its death. A node that others reach would
+/// otherwise come and go.
+const REFUSED_PERIOD: Duration = Duration::from_mins(1);
+
+type Swim = Foca<Identity, PostcardCodec, SmallRng, SharedRecords>;
+
+/// A node whose name is known. There is one for each name.
+struct Node {
+    id: Identity,
+    active: bool,
+    /// The run of which the caller was told that it is up.
+    up: Option<Generation>,
+    /// The time to ask for the record, and the earlier attempts.
+    want: Option<(Time, u32)>,
+    refused: Option<Time>,
+    contest: Option<Contest>,
+}
+
+/// A node that was greeted and is no member yet.
+struct Candidate {
+    id: Identity,
+    announcements: u32,
+}
+
+/// The membership of one node.
+pub struct Membership {
+    options: MembershipOptions,
+    cluster: u64,
+    me: Record,
+    counter: u32,
+    foca: Swim,
+    runtime: AccumulatingRuntime<Identity>,
+    records: SharedRecords,
+    nodes: BTreeMap<u64, Node>,
+    candidates: BTreeMap<u64, Candidate>,
+    /// The names that were refused for want of room, for the log.
+    refused: VecDeque<u64>,
+    timers: BTreeMap<(Time, u64), Timer<Identity>>,
+    timer_count: u64,
+    /// The newest token of foca's timers.
+    token: foca::TimerToken,
+    now: Time,
+    /// The time in which the process stood still, which no timer counts.
+    stood_still: Duration,
+    /// The active nodes, and those that gossip and probes go to, by key.
+    active: usize,
+    /// Set if the nodes changed since foca and the partners were adapted.
+    resized: bool,
+    partners: Vec<u64>,
+    /// The probes that may still be skipped in the current tick.
+    skips: usize,
+    next_sync: Time,
+    sync_wait: Duration,
+    next_announce: Time,
+    /// No record is asked for earlier.
+    next_want: Time,
+    next_upkeep: Time,
+    upkeeps: u32,
+    /// The reason for the departures that the current event causes.
+    cause: Departure,
+    /// The sender of the current packet.
+    sender: Option<Identity>,
+    /// The time until which this node keeps out of the cluster. Set until it has joined again.
+    retreat: Option<Time>,
+    left: bool,
+    effects: Vec<Effect>,
+    random: fastrand::Rng,
+}
+
+impl Membership {
+    /// Creates the membership of `me`, alone in its cluster. `seed` decides all random choices.
+    pub fn new(
+        cluster: &str,
+        me: Record,
+        seed: u64,
+        options: MembershipOptions,
+        now: Time,
+    ) -> Result<Self, RecordError> {
+        let first = item(&me, 1)?;
+        let id = Identity::of(&me);
+        let max = options.max_nodes.saturating_mul(2);
+        let records = SharedRecords(Arc::new(Mutex::new(Records::new(max))));
+        let mut foca = new_foca(id, &options, &records, seed);
+        // Refused only if it were too long, or old.
+        let _ = foca.add_broadcast(&first);
+        Ok(Self {
+            cluster: cluster_number(cluster),
+            me,
+            counter: 1,
+            foca,
+            runtime: AccumulatingRuntime::new(),
+            records,
+            nodes: BTreeMap::new(),
+            candidates: BTreeMap::new(),
+            refused: VecDeque::new(),
+            timers: BTreeMap::new(),
+            timer_count: 0,
+            token: 0,
+            now,
+            stood_still: Duration::ZERO,
+            active: 0,
+            resized: false,
+            partners: Vec::new(),
+            skips: 0,
+            next_sync: Time::MAX,
+            sync_wait: FIRST_SYNC,
+            next_announce: now,
+            next_want: Time::MAX,
+            next_upkeep: now + UPKEEP_PERIOD,
+            upkeeps: 0,
+            cause: Departure::Reported,
+            sender: None,
+            retreat: None,
+            left: false,
+            effects: Vec::new(),
+            random: fastrand::Rng::with_seed(seed),
+            options,
+        })
+    }
+
+    /// Records that a link to `peer` is open: this node announces itself to it, until it answers.
+    pub fn greet(&mut self, peer: &Record, now: Time) {
+        self.advance(now);
+        let id = Identity::of(peer);
+        if id.key() == self.key() {
+            self.meet_namesake(&id);
+            return;
+        }
+        self.records.0.lock().insert_unnumbered(peer);
+        if self.left || self.candidates.len() >= self.options.max_nodes {
+            return;
+        }
+        let candidate = Candidate {
+            id: id.clone(),
+            announcements: 0,
+        };
+        self.candidates.insert(id.key(), candidate);
+        self.announce_to(id);
+        self.settle();
+    }
+
+    /// Handles a packet, which came over the link to `from`.
+    pub fn receive(&mut self, from: &Record, packet: &[u8], now: Time) -> Result<(), PacketError> {
+        self.advance(now);
+        let envelope = Envelope::read(packet, self.cluster)?;
+        let sender = Identity::of(from);
+        let result = self.read(&sender, &envelope);
+        self.sender = None;
+        self.settle();
+        result
+    }
+
+    /// Does what is due. The caller calls it at [`deadline`](Self::deadline).
+    ///
+    /// Packets that arrived before the deadline have to be received first: answers in them end the wait for them.
+    pub fn tick(&mut self, now: Time) {
+        let due = self.deadline();
+        self.advance(now);
+        if self.now > due + LATE {
+            self.stood_still += self.now.saturating_sub(due);
+        }
+        self.skips = self.active.saturating_mul(4);
+        while let Some(entry) = self.timers.first_entry() {
+            if entry.key().0 > self.now.saturating_sub(self.stood_still) {
+                break;
+            }
+            let timer = entry.remove();
+            self.fire(timer);
+        }
+        if self.now >= self.next_sync {
+            self.sync();
+        }
+        if self.now >= self.next_announce {
+            self.next_announce = self.now + ANNOUNCE_PERIOD;
+            self.announce_to_candidates();
+        }
+        if self.now >= self.next_upkeep {
+            self.next_upkeep = self.now + UPKEEP_PERIOD;
+            self.keep_up();
+        }
+        self.ask_for_records();
+        self.settle();
+    }
+
+    /// The time of the next [`tick`](Self::tick).
+    pub fn deadline(&self) -> Time {
+        let timer = self
+            .timers
+            .keys()
+            .next()
+            .map(|(at, _)| *at + self.stood_still);
+        let others = [
+            self.next_announce,
+            self.next_want,
+            self.next_upkeep,
+            self.next_sync,
+        ];
+        others
+            .into_iter()
+            .chain(timer)
+            .min()
+            .unwrap_or(self.next_upkeep)
+    }
+
+    /// The effects since the last call, in order.
+    pub fn take_effects(&mut self) -> Vec<Effect> {
+        mem::take(&mut self.effects)
+    }
+
+    /// Records that the connection to `peer` was lost without a farewell.
+    ///
+    /// A node that refuses connections is down at once, but only once a minute. Otherwise it has a few seconds to
+    /// answer, to whichever node.
+    pub fn connection_lost(&mut self, peer: &Generation, loss: Loss, now: Time) {
+        self.advance(now);
+        let now = self.now;
+        let Some(node) = self.nodes.get_mut(&key(peer.node())) else {
+            return;
+        };
+        if !node.active || node.id.node != *peer {
+            return;
+        }
+        let id = node.id.clone();
+        let recently = |at: Time| now.saturating_sub(at) < REFUSED_PERIOD;
+        if loss == Loss::Refused && !node.refused.is_some_and(recently) {
+            node.refused = Some(now);
+            self.cause = Departure::Refused;
+            self.apply(foca::Member::down(id));
+            self.drive(|foca, runtime| foca.gossip(runtime));
+            self.cause = Departure::Reported;
+        } else {
+            self.suspect(&id);
+        }
+        self.settle();
+    }
+
+    /// Replaces the record of this node. Its address and its run stay as they are.
+    pub fn update(&mut self, mut record: Record, now: Time) -> Result<(), RecordError> {
+        self.advance(now);
+        record.node = self.me.node.clone();
+        record.address.clone_from(&self.me.address);
+        let stored = self.records.0.lock().counter(&record.node);
+        let counter = self.counter.max(stored) + 1;
+        let item = item(&record, counter)?;
+        self.counter = counter;
+        self.me = record;
+        let _ = self.foca.add_broadcast(&item);
+        self.settle();
+        Ok(())
+    }
+
+    /// Leaves the cluster. Other nodes are told; afterwards only the effects are left to carry out.
+    pub fn leave(&mut self, now: Time) {
+        self.advance(now);
+        self.left = true;
+        self.candidates.clear();
+        self.drive(|foca, runtime| foca.leave_cluster(runtime));
+        for _ in 0..3 {
+            self.drive(|foca, runtime| foca.gossip(runtime));
+        }
+        self.timers.clear();
+    }
+
+    /// This node's record.
+    pub fn me(&self) -> &Record {
+        &self.me
+    }
+
+    /// The other nodes whose record is known, and their state.
+    pub fn members(&self) -> Vec<(Arc<Record>, MemberState)> {
+        let records = self.records.0.lock();
+        let listed = self.foca.iter_membership_state().filter_map(|member| {
+            let state = match member.state() {
+                State::Alive => MemberState::Alive,
+                State::Suspect => MemberState::Suspect,
+                State::Down => MemberState::Down,
+            };
+            let id = member.id();
+            let record = records.get(&id.node)?;
+            (id.key() != self.key()).then(|| (Arc::clone(record), state))
+        });
+        listed.collect()
+    }
+
+    fn key(&self) -> u64 {
+        self.foca.identity().key()
+    }
+
+    /// Sets the time, which never goes back.
+    fn advance(&mut self, now: Time) {
+        self.now = self.now.max(now);
+    }
+
+    /// Sends a packet that has more in it than the sender's name.
+    fn send(&mut self, to: &Identity, envelope: Envelope) {
+        let envelope = Envelope {
+            cluster: self.cluster,
+            counter: self.counter,
+            ..envelope
+        };
+        self.effects.push(Effect::Send {
+            to: to.node.clone(),
+            address: Arc::clone(&to.address),
+            packet: envelope.encode_to_vec().into(),
+        });
+    }
+
+    /// Tells a node that its name is taken.
+    fn send_holder(&mut self, to: &Identity, holder: &Identity) {
+        let holder = Holder {
+            generation: holder.node.number(),
+            address: holder.address.to_string(),
+        };
+        let holder = Some(holder);
+        self.send(
+            to,
+            Envelope {
+                holder,
+                ..Envelope::default()
+            },
+        );
+    }
+
+    fn announce_to(&mut self, id: Identity) {
+        self.drive(|foca, runtime| foca.announce(id, runtime));
+    }
+
+    fn announce_to_candidates(&mut self) {
+        if self.retreats() {
+            return;
+        }
+        if self.retreat.is_none() {
+            let nodes = &self.nodes;
+            self.candidates.retain(|key, candidate| {
+                let known = nodes.get(key);
+                let joined =
+                    known.is_some_and(|node| node.active && node.id.same_run(&candidate.id));
+                candidate.announcements += 1;
+                !joined && candidate.announcements <= MAX_ANNOUNCEMENTS
+            });
+        }
+        let ids = self.candidates.values().map(|it| it.id.clone());
+        // A node that was turned away asks a few.
+        let most = if self.retreat.is_some() {
+            RETURN_ATTEMPTS
+        } else {
+            usize::MAX
+        };
+        for id in self
+            .random
+            .choose_multiple(ids, most.min(self.candidates.len()))
+        {
+            self.announce_to(id);
+        }
+    }
+
+    /// Asks a partner for all nodes that it knows.
+    fn sync(&mut self) {
+        let partner = self.random.choice(&self.partners);
+        let partner = partner.and_then(|key| self.nodes.get(key));
+        if let Some(id) = partner.map(|node| node.id.clone()) {
+            self.announce_to(id);
+        }
+        let wait = self.sync_wait;
+        self.next_sync = self.now + wait.mul_f64(0.75 + self.random.f64() / 2.0);
+        self.sync_wait = (wait * 2).min(self.options.sync_period);
+    }
+
+    /// Spreads this node's record anew.
+    fn broadcast_record(&mut self) {
+        self.counter += 1;
+        if let Ok(item) = item(&self.me, self.counter) {
+            let _ = self.foca.add_broadcast(&item);
+        }
+    }
+
+    /// Does the work of each second.
+    fn keep_up(&mut self) {
+        self.upkeeps = self.upkeeps.wrapping_add(1);
+        self.settle_contests();
+        if self.upkeeps.is_multiple_of(30) {
+            let nodes = &self.nodes;
+            self.records.0.lock().sweep(|node| {
+                let known = nodes.get(&key(node.node()));
+                *node == self.me.node || known.is_some_and(|it| it.id.node == *node)
+            });
+            self.refused.clear();
+        }
+    }
+}
+
+/// Creates foca's part for an identity.
+fn new_foca(id: Identity, options: &MembershipOptions, records: &SharedRecords, seed: u64) -> Swim {
+    let random = SmallRng::seed_from_u64(seed);
+    let config = options.foca(1);
+    Foca::with_custom_broadcast(id, config, random, PostcardCodec, records.clone())
+}

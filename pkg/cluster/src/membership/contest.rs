@@ -1,0 +1,188 @@
+//! Names that two nodes have.
+
+use std::mem;
+use std::time::Duration;
+
+use foca::Member;
+use gorego_scheduler::{Generation, Time};
+
+use super::identity::Identity;
+use super::wire::Holder;
+use super::{Candidate, Departure, Effect, Membership, new_foca};
+
+/// The time in which the node that has a name answers, before it is suspected.
+const ANSWER_TIME: Duration = Duration::from_secs(2);
+/// The period in which it is asked again while another node wants the name.
+const ASK_PERIOD: Duration = Duration::from_secs(5);
+/// The time without a sign of the other node after which the contest is over.
+const CONTEST_TIME: Duration = Duration::from_secs(10);
+
+/// The time that a node keeps out of the cluster where an older one has its name.
+const CONFLICT_PAUSE: Duration = Duration::from_secs(5);
+/// The time that a node keeps out of a cluster without room, on average.
+const FULL_PAUSE: Duration = Duration::from_secs(30);
+
+/// A second node that wants the name of a member.
+pub(super) struct Contest {
+    rival: Identity,
+    /// The last time that the rival wrote to this node, or another told of it.
+    seen: Time,
+    /// The time at which the member was asked, and whether it answered.
+    asked: Time,
+    answered: bool,
+}
+
+impl Membership {
+    /// Whether `id` has to wait, because a node elsewhere has its name and may be alive.
+    ///
+    /// If the node `spoke` itself, it is told so as soon as the holder of the name has answered.
+    pub(super) fn contests(&mut self, id: &Identity, spoke: bool) -> bool {
+        let now = self.now;
+        let Some(node) = self.nodes.get_mut(&id.key()) else {
+            return false;
+        };
+        let holder = node.id.clone();
+        if holder.address == id.address {
+            if spoke && let Some(contest) = &mut node.contest {
+                contest.answered = true;
+            }
+            return false;
+        }
+        if !node.active || foca::Identity::win_addr_conflict(&holder, id) {
+            return false;
+        }
+        let ask = match &mut node.contest {
+            Some(contest) => {
+                contest.seen = now;
+                let ask = contest.answered && now >= contest.asked + ASK_PERIOD;
+                let answered = contest.answered;
+                if ask {
+                    contest.asked = now;
+                    contest.answered = false;
+                }
+                if answered && spoke {
+                    self.send_holder(id, &holder);
+                }
+                ask
+            }
+            contest @ None => {
+                *contest = Some(Contest {
+                    rival: id.clone(),
+                    seen: now,
+                    asked: now,
+                    answered: false,
+                });
+                true
+            }
+        };
+        if ask {
+            self.announce_to(holder);
+        }
+        true
+    }
+
+    /// Suspects holders of names that do not answer, and admits the rivals of those that are down.
+    pub(super) fn settle_contests(&mut self) {
+        let now = self.now;
+        let mut silent = Vec::new();
+        let mut won = Vec::new();
+        for node in self.nodes.values_mut() {
+            let Some(contest) = &node.contest else {
+                continue;
+            };
+            if !node.active {
+                won.push(contest.rival.clone());
+                node.contest = None;
+            } else if now > contest.seen + CONTEST_TIME {
+                node.contest = None;
+            } else if !contest.answered && now > contest.asked + ANSWER_TIME {
+                silent.push(node.id.clone());
+            }
+        }
+        for id in silent {
+            self.suspect(&id);
+        }
+        for rival in won {
+            self.apply(Member::alive(rival));
+        }
+    }
+
+    /// Handles a node with the name of this one: the older keeps it.
+    pub(super) fn meet_namesake(&mut self, other: &Identity) {
+        let me = self.foca.identity();
+        if other.address == me.address {
+            // A connection to this node itself, or to a former run of it.
+        } else if (me.node.number(), &me.address) < (other.node.number(), &other.address) {
+            let me = me.clone();
+            self.send_holder(other, &me);
+        } else {
+            self.step_back(&Holder {
+                generation: other.node.number(),
+                address: other.address.to_string(),
+            });
+        }
+    }
+
+    /// Leaves the cluster, where an older node has this one's name, and tries to join now and then.
+    pub(super) fn step_back(&mut self, holder: &Holder) {
+        let me = self.foca.identity().clone();
+        let Ok(node) = Generation::new(me.node.node(), holder.generation) else {
+            return;
+        };
+        if *holder.address == *me.address
+            || (node.number(), &*holder.address) >= (me.node.number(), &*me.address)
+        {
+            return;
+        }
+        if self.retreats() {
+            return;
+        }
+        self.effects.push(Effect::Conflict {
+            holder: node,
+            address: holder.address.clone(),
+        });
+        self.withdraw(self.now + CONFLICT_PAUSE);
+    }
+
+    /// Leaves the cluster, which has no room, and tries to join later.
+    pub(super) fn find_full(&mut self) {
+        if !self.retreats() {
+            self.effects.push(Effect::Full);
+            // Nodes that start at once come back one by one.
+            let pause = FULL_PAUSE.mul_f64(0.5 + self.random.f64());
+            self.withdraw(self.now + pause);
+        }
+    }
+
+    /// Whether this node keeps out of the cluster.
+    pub(super) fn retreats(&self) -> bool {
+        self.retreat.is_some_and(|until| self.now < until)
+    }
+
+    /// Leaves the cluster, and keeps out of it until then. The nodes are tried again as if they had just been met.
+    fn withdraw(&mut self, until: Time) {
+        self.retreat = Some(until);
+        if self.foca.num_members() > 0 {
+            self.left = true;
+            self.drive(|foca, runtime| foca.leave_cluster(runtime));
+            self.left = false;
+        }
+        for (key, node) in mem::take(&mut self.nodes) {
+            if let Some(node) = node.up {
+                let why = Departure::Withdrawn;
+                self.effects.push(Effect::Down { node, why });
+            }
+            if node.active {
+                let announcements = 0;
+                let id = node.id;
+                self.candidates.insert(key, Candidate { id, announcements });
+            }
+        }
+        self.timers.clear();
+        let me = self.foca.identity();
+        let id = Identity::new(me.node.clone(), me.rank + 1, &me.address);
+        self.foca = new_foca(id, &self.options, &self.records, self.random.u64(..));
+        self.broadcast_record();
+        self.resize();
+    }
+}

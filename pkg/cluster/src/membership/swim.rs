@@ -1,0 +1,402 @@
+//! The traffic between the membership and foca.
+
+use std::collections::BTreeSet;
+use std::iter;
+use std::time::Duration;
+
+use bytes::Bytes;
+use foca::{AccumulatingRuntime, Member, Message as Kind, OwnedNotification, State, Timer};
+
+use super::identity::Identity;
+use super::partners::{Routed, partners, probes};
+use super::wire::{Envelope, PacketError, Swim as Packet};
+use super::{Departure, Effect, FIRST_SYNC, Membership, Node, Swim, WANT_AFTER};
+
+/// The nodes that are down, of which another is told at once.
+const MAX_DEPARTURES: usize = 64;
+
+/// The names that are remembered as refused, so that each is reported once.
+const MAX_REFUSED: usize = 256;
+
+impl Membership {
+    /// Handles a packet of `sender`, whose rank may be stale.
+    pub(super) fn read(
+        &mut self,
+        sender: &Identity,
+        envelope: &Envelope,
+    ) -> Result<(), PacketError> {
+        if let Some(holder) = &envelope.holder {
+            self.step_back(holder);
+        }
+        if envelope.full {
+            self.find_full();
+        }
+        if self.left || self.retreats() {
+            return Ok(());
+        }
+        self.records.insert_items(envelope.records.iter());
+        self.send_records(sender, &envelope.wanted);
+        if !envelope.swim.is_empty() {
+            self.read_swim(sender, &envelope.swim)?;
+        }
+        let newest = self.records.0.lock().counter(&sender.node);
+        if envelope.counter > newest
+            && let Some(node) = self.nodes.get_mut(&sender.key())
+            && node.active
+            && node.id.node == sender.node
+        {
+            node.want.get_or_insert((self.now + WANT_AFTER, 1));
+            self.next_want = self.next_want.min(self.now + WANT_AFTER);
+        }
+        Ok(())
+    }
+
+    fn read_swim(&mut self, sender: &Identity, swim: &Bytes) -> Result<(), PacketError> {
+        let mut packet = Packet::parse(swim)?;
+        let from = packet.header.src.clone();
+        if !from.same_run(sender) {
+            return Err(PacketError::Sender(from.node.to_string()));
+        }
+        let me = self.foca.identity();
+        let to = &packet.header.dst;
+        if to.key() != me.key() || (to.node != me.node && packet.header.message != Kind::Announce) {
+            return Err(PacketError::Receiver(to.node.to_string()));
+        }
+        let feed = packet.header.message == Kind::Feed && to == me;
+        self.sender = Some(from.clone());
+        if from.key() == self.key() {
+            self.meet_namesake(&from);
+            return Ok(());
+        }
+        if !self.admits_sender(&from) {
+            return Ok(());
+        }
+        let accepted = self.accepted(&packet.updates);
+        let all = accepted.iter().all(|accepted| *accepted);
+        let kind = packet.header.message.clone();
+        let rewritten = if all {
+            None
+        } else {
+            let mut accepted = accepted.into_iter();
+            packet.updates.retain(|_| accepted.next().unwrap_or(false));
+            Some(packet.encode()?)
+        };
+        if feed {
+            // The answer to an announcement is no news to others.
+            let updates = packet.updates;
+            self.drive(|foca, runtime| foca.apply_many(updates.into_iter(), false, runtime));
+        }
+        let swim = rewritten.as_ref().unwrap_or(swim);
+        let result = self.foca.handle_data(swim, &mut self.runtime);
+        self.absorb();
+        if feed {
+            self.next_want = self.now;
+            for want in self
+                .nodes
+                .values_mut()
+                .filter_map(|node| node.want.as_mut())
+            {
+                want.0 = if want.1 == 0 { self.now } else { want.0 };
+            }
+            self.ask_for_records();
+        }
+        if kind == Kind::Announce {
+            self.send_departures(&from);
+        }
+        result.map_err(|error| PacketError::Protocol(error.to_string()))
+    }
+
+    /// Tells a node which others are down, which foca's answer to an announcement leaves out. A node that is no partner
+    /// of theirs, and missed the news, would never know.
+    fn send_departures(&mut self, to: &Identity) {
+        let down = self.nodes.values().filter(|node| !node.active);
+        let down = down.map(|node| Member::down(node.id.clone()));
+        let news = self.random.choose_multiple(down, MAX_DEPARTURES);
+        if news.is_empty() {
+            return;
+        }
+        if let Ok(swim) = Packet::news(self.foca.identity(), to, news).encode() {
+            self.send(
+                to,
+                Envelope {
+                    swim,
+                    ..Envelope::default()
+                },
+            );
+        }
+    }
+
+    /// Whether a packet of `from` counts: a name that another node has, or a node too many, waits.
+    fn admits_sender(&mut self, from: &Identity) -> bool {
+        let node = self.nodes.get(&from.key());
+        if node.is_some_and(|node| node.active) {
+            return !self.contests(from, true);
+        }
+        if self.foca.num_members() + 1 >= self.options.max_nodes {
+            self.refuse(from);
+            let full = true;
+            self.send(
+                from,
+                Envelope {
+                    full,
+                    ..Envelope::default()
+                },
+            );
+            return false;
+        }
+        if let Some(node) = node
+            && node.id.address != from.address
+        {
+            // The node that had the name is gone. This one is alive, whatever its rank.
+            let gone = node.id.clone();
+            self.fire(Timer::RemoveDown(gone));
+        }
+        true
+    }
+
+    /// Returns for each update whether foca may see it.
+    fn accepted(&mut self, updates: &[Member<Identity>]) -> Vec<bool> {
+        let me = self.foca.identity().clone();
+        let mut room = BTreeSet::new();
+        let mut accepted = Vec::with_capacity(updates.len());
+        for update in updates {
+            let id = update.id();
+            let down = update.state() == State::Down;
+            accepted.push(if id.key() == me.key() {
+                // A former run at this address is gone; a namesake elsewhere is met in person.
+                id.same_run(&me) || id.address == me.address || down
+            } else if let Some(node) = self.nodes.get(&id.key())
+                && (node.active || down)
+            {
+                node.id == *id || down || !self.contests(id, false)
+            } else if down {
+                self.foca.iter_membership_state().len() < 4 * self.options.max_nodes
+            } else {
+                let others = room.len();
+                let fits = self.foca.num_members() + others + 1 < self.options.max_nodes;
+                if fits {
+                    room.insert(id.key());
+                } else if !room.contains(&id.key()) {
+                    self.refuse(id);
+                }
+                fits || room.contains(&id.key())
+            });
+        }
+        accepted
+    }
+
+    fn refuse(&mut self, id: &Identity) {
+        self.candidates.remove(&id.key());
+        if self.refused.contains(&id.key()) {
+            return;
+        }
+        if self.refused.len() >= MAX_REFUSED {
+            self.refused.pop_front();
+        }
+        self.refused.push_back(id.key());
+        self.effects.push(Effect::Refused(id.node.clone()));
+    }
+
+    /// Lets foca act, and carries out its demands.
+    pub(super) fn drive(
+        &mut self,
+        act: impl FnOnce(&mut Swim, &mut AccumulatingRuntime<Identity>) -> Result<(), foca::Error>,
+    ) {
+        if let Err(error) = act(&mut self.foca, &mut self.runtime) {
+            tracing::debug!(%error, "membership protocol failed to act");
+        }
+        self.absorb();
+    }
+
+    pub(super) fn apply(&mut self, member: Member<Identity>) {
+        self.drive(|foca, runtime| foca.apply_many([member].into_iter(), true, runtime));
+    }
+
+    pub(super) fn fire(&mut self, timer: Timer<Identity>) {
+        if let Timer::RemoveDown(id) = &timer
+            && let Some(node) = self.nodes.get(&id.key())
+            && !node.active
+            && node.id == *id
+        {
+            self.nodes.remove(&id.key());
+        }
+        if matches!(timer, Timer::ChangeSuspectToDown { .. }) {
+            self.cause = Departure::Silent;
+        }
+        self.drive(|foca, runtime| foca.handle_timer(timer, runtime));
+        self.cause = Departure::Reported;
+    }
+
+    /// Declares an active node suspect, and tells it so: it is down unless it answers.
+    pub(super) fn suspect(&mut self, id: &Identity) {
+        let alive = |it: &&Member<_>| it.id() == id && it.state() == State::Alive;
+        let Some(incarnation) = self
+            .foca
+            .iter_members()
+            .find(alive)
+            .map(Member::incarnation)
+        else {
+            return;
+        };
+        let suspect = Member::new(id.clone(), incarnation, State::Suspect);
+        self.apply(suspect.clone());
+        let after = self
+            .options
+            .foca(self.nodes.len() + 1)
+            .suspect_to_down_after;
+        let timer = Timer::ChangeSuspectToDown {
+            member_id: id.clone(),
+            incarnation,
+            token: self.token,
+        };
+        self.schedule(timer, after);
+        let news = Packet::news(self.foca.identity(), id, vec![suspect]);
+        if let Ok(swim) = news.encode() {
+            self.send(
+                id,
+                Envelope {
+                    swim,
+                    ..Envelope::default()
+                },
+            );
+        }
+        self.drive(|foca, runtime| foca.gossip(runtime));
+    }
+
+    fn schedule(&mut self, timer: Timer<Identity>, after: Duration) {
+        let at = self.now.saturating_sub(self.stood_still) + after;
+        self.timer_count += 1;
+        self.timers.insert((at, self.timer_count), timer);
+    }
+
+    /// Carries out the demands of foca.
+    fn absorb(&mut self) {
+        while self.runtime.backlog() > 0 {
+            let mut skipped = false;
+            let timers: Vec<_> = iter::from_fn(|| self.runtime.to_schedule()).collect();
+            while let Some((to, swim)) = self.runtime.to_send() {
+                match self.route(to, swim) {
+                    Routed::To(to, swim) => self.send(
+                        &to,
+                        Envelope {
+                            swim,
+                            ..Envelope::default()
+                        },
+                    ),
+                    Routed::Skipped => skipped = true,
+                }
+            }
+            for (after, timer) in timers {
+                if let Timer::ProbeRandomMember(token) = &timer {
+                    self.token = *token;
+                }
+                // After a probe that was skipped the next one is due.
+                let now = skipped && probes(&timer);
+                self.schedule(timer, if now { Duration::ZERO } else { after });
+            }
+            while let Some(news) = self.runtime.to_notify() {
+                self.note(news);
+            }
+        }
+    }
+
+    fn note(&mut self, news: OwnedNotification<Identity>) {
+        match news {
+            OwnedNotification::MemberUp(id) => self.member_up(id),
+            OwnedNotification::MemberDown(id) => {
+                if let Some(node) = self.nodes.get_mut(&id.key()) {
+                    node.active = false;
+                    node.want = None;
+                    if let Some(node) = node.up.take() {
+                        self.effects.push(Effect::Down {
+                            node,
+                            why: self.cause,
+                        });
+                    }
+                }
+                self.resize();
+            }
+            OwnedNotification::Rename(_, new) => {
+                let active = self.nodes.get(&new.key()).is_some_and(|node| node.active);
+                if active && self.foca.iter_members().any(|member| *member.id() == new) {
+                    self.member_up(new);
+                } else if let Some(node) = self.nodes.get_mut(&new.key()) {
+                    node.id = new;
+                }
+            }
+            OwnedNotification::Defunct if !self.left => self.renew(),
+            _ => {}
+        }
+    }
+
+    /// Takes a node into account that foca admitted.
+    fn member_up(&mut self, id: Identity) {
+        if id.key() == self.key() {
+            return;
+        }
+        if self.retreat.take().is_some() {
+            self.effects.push(Effect::Rejoined);
+        }
+        let records = self.records.0.lock();
+        let record = records.get(&id.node).cloned();
+        let numbered = records.counter(&id.node) > 0;
+        drop(records);
+        let node = self.nodes.entry(id.key()).or_insert_with(|| Node {
+            id: id.clone(),
+            active: true,
+            up: None,
+            want: None,
+            refused: None,
+            contest: None,
+        });
+        let again = !node.active;
+        node.active = true;
+        if let Some(up) = node.up.take_if(|up| *up != id.node) {
+            let why = Departure::Replaced;
+            self.effects.push(Effect::Down { node: up, why });
+        }
+        // What changed while the node was away was perhaps missed.
+        if again || !numbered {
+            node.want = Some((self.now + WANT_AFTER, 0));
+            self.next_want = self.next_want.min(self.now + WANT_AFTER);
+        }
+        if let Some(record) = record
+            && node.up.is_none()
+        {
+            node.up = Some(id.node.clone());
+            self.effects.push(Effect::Up(record));
+        }
+        node.id = id;
+        self.resize();
+    }
+
+    /// Takes note of a change of the nodes.
+    pub(super) fn resize(&mut self) {
+        self.resized = true;
+        self.sync_wait = FIRST_SYNC;
+        self.next_sync = self.next_sync.min(self.now + FIRST_SYNC);
+    }
+
+    /// Adapts foca to the number of nodes, and the partners to the nodes.
+    pub(super) fn adapt(&mut self) {
+        if !std::mem::take(&mut self.resized) {
+            return;
+        }
+        self.active = self.nodes.values().filter(|node| node.active).count();
+        self.partners = partners(self.key(), &self.nodes, self.options.partners);
+        self.partners.sort_unstable();
+        let config = self.options.foca(self.foca.num_members() + 1);
+        if let Err(error) = self.foca.set_config(config) {
+            tracing::debug!(%error, "membership protocol refused its configuration");
+        }
+    }
+
+    /// Joins again under a higher rank, since others declared this node down.
+    fn renew(&mut self) {
+        let me = self.foca.identity();
+        let id = Identity::new(me.node.clone(), me.rank + 1, &me.address);
+        self.drive(|foca, runtime| foca.change_identity(id, runtime));
+        self.effects.push(Effect::Rejoined);
+        self.broadcast_record();
+    }
+}
