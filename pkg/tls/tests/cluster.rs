@@ -137,8 +137,10 @@ fn clients_with_a_certificate_of_another_authority_or_cluster_are_refused() {
     let trusting = |mut files: ClusterFiles| {
         let other = Authority::new();
         let server = other.node("b");
-        // The client trusts the server's authority, but its own certificate is of another cluster.
-        files.ca_file = other.folder.path().join("b.ca");
+        // The client trusts both authorities, and the server only its own.
+        files.ca_file = authority.folder.path().join("both");
+        let both = format!("{}{}", authority.issuer.pem(), other.issuer.pem());
+        fs::write(&files.ca_file, both).unwrap();
         (files.load().unwrap(), server)
     };
     let (client, server) = trusting(authority.files("c", &["gorego://build/c"], |_| {}));
@@ -186,6 +188,18 @@ fn expired_nodes_are_refused() {
         let refused = connect(from, to, None).unwrap_err();
         assert!(refused.contains("expired"), "{refused}");
     }
+}
+
+#[test]
+fn an_own_certificate_of_an_unknown_authority_is_refused() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let mut files = authority.files("a", &["gorego://build/a"], |_| {});
+    files.ca_file = other.files("a", &[], |_| {}).ca_file;
+    let why = refused(&files).why;
+    assert!(
+        why.contains("not issued by an authority in ca_file"),
+        "{why}"
+    );
 }
 
 /// Loads files that must be refused.
