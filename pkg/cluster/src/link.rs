@@ -13,7 +13,7 @@ mod serve;
 mod sockets;
 mod table;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tls;
 
 use std::{fmt, sync::Arc, time::Duration};

@@ -13,11 +13,12 @@ use gorego_limits::LogLimit;
 use rustls::{AlertDescription, CertificateError, ServerConfig, server::Acceptor};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy, sink},
-    net::TcpStream,
     time::timeout,
 };
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tracing::{debug, warn};
+
+use crate::Socket;
 
 /// The first bytes of an HTTP/2 client (RFC 9113, 3.4).
 pub(crate) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -175,10 +176,10 @@ where
 }
 
 /// Waits until a client has shown that it speaks TLS, and HTTP/2 within.
-pub(crate) async fn tls(
-    stream: TcpStream,
+pub(crate) async fn tls<S: Socket>(
+    mut stream: S,
     config: Arc<ServerConfig>,
-) -> Result<TlsStream<TcpStream>, BoxError> {
+) -> Result<TlsStream<S>, BoxError> {
     const SCHEME: &str = "grpcs";
     let mut first = [0];
     if stream.peek(&mut first).await? == 0 {

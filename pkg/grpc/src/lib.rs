@@ -14,6 +14,7 @@ mod greeting;
 mod head;
 mod health;
 mod idle;
+mod listen;
 mod messages;
 mod observer;
 mod options;
@@ -26,6 +27,7 @@ mod watchdog;
 mod windows;
 mod wire;
 
+pub use listen::{Listen, Socket};
 pub use messages::{Limit, Messages, decode, decode_within, is_large, run};
 pub use observer::{CallHead, ObservedCall, Observer};
 pub use options::{Error, Limits, Memory, Options};

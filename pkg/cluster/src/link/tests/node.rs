@@ -1,9 +1,9 @@
 //! Nodes for tests: links, a server for them, and certificates.
 
-use std::{fs, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use gorego_grpc::{Body, Messages, Peer, Service};
+use gorego_grpc::{Body, Listen, Messages, Peer, Service};
 use gorego_scheduler::Generation;
 use gorego_tls::{ClusterFiles, ClusterTls, NodeIdentity};
 use http::HeaderMap;
@@ -77,7 +77,7 @@ impl Connect for Wires {
 pub(super) struct Node {
     pub(super) links: Arc<Links>,
     pub(super) events: mpsc::Receiver<Event>,
-    pub(super) address: SocketAddr,
+    pub(super) address: String,
     pub(super) wires: Wires,
     _server: JoinSet<Result<(), gorego_grpc::Error>>,
 }
@@ -106,15 +106,29 @@ impl Node {
 
     pub(super) async fn of(cluster: &str, me: &Generation, tls: Option<ClusterTls>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let address = listener.local_addr().unwrap().to_string();
         let wires = Wires::default();
+        let connect = Arc::new(wires.clone());
+        let node = Self::on(listener, address, connect, cluster, me, tls);
+        Self { wires, ..node }
+    }
+
+    /// Starts a node on any network.
+    pub(crate) fn on(
+        listener: impl Listen,
+        address: String,
+        connect: Arc<dyn Connect>,
+        cluster: &str,
+        me: &Generation,
+        tls: Option<ClusterTls>,
+    ) -> Self {
         let tls_of_server = tls.as_ref().map(|tls| watch::channel(tls.server()).1);
         let (links, events) = Links::new(Options {
             cluster: cluster.to_owned(),
             me: me.clone(),
-            record: record(me, address.to_string()),
+            record: record(me, address.clone()),
             tls: tls.map(|tls| watch::channel(tls).1),
-            connect: Arc::new(wires.clone()),
+            connect,
             max_nodes: 4,
         });
         let options = gorego_grpc::Options {
@@ -129,7 +143,7 @@ impl Node {
             links,
             events,
             address,
-            wires,
+            wires: Wires::default(),
             _server: server,
         }
     }
@@ -137,7 +151,7 @@ impl Node {
     /// Opens a link to a node, by its name and address.
     pub(super) async fn dial(&self, to: &Self) -> Result<Generation, super::super::DialError> {
         let node = to.links.me().node();
-        self.links.dial(&to.address.to_string(), Some(node)).await
+        self.links.dial(&to.address, Some(node)).await
     }
 
     pub(super) async fn event(&mut self) -> Event {
