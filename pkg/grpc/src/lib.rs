@@ -30,7 +30,7 @@ mod wire;
 pub use listen::{Listen, Socket};
 pub use messages::{Limit, Messages, decode, decode_within, is_large, run};
 pub use observer::{CallHead, ObservedCall, Observer};
-pub use options::{Error, Limits, Memory, Options};
+pub use options::{Error, Limits, Memory, Options, Peers};
 pub use response::{Body, COPIED, Framed, put_header};
 pub use router::{Peer, Service};
 pub use serve::serve;

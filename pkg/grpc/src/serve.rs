@@ -35,8 +35,8 @@ pub async fn serve<S: Service>(
     let drain = shutdown.child_token();
     let connections = Arc::new(Connections {
         router: Arc::new(Router::new(service, &options, drain.clone())?),
+        faults: Faults::of(options.peers),
         options,
-        faults: Faults::default(),
         tasks: TaskTracker::new(),
         idle: Arc::default(),
         drain: drain.clone(),

@@ -16,6 +16,20 @@ use rcgen::{
 use rustls::{ClientConnection, ServerConnection};
 use tempfile::TempDir;
 
+/// The files of the node `a` and of its authority, made by
+/// ```text
+/// openssl req -x509 -newkey rsa:2048 -nodes -days 36500 -subj /CN=nodes -keyout ca.key -out node-ca.pem
+/// openssl req -newkey rsa:2048 -nodes -subj /CN=a -keyout node.key -out node.csr
+/// printf 'basicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth,clientAuth\nsubjectAltName=URI:gorego://build/a\n' |
+///     openssl x509 -req -in node.csr -CA node-ca.pem -CAkey ca.key -CAcreateserial -days 36500 -extfile /dev/stdin \
+///     -out node.pem
+/// ```
+const OF_OPENSSL: [(&str, &str); 3] = [
+    ("node.pem", include_str!("data/node.pem")),
+    ("node.key", include_str!("data/node.key")),
+    ("node-ca.pem", include_str!("data/node-ca.pem")),
+];
+
 const BOTH: [Usage; 2] = [Usage::ServerAuth, Usage::ClientAuth];
 
 /// An authority of nodes.
@@ -113,6 +127,28 @@ fn nodes_know_each_other_by_their_names_at_any_address() {
         refused,
         "client: the certificate is of gorego://build/b; expected: gorego://build/c"
     );
+}
+
+#[test]
+fn certificates_of_openssl_can_be_used() {
+    let folder = TempDir::new().unwrap();
+    let [cert_file, key_file, ca_file] = OF_OPENSSL.map(|(name, content)| {
+        let path = folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        path
+    });
+    let files = ClusterFiles {
+        node: NodeIdentity {
+            cluster: "build".to_owned(),
+            node: "a".to_owned(),
+        },
+        cert_file,
+        key_file,
+        ca_file,
+        clients_ca_file: None,
+    };
+    let a = files.load().unwrap();
+    assert_eq!(connect(&a, &a, Some("a")).unwrap(), "gorego://build/a");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use gorego_grpc::{Body, Listen, Messages, Peer, Service};
+use gorego_grpc::{Body, Listen, Messages, Peer, Peers, Service};
 use gorego_scheduler::Generation;
 use gorego_tls::{ClusterFiles, ClusterTls, NodeIdentity};
 use http::HeaderMap;
@@ -133,6 +133,7 @@ impl Node {
         });
         let options = gorego_grpc::Options {
             tls: tls_of_server,
+            peers: Peers::Nodes,
             ..gorego_grpc::Options::default()
         };
         let mesh = Mesh(Arc::clone(&links));
