@@ -16,7 +16,7 @@ use reapi::gorego::cluster::{self as proto, Frame, Record};
 use tempfile::TempDir;
 use tokio::{
     io::copy_bidirectional,
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     sync::{mpsc, watch},
     task::JoinSet,
     time::timeout,
@@ -24,7 +24,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::super::{Connect, Event, How, Links, Options, Socket};
+use super::super::{Connect, Event, How, Links, Options, Socket, Tcp};
 
 /// The longest wait for a condition; far more than it needs.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -64,7 +64,7 @@ impl Wires {
 #[async_trait]
 impl Connect for Wires {
     async fn connect(&self, address: &str) -> io::Result<Box<dyn Socket>> {
-        let mut stream = TcpStream::connect(address).await?;
+        let mut stream = Tcp.connect(address).await?;
         let (near, mut far) = tokio::io::duplex(4096);
         self.0.lock().spawn(async move {
             let _ = copy_bidirectional(&mut far, &mut stream).await;
