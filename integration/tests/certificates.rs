@@ -1,13 +1,15 @@
 //! Tests of TLS with clients and backing caches.
 #![cfg(test)]
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, process::Output, time::Duration};
 
 use gorego_integration::{
+    binary,
     client::Client,
     content::{blob, digest_of},
     metrics::Metrics,
-    server::Server,
+    process,
+    server::{self, Server},
     shell::Caller,
 };
 use rcgen::{
@@ -331,4 +333,70 @@ async fn sighup_does_not_end_a_server_without_reloadable_files() {
     drop(client);
     server.ask_to_stop();
     assert_eq!(server.wait().code(), Some(0));
+}
+
+/// Runs `gorego cluster certs` for a cluster, with these words, in a folder.
+fn cluster_certs(folder: &TempDir, cluster: &str, words: &[&str]) -> Output {
+    let mut command = process::command(binary::gorego());
+    server::forget_settings(&mut command);
+    command.args(["cluster", "certs", "--name", cluster, "--dir", "certs"]);
+    let output = command.args(words).current_dir(folder.path()).output();
+    output.expect("gorego starts")
+}
+
+#[test]
+fn cluster_certs_makes_files_that_the_printed_settings_name() {
+    let folder = TempDir::new().unwrap();
+    let made = cluster_certs(&folder, "build", &["a", "b"]);
+    assert!(made.status.success(), "{made:?}");
+    // With the authority that is there.
+    let made = cluster_certs(&folder, "build", &["--days", "7", "c"]);
+    assert!(made.status.success(), "{made:?}");
+    let certs = folder.path().join("certs");
+    for name in ["ca", "a", "b", "c"] {
+        let mode = |kind| {
+            let file = certs.join(format!("{name}.{kind}"));
+            file.metadata().unwrap().permissions().mode() & 0o777
+        };
+        assert_eq!((mode("key"), mode("pem") & 0o022), (0o600, 0), "{name}");
+    }
+    let text = String::from_utf8(made.stdout).unwrap();
+    let (files, settings) = text.split_once("\n\n").unwrap();
+    let expected = ["c.pem", "c.key"].map(|name| certs.join(name).display().to_string());
+    assert_eq!(files.lines().collect::<Vec<_>>(), expected);
+    let file = folder.path().join("config.yaml");
+    fs::write(&file, settings).unwrap();
+    let mut command = process::command(binary::gorego());
+    server::forget_settings(&mut command);
+    command.arg("--config").arg(&file);
+    let shown = command.args(["config", "--set", "cluster.enabled=yes"]);
+    let shown = shown.output().unwrap();
+    assert!(shown.status.success(), "{shown:?}");
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains(&expected[1]), "{shown}");
+}
+
+#[test]
+fn cluster_certs_overwrites_nothing_and_uses_no_other_authority() {
+    let folder = TempDir::new().unwrap();
+    assert!(cluster_certs(&folder, "build", &["a"]).status.success());
+    let certs = folder.path().join("certs");
+    let files = || {
+        let names = ["ca.pem", "ca.key", "a.pem", "a.key"];
+        names.map(|name| fs::read_to_string(certs.join(name)).unwrap())
+    };
+    let before = files();
+    for (cluster, words, why) in [
+        ("build", &["b", "a"][..], "exists and is not overwritten"),
+        ("build", &["a/b"], "is no name"),
+        ("build", &["ca"], "files of the authority"),
+        ("other", &["c"], "for the cluster other"),
+    ] {
+        let refused = cluster_certs(&folder, cluster, words);
+        let errors = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(2), "{errors}");
+        assert!(errors.contains(why), "{errors}");
+    }
+    assert_eq!(files(), before);
+    assert_eq!(fs::read_dir(&certs).unwrap().count(), 4);
 }

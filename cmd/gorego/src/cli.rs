@@ -45,6 +45,33 @@ pub(crate) enum Command {
     Tail(Tail),
     /// Lists the nodes of the cluster of a running gorego, and their load.
     Peers(Peers),
+    /// Prepares a cluster of nodes.
+    #[command(subcommand)]
+    Cluster(Cluster),
+}
+
+/// The subcommand of `cluster`.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub(crate) enum Cluster {
+    /// Makes certificates and keys for nodes, and an authority if the directory has none.
+    Certs(Certs),
+}
+
+/// The options of `cluster certs`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub(crate) struct Certs {
+    /// Name of the cluster (`cluster.name`).
+    #[arg(long, value_name = "CLUSTER")]
+    pub(crate) name: String,
+    /// Directory of the files: `ca.pem`, `ca.key`, and for each node `NODE.pem` and `NODE.key`.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) dir: PathBuf,
+    /// Days for which the certificates of nodes are valid. The authority's is for ten years.
+    #[arg(long, value_name = "DAYS", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub(crate) days: u32,
+    /// Names of the nodes (`cluster.node_id`).
+    #[arg(value_name = "NODE", required = true)]
+    pub(crate) nodes: Vec<String>,
 }
 
 /// The options of `stats`.

@@ -5,6 +5,7 @@ mod backing;
 mod banner;
 mod builds;
 mod cli;
+mod cluster;
 mod descriptors;
 mod execution;
 mod listen;
@@ -32,7 +33,7 @@ use gorego_config::{Config, LoadedConfig, LogLevel, Sources};
 use gorego_telemetry::logs;
 use tracing::Level;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Cluster, Command};
 
 /// Measured with `load` and `load attack`. The allocator of glibc takes 1.36 times the processor time
 /// for the calls of a Bazel action and 1.2 times for uploads of 64 MiB. mimalloc holds 695 MiB where
@@ -42,7 +43,8 @@ use crate::cli::{Cli, Command};
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// The exit status of a failed start: the configuration, the address or the data directory is unusable.
+/// The exit status of a failed start: the configuration, the address or the data directory is unusable. Also that of
+/// commands whose options are.
 const EXIT_START: u8 = 2;
 
 /// The exit status of a command that found no running gorego.
@@ -60,6 +62,9 @@ fn main() -> ExitCode {
         Some(Command::Peers(options)) => (terminal::peers(options, &load), EXIT_NO_SERVER),
         Some(Command::Ps(options)) => (terminal::ps(options, &load), EXIT_NO_SERVER),
         Some(Command::Tail(options)) => (terminal::tail(options, &load), EXIT_NO_SERVER),
+        Some(Command::Cluster(Cluster::Certs(options))) => {
+            (cluster::certs::run(options), EXIT_START)
+        }
         Some(Command::Top(page)) => match terminal::top(page, &load) {
             Ok(status) => return status,
             Err(why) => (Err(why), EXIT_NO_SERVER),

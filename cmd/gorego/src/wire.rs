@@ -191,6 +191,7 @@ fn options(
             tls,
             healthy: Some(healthy),
             observer: Some(observer),
+            ..gorego_grpc::Options::default()
         },
         limits: limits(&config.limits),
         memory: parts.server,

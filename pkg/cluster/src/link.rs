@@ -13,7 +13,7 @@ mod serve;
 mod sockets;
 mod table;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tls;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -47,7 +47,7 @@ const GOODBYE: Duration = Duration::from_secs(2);
 /// The most peers whose first frame is awaited, and the most connections that are being opened.
 const MAX_HANDSHAKES: usize = 64;
 /// The most events that wait. Beyond it, nothing is read from the links.
-const MAX_EVENTS: usize = 1024;
+const MAX_EVENTS: usize = 256;
 
 /// The end of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,14 +11,13 @@ use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
 use crate::{
-    Options, Peer, Service,
+    Options, Peer, Service, Socket,
     greeting::{self, BoxError, Fault, Faults, HANDSHAKE_TIMEOUT},
     head::refuse_foreign,
     idle::{Activity, Idle},
@@ -67,7 +66,7 @@ pub(crate) struct Connections<S> {
 
 impl<S: Service> Connections<S> {
     /// Serves one client until it leaves or is disconnected.
-    pub(crate) async fn serve(self: Arc<Self>, stream: TcpStream) {
+    pub(crate) async fn serve(self: Arc<Self>, stream: impl Socket) {
         let Ok(peer) = stream.peer_addr() else {
             // The client has disconnected.
             return;
@@ -75,7 +74,7 @@ impl<S: Service> Connections<S> {
         // IPv4 addresses are plain also where the listener is one of IPv6.
         let address = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         // Small messages must not wait for the acknowledgement of earlier ones.
-        let _ = stream.set_nodelay(true);
+        let _ = stream.set_nodelay();
         let activity = self.idle.connection();
         let Err(why) = self.greet(stream, address, activity).await else {
             return;
@@ -91,7 +90,7 @@ impl<S: Service> Connections<S> {
     /// of TLS is taken only where it is used.
     async fn greet(
         self: &Arc<Self>,
-        stream: TcpStream,
+        stream: impl Socket,
         address: SocketAddr,
         activity: Arc<Activity>,
     ) -> Result<(), BoxError> {

@@ -13,11 +13,12 @@ use gorego_limits::LogLimit;
 use rustls::{AlertDescription, CertificateError, ServerConfig, server::Acceptor};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy, sink},
-    net::TcpStream,
     time::timeout,
 };
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tracing::{debug, warn};
+
+use crate::{Peers, Socket};
 
 /// The first bytes of an HTTP/2 client (RFC 9113, 3.4).
 pub(crate) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -91,6 +92,32 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
+    /// Returns the text for a peer that should be a node of this one's cluster.
+    fn of_node(&self) -> String {
+        match self {
+            Self::Tls => {
+                "it speaks TLS, but this node has no certificate: set cluster.tls on all nodes".to_owned()
+            }
+            Self::PlainText | Self::NoCertificate => {
+                "it shows no certificate of a node: set cluster.tls on it".to_owned()
+            }
+            Self::Unusable(why) | Self::Untrusted(why) => format!(
+                "{why}: have it show a certificate that is valid now, signed by an authority in cluster.tls.ca_file"
+            ),
+            Self::Distrusts(alert) => format!(
+                "it does not trust this node's certificate ({alert:?}): set its cluster.tls.ca_file to the authority \
+                 of cluster.tls.cert_file"
+            ),
+            Self::BrokeOff => {
+                "it broke off the TLS handshake when it got this node's certificate; its log says why".to_owned()
+            }
+            Self::Handshake(why) => format!("the TLS handshake failed: {why}"),
+            Self::Http1(_) | Self::Unknown | Self::NoHttp2 | Self::Unfinished { .. } => {
+                "it is no node of a cluster; clients use listen_addr".to_owned()
+            }
+        }
+    }
+
     /// Returns the fault of a client that begins with these bytes, of which there may be few.
     fn of(first: &[u8], scheme: &'static str) -> Self {
         let method = first.split(|byte| *byte == b' ').next().unwrap_or_default();
@@ -130,21 +157,33 @@ impl From<&rustls::Error> for Fault {
 }
 
 /// Warnings of clients with faults. Neither many clients nor one that retries for ever can fill the log.
-#[derive(Debug, Default)]
-pub(crate) struct Faults(Mutex<HashMap<Discriminant<Fault>, LogLimit>>);
+#[derive(Debug)]
+pub(crate) struct Faults {
+    peers: Peers,
+    logged: Mutex<HashMap<Discriminant<Fault>, LogLimit>>,
+}
 
 impl Faults {
+    pub(crate) fn of(peers: Peers) -> Self {
+        let logged = Mutex::default();
+        Self { peers, logged }
+    }
+
     /// Warns of the first client with each kind of fault in a minute; the others are for `debug`.
     pub(crate) fn report(&self, peer: SocketAddr, fault: &Fault) {
+        let (kind, why) = match self.peers {
+            Peers::Clients => ("client", fault.to_string()),
+            Peers::Nodes => ("node", fault.of_node()),
+        };
         if self.is_due(fault) {
-            warn!("client {peer} rejected: {fault}");
+            warn!("{kind} {peer} rejected: {why}");
         } else {
-            debug!("client {peer} rejected: {fault}");
+            debug!("{kind} {peer} rejected: {why}");
         }
     }
 
     fn is_due(&self, fault: &Fault) -> bool {
-        let mut limits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut limits = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
         limits.entry(discriminant(fault)).or_default().is_due()
     }
 }
@@ -175,10 +214,10 @@ where
 }
 
 /// Waits until a client has shown that it speaks TLS, and HTTP/2 within.
-pub(crate) async fn tls(
-    stream: TcpStream,
+pub(crate) async fn tls<S: Socket>(
+    mut stream: S,
     config: Arc<ServerConfig>,
-) -> Result<TlsStream<TcpStream>, BoxError> {
+) -> Result<TlsStream<S>, BoxError> {
     const SCHEME: &str = "grpcs";
     let mut first = [0];
     if stream.peek(&mut first).await? == 0 {
@@ -269,7 +308,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_kind_of_fault_is_warned_of_once_a_minute() {
-        let faults = Faults::default();
+        let faults = Faults::of(Peers::Clients);
         for _ in 0..2 {
             assert!(faults.is_due(&Fault::Untrusted("one".to_owned())));
             assert!(!faults.is_due(&Fault::Untrusted("another".to_owned())));

@@ -23,6 +23,18 @@ pub struct Options {
     pub healthy: Option<watch::Receiver<bool>>,
     /// Observes all calls.
     pub observer: Option<Arc<dyn Observer>>,
+    /// The kind of peers, for the advice in the log when one is misconfigured.
+    pub peers: Peers,
+}
+
+/// The kind of peers of a server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Peers {
+    /// Clients, with the settings `tls`.
+    #[default]
+    Clients,
+    /// The nodes of a cluster, with the settings `cluster.tls`.
+    Nodes,
 }
 
 /// Limits on connections and calls.

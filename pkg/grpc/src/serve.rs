@@ -4,7 +4,6 @@ use std::{io, sync::Arc, time::Duration};
 
 use gorego_limits::is_out_of_descriptors;
 use tokio::{
-    net::{TcpListener, TcpStream},
     sync::Semaphore,
     time::{sleep, timeout},
 };
@@ -12,7 +11,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
-    Error, Options, Service, connection::Connections, greeting::Faults, idle::Idle, router::Router,
+    Error, Listen, Options, Service, connection::Connections, greeting::Faults, idle::Idle,
+    router::Router,
 };
 
 /// The pause before accepting again when the system has no more sockets to give.
@@ -26,7 +26,7 @@ const ABORT_GRACE: Duration = Duration::from_secs(1);
 /// Serves on `listener` until `shutdown` is cancelled. Then health reports it, new calls are refused, and calls in
 /// progress may take up to `options.limits.drain_timeout`. Returns when no task of the server is left.
 pub async fn serve<S: Service>(
-    listener: TcpListener,
+    listener: impl Listen,
     service: S,
     options: Options,
     shutdown: CancellationToken,
@@ -35,8 +35,8 @@ pub async fn serve<S: Service>(
     let drain = shutdown.child_token();
     let connections = Arc::new(Connections {
         router: Arc::new(Router::new(service, &options, drain.clone())?),
+        faults: Faults::of(options.peers),
         options,
-        faults: Faults::default(),
         tasks: TaskTracker::new(),
         idle: Arc::default(),
         drain: drain.clone(),
@@ -60,7 +60,7 @@ pub async fn serve<S: Service>(
 
 /// Accepts connections for ever. At the limit, a connection waits until another one ends, or has no call and is
 /// closed.
-async fn accept<S: Service>(listener: TcpListener, connections: Arc<Connections<S>>) {
+async fn accept<S: Service>(listener: impl Listen, connections: Arc<Connections<S>>) {
     let most = connections.options.limits.max_connections;
     let room = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
     loop {
@@ -81,11 +81,11 @@ async fn accept<S: Service>(listener: TcpListener, connections: Arc<Connections<
     }
 }
 
-async fn accept_one(listener: &TcpListener, idle: &Idle) -> TcpStream {
+async fn accept_one<L: Listen>(listener: &L, idle: &Idle) -> L::Socket {
     let mut warned = false;
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return stream,
+            Ok(socket) => return socket,
             // The client gave up while it was in the listener's queue.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {

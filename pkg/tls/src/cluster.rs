@@ -141,8 +141,8 @@ impl ClusterFiles {
     pub fn load(&self) -> Result<ClusterTls, Error> {
         let provider = Arc::new(ring::default_provider());
         let own = Identity::read(&self.cert_file, &self.key_file, Side::Server, &provider)?;
-        self.check_own(&own)?;
         let authorities = self.authorities()?;
+        self.check_own(&own, &authorities.roots, &provider)?;
         let error = |why: &dyn fmt::Display| Error::new("ca_file", &self.ca_file, why);
         let roots = Arc::new(authorities.roots);
         let nodes = || (Arc::clone(&roots), Arc::clone(&provider));
@@ -195,27 +195,38 @@ impl ClusterFiles {
         })
     }
 
-    /// Checks that the certificate of this node has its name, and both usages.
-    fn check_own(&self, own: &Identity) -> Result<(), Error> {
+    /// Checks that the certificate of this node has its name, both usages, and a known issuer.
+    fn check_own(
+        &self,
+        own: &Identity,
+        roots: &RootCertStore,
+        provider: &CryptoProvider,
+    ) -> Result<(), Error> {
         let error = |why: &dyn fmt::Display| Error::new("cert_file", &self.cert_file, why);
-        let Some(shown) = own.resolver.resolve(&[], &[]) else {
+        let shown = own.resolver.resolve(&[], &[]);
+        let Some((certificate, others)) = shown.as_ref().and_then(|it| it.cert.split_first())
+        else {
             return Ok(());
         };
-        if let Some(certificate) = shown.cert.first() {
-            let NodeIdentity { cluster, node } = &self.node;
-            WrongNode::check(cluster, Some(node), certificate).map_err(|why| error(&why))?;
-            let parsed = parse(certificate).map_err(|why| error(&why))?;
-            for side in [Side::Server, Side::Client] {
-                let checked = check_use(&parsed, UnixTime::now(), side);
-                if let Err(CertificateError::InvalidPurposeContext { required, .. }) = checked {
-                    return Err(error(&format_args!(
-                        "is not permitted for {required:?}; accepted: the extended key usages \
-                         serverAuth and clientAuth"
-                    )));
-                }
+        let NodeIdentity { cluster, node } = &self.node;
+        WrongNode::check(cluster, Some(node), certificate).map_err(|why| error(&why))?;
+        let parsed = parse(certificate).map_err(|why| error(&why))?;
+        for side in [Side::Server, Side::Client] {
+            let checked = check_use(&parsed, UnixTime::now(), side);
+            if let Err(CertificateError::InvalidPurposeContext { required, .. }) = checked {
+                return Err(error(&format_args!(
+                    "is not permitted for {required:?}; accepted: the extended key usages \
+                     serverAuth and clientAuth"
+                )));
             }
         }
-        Ok(())
+        match trusted(certificate, others, roots, UnixTime::now(), provider) {
+            Err(TlsError::InvalidCertificate(
+                CertificateError::UnknownIssuer | CertificateError::BadSignature,
+            )) => Err(error(&"was not issued by an authority in ca_file")),
+            // One that has expired was logged, and may be replaced while this node runs.
+            _ => Ok(()),
+        }
     }
 
     /// Reads the authorities of nodes, which must not be those of clients.
@@ -297,19 +308,30 @@ impl ServerCertVerifier for ServerVerifier {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, TlsError> {
-        let verified = verify_server_cert_signed_by_trust_anchor(
-            &ParsedCertificate::try_from(shown)?,
-            &self.roots,
-            intermediates,
-            now,
-            self.provider.signature_verification_algorithms.all,
-        );
+        let verified = trusted(shown, intermediates, &self.roots, now, &self.provider);
         verified.map_err(|error| explained(shown, error))?;
         WrongNode::check(&self.cluster, self.node.as_deref(), shown)?;
         Ok(ServerCertVerified::assertion())
     }
 
     signatures!();
+}
+
+/// Checks that an authority issued a certificate, directly or not, and that it is valid for servers now.
+fn trusted(
+    shown: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    roots: &RootCertStore,
+    now: UnixTime,
+    provider: &CryptoProvider,
+) -> Result<(), TlsError> {
+    verify_server_cert_signed_by_trust_anchor(
+        &ParsedCertificate::try_from(shown)?,
+        roots,
+        intermediates,
+        now,
+        provider.signature_verification_algorithms.all,
+    )
 }
 
 /// The verifier of nodes that connect.

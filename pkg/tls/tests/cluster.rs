@@ -16,6 +16,20 @@ use rcgen::{
 use rustls::{ClientConnection, ServerConnection};
 use tempfile::TempDir;
 
+/// The files of the node `a` and of its authority, made by
+/// ```text
+/// openssl req -x509 -newkey rsa:2048 -nodes -days 36500 -subj /CN=nodes -keyout ca.key -out node-ca.pem
+/// openssl req -newkey rsa:2048 -nodes -subj /CN=a -keyout node.key -out node.csr
+/// printf 'basicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth,clientAuth\nsubjectAltName=URI:gorego://build/a\n' |
+///     openssl x509 -req -in node.csr -CA node-ca.pem -CAkey ca.key -CAcreateserial -days 36500 -extfile /dev/stdin \
+///     -out node.pem
+/// ```
+const OF_OPENSSL: [(&str, &str); 3] = [
+    ("node.pem", include_str!("data/node.pem")),
+    ("node.key", include_str!("data/node.key")),
+    ("node-ca.pem", include_str!("data/node-ca.pem")),
+];
+
 const BOTH: [Usage; 2] = [Usage::ServerAuth, Usage::ClientAuth];
 
 /// An authority of nodes.
@@ -116,6 +130,28 @@ fn nodes_know_each_other_by_their_names_at_any_address() {
 }
 
 #[test]
+fn certificates_of_openssl_can_be_used() {
+    let folder = TempDir::new().unwrap();
+    let [cert_file, key_file, ca_file] = OF_OPENSSL.map(|(name, content)| {
+        let path = folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        path
+    });
+    let files = ClusterFiles {
+        node: NodeIdentity {
+            cluster: "build".to_owned(),
+            node: "a".to_owned(),
+        },
+        cert_file,
+        key_file,
+        ca_file,
+        clients_ca_file: None,
+    };
+    let a = files.load().unwrap();
+    assert_eq!(connect(&a, &a, Some("a")).unwrap(), "gorego://build/a");
+}
+
+#[test]
 fn nodes_of_other_clusters_are_refused_by_both_sides() {
     let authority = Authority::new();
     let mut files = authority.files("b", &["gorego://other/b"], |_| {});
@@ -137,8 +173,10 @@ fn clients_with_a_certificate_of_another_authority_or_cluster_are_refused() {
     let trusting = |mut files: ClusterFiles| {
         let other = Authority::new();
         let server = other.node("b");
-        // The client trusts the server's authority, but its own certificate is of another cluster.
-        files.ca_file = other.folder.path().join("b.ca");
+        // The client trusts both authorities, and the server only its own.
+        files.ca_file = authority.folder.path().join("both");
+        let both = format!("{}{}", authority.issuer.pem(), other.issuer.pem());
+        fs::write(&files.ca_file, both).unwrap();
         (files.load().unwrap(), server)
     };
     let (client, server) = trusting(authority.files("c", &["gorego://build/c"], |_| {}));
@@ -186,6 +224,18 @@ fn expired_nodes_are_refused() {
         let refused = connect(from, to, None).unwrap_err();
         assert!(refused.contains("expired"), "{refused}");
     }
+}
+
+#[test]
+fn an_own_certificate_of_an_unknown_authority_is_refused() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let mut files = authority.files("a", &["gorego://build/a"], |_| {});
+    files.ca_file = other.files("a", &[], |_| {}).ca_file;
+    let why = refused(&files).why;
+    assert!(
+        why.contains("not issued by an authority in ca_file"),
+        "{why}"
+    );
 }
 
 /// Loads files that must be refused.

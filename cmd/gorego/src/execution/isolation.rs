@@ -233,6 +233,8 @@ fn isolation_settings(loaded: &LoadedConfig, memory: u64) -> IsolationOptions {
         backing.tls.cert_file.clone(),
         backing.tls.key_file.clone(),
         config.telemetry.tracing_headers_file.clone(),
+        config.cluster.tls.cert_file.clone(),
+        config.cluster.tls.key_file.clone(),
     ];
     let given = own.into_iter().filter(|path| !path.as_os_str().is_empty());
     let hide = folders

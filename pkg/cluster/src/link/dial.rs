@@ -34,7 +34,7 @@ use super::{
 
 /// The receive window of a link, in bytes, and the most bytes that leave the queue before the network takes them:
 /// gossip does not overtake these.
-const WINDOW: u32 = 1 << 20;
+const WINDOW: u32 = 256 * 1024;
 const SEND_BUFFER: usize = 32 * 1024;
 
 /// The error of a link that could not be opened.

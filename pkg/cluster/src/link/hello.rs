@@ -78,3 +78,61 @@ pub(crate) fn check(
     }
     Ok((peer, hello))
 }
+
+#[cfg(test)]
+mod tests {
+    use reapi::gorego::cluster::Node;
+
+    use super::*;
+
+    fn checked(change: impl FnOnce(&mut Hello)) -> Result<Generation, Code> {
+        let node = Node {
+            name: "a".to_owned(),
+            generation: 7,
+        };
+        let record = Record {
+            node: Some(node),
+            ..Record::default()
+        };
+        let mut hello = hello("build", record);
+        change(&mut hello);
+        let frame = Frame {
+            content: Some(Content::Hello(hello)),
+        };
+        let me = Generation::new("b", 1).unwrap();
+        let checked = check(frame, "build", &me, None);
+        checked.map(|(peer, _)| peer).map_err(|why| why.code())
+    }
+
+    #[test]
+    fn versions_that_overlap_are_accepted() {
+        let versions = |oldest, newest| {
+            checked(|hello| (hello.oldest_version, hello.version) = (oldest, newest))
+        };
+        let peer = Generation::new("a", 7).unwrap();
+        for (oldest, newest) in [(1, 1), (0, 1), (1, 9), (0, 9)] {
+            assert_eq!(versions(oldest, newest), Ok(peer.clone()));
+        }
+        for (oldest, newest) in [(0, 0), (2, 2), (2, 9)] {
+            assert_eq!(versions(oldest, newest), Err(FOREIGN));
+        }
+    }
+
+    #[test]
+    fn malformed_records_are_refused() {
+        let record =
+            |change: fn(&mut Record)| checked(|hello| change(hello.record.get_or_insert_default()));
+        let name =
+            |record: &mut Record, name: String| record.node.get_or_insert_default().name = name;
+        let refused = Err(Code::InvalidArgument);
+        assert_eq!(checked(|hello| hello.record = None), refused);
+        assert_eq!(record(|record| record.node = None), refused);
+        assert_eq!(record(|record| record.version = "x".repeat(512)), refused);
+        for text in ["", "a/b", &"x".repeat(64)] {
+            let named = checked(|hello| {
+                name(hello.record.get_or_insert_default(), text.to_owned());
+            });
+            assert_eq!(named, refused, "{text}");
+        }
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::{
     fmt, io,
+    net::SocketAddr,
     pin::Pin,
     sync::{Arc, OnceLock},
     task::{Context, Poll},
@@ -11,7 +12,7 @@ use async_trait::async_trait;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream, lookup_host},
 };
 
 /// A connection.
@@ -26,6 +27,10 @@ pub trait Connect: fmt::Debug + Send + Sync + 'static {
     async fn connect(&self, address: &str) -> io::Result<Box<dyn Socket>>;
 }
 
+/// The bytes that the system buffers on the way to a peer. By default it buffers megabytes, which gossip would have to
+/// wait for on a slow network.
+const SEND_BUFFER: u32 = 128 * 1024;
+
 /// Opens TCP connections.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tcp;
@@ -33,10 +38,26 @@ pub struct Tcp;
 #[async_trait]
 impl Connect for Tcp {
     async fn connect(&self, address: &str) -> io::Result<Box<dyn Socket>> {
-        let stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
-        Ok(Box::new(stream))
+        let mut failure = io::Error::from(io::ErrorKind::NotFound);
+        for address in lookup_host(address).await? {
+            match connect(address).await {
+                Ok(stream) => return Ok(Box::new(stream)),
+                Err(why) => failure = why,
+            }
+        }
+        Err(failure)
     }
+}
+
+async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    socket.set_send_buffer_size(SEND_BUFFER)?;
+    let stream = socket.connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 /// A connection for the HTTP/2 client.

@@ -1,7 +1,9 @@
-//! Tests of links between nodes on the loopback interface.
+//! Tests of links between nodes, on the loopback interface and on a simulated network.
 
 mod node;
 mod refused;
+mod silence;
+pub(crate) mod simulated;
 mod ups_and_downs;
 
 use reapi::gorego::cluster::{Claim, Frame, Load, frame::Content};

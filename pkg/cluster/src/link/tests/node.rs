@@ -1,9 +1,9 @@
 //! Nodes for tests: links, a server for them, and certificates.
 
-use std::{fs, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use gorego_grpc::{Body, Messages, Peer, Service};
+use gorego_grpc::{Body, Listen, Messages, Peer, Peers, Service};
 use gorego_scheduler::Generation;
 use gorego_tls::{ClusterFiles, ClusterTls, NodeIdentity};
 use http::HeaderMap;
@@ -16,7 +16,7 @@ use reapi::gorego::cluster::{self as proto, Frame, Record};
 use tempfile::TempDir;
 use tokio::{
     io::copy_bidirectional,
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     sync::{mpsc, watch},
     task::JoinSet,
     time::timeout,
@@ -24,7 +24,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::super::{Connect, Event, How, Links, Options, Socket};
+use super::super::{Connect, Event, How, Links, Options, Socket, Tcp};
 
 /// The longest wait for a condition; far more than it needs.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -64,7 +64,7 @@ impl Wires {
 #[async_trait]
 impl Connect for Wires {
     async fn connect(&self, address: &str) -> io::Result<Box<dyn Socket>> {
-        let mut stream = TcpStream::connect(address).await?;
+        let mut stream = Tcp.connect(address).await?;
         let (near, mut far) = tokio::io::duplex(4096);
         self.0.lock().spawn(async move {
             let _ = copy_bidirectional(&mut far, &mut stream).await;
@@ -77,7 +77,7 @@ impl Connect for Wires {
 pub(super) struct Node {
     pub(super) links: Arc<Links>,
     pub(super) events: mpsc::Receiver<Event>,
-    pub(super) address: SocketAddr,
+    pub(super) address: String,
     pub(super) wires: Wires,
     _server: JoinSet<Result<(), gorego_grpc::Error>>,
 }
@@ -106,19 +106,34 @@ impl Node {
 
     pub(super) async fn of(cluster: &str, me: &Generation, tls: Option<ClusterTls>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let address = listener.local_addr().unwrap().to_string();
         let wires = Wires::default();
+        let connect = Arc::new(wires.clone());
+        let node = Self::on(listener, address, connect, cluster, me, tls);
+        Self { wires, ..node }
+    }
+
+    /// Starts a node on any network.
+    pub(crate) fn on(
+        listener: impl Listen,
+        address: String,
+        connect: Arc<dyn Connect>,
+        cluster: &str,
+        me: &Generation,
+        tls: Option<ClusterTls>,
+    ) -> Self {
         let tls_of_server = tls.as_ref().map(|tls| watch::channel(tls.server()).1);
         let (links, events) = Links::new(Options {
             cluster: cluster.to_owned(),
             me: me.clone(),
-            record: record(me, address.to_string()),
+            record: record(me, address.clone()),
             tls: tls.map(|tls| watch::channel(tls).1),
-            connect: Arc::new(wires.clone()),
+            connect,
             max_nodes: 4,
         });
         let options = gorego_grpc::Options {
             tls: tls_of_server,
+            peers: Peers::Nodes,
             ..gorego_grpc::Options::default()
         };
         let mesh = Mesh(Arc::clone(&links));
@@ -129,7 +144,7 @@ impl Node {
             links,
             events,
             address,
-            wires,
+            wires: Wires::default(),
             _server: server,
         }
     }
@@ -137,7 +152,7 @@ impl Node {
     /// Opens a link to a node, by its name and address.
     pub(super) async fn dial(&self, to: &Self) -> Result<Generation, super::super::DialError> {
         let node = to.links.me().node();
-        self.links.dial(&to.address.to_string(), Some(node)).await
+        self.links.dial(&to.address, Some(node)).await
     }
 
     pub(super) async fn event(&mut self) -> Event {

@@ -75,7 +75,7 @@ async fn a_node_with_another_name_than_expected_is_refused() {
     let authority = Authority::new();
     let a = Node::start("a", Some(authority.node("a"))).await;
     let b = Node::start("b", Some(authority.node("b"))).await;
-    let refused = a.links.dial(&b.address.to_string(), Some("c")).await;
+    let refused = a.links.dial(&b.address, Some("c")).await;
     let expected = "the certificate is of gorego://build/b; expected: gorego://build/c";
     assert_eq!(refused, Err(DialError::Foreign(expected.to_owned())));
     // It says that it is `a`, with the certificate of `c`.
@@ -90,7 +90,7 @@ async fn a_node_with_another_name_than_expected_is_refused() {
 #[tokio::test]
 async fn a_node_knows_itself_and_others_with_its_name() {
     let a = Node::start("a", None).await;
-    let address = a.address.to_string();
+    let address = a.address.clone();
     assert_eq!(a.links.dial(&address, None).await, Err(DialError::Own));
     let other = Node::of("build", &generation("a", 2), None).await;
     let refused = other.links.dial(&address, None).await;
@@ -120,7 +120,7 @@ async fn nodes_beyond_the_limit_are_refused() {
 
 /// Sends up to 10 MB of noise. Returns the bytes that the node took before it closed the connection.
 async fn flood(node: &Node, first: &[u8]) -> usize {
-    let mut stream = TcpStream::connect(node.address).await.unwrap();
+    let mut stream = TcpStream::connect(&node.address).await.unwrap();
     let (mut reader, mut writer) = stream.split();
     let mut noise = fastrand::Rng::with_seed(5);
     let mut sent = 0;
