@@ -35,7 +35,9 @@ pub(super) struct Node {
     tick: Option<Time>,
     version: u64,
     /// The actions that run here, and whether they are of another node.
-    running: BTreeMap<AttemptId, (u32, bool)>,
+    pub(super) running: BTreeMap<AttemptId, (u32, bool)>,
+    /// The actions that ended without their entry node.
+    pub(super) orphans: usize,
     pub(super) busy: Duration,
 }
 
@@ -52,7 +54,7 @@ pub(super) struct Submitted {
 
 enum Event {
     Deliver(usize, Generation, u64, Content),
-    LinkUp(usize, Generation, u64),
+    LinkUp(Generation, Generation, u64),
     LinkDown(usize, Generation, Option<u64>, Down),
     End(Generation, AttemptId, DoneEnd),
     Read(Generation, Generation, Done),
@@ -113,6 +115,7 @@ impl Node {
             tick: None,
             version: 0,
             running: BTreeMap::new(),
+            orphans: 0,
             busy: Duration::ZERO,
         }
     }
@@ -279,8 +282,15 @@ impl World {
                     });
                 }
             }
-            Event::LinkUp(at, peer, link) => {
+            Event::LinkUp(node, peer, link) => {
+                let Some(at) = self.alive(&node) else {
+                    return;
+                };
                 self.nodes[at].links.insert(peer.clone(), link);
+                if self.alive(&peer).is_none() {
+                    let down = Event::LinkDown(at, peer.clone(), Some(link), Down::Broken);
+                    self.after(Duration::from_millis(500), down);
+                }
                 self.with(at, |handover, now, host| handover.link_up(&peer, now, host));
             }
             Event::LinkDown(at, peer, link, down) => {
@@ -337,7 +347,11 @@ impl World {
     }
 
     /// Passes an event to the machine of a node that lives, and carries out what follows.
-    fn with(&mut self, at: usize, event: impl FnOnce(&mut Handover, Time, &mut TestHost<'_>)) {
+    pub(super) fn with(
+        &mut self,
+        at: usize,
+        event: impl FnOnce(&mut Handover, Time, &mut TestHost<'_>),
+    ) {
         if !self.nodes[at].is_alive {
             return;
         }
@@ -367,6 +381,7 @@ impl World {
             }
             Out::Connect(peer) => self.connect(at, peer),
             Out::Start(slot, action) => self.start(at, slot, action, true),
+            Out::Orphan => self.nodes[at].orphans += 1,
             Out::Stop(slot) => {
                 let end = Event::End(own, slot, DoneEnd::Stopped);
                 self.after(Duration::from_millis(1), end);
@@ -402,8 +417,10 @@ impl World {
         } else if self.alive(&peer).is_some() {
             self.next += 1;
             let (own, link) = (self.nodes[at].generation.clone(), self.next);
-            self.after(self.latency, Event::LinkUp(index(&peer), own, link));
-            self.after(self.latency, Event::LinkUp(at, peer, link));
+            let ends = [(peer.clone(), own.clone()), (own, peer)];
+            for (node, other) in ends {
+                self.after(self.latency, Event::LinkUp(node, other, link));
+            }
         } else {
             let down = Event::LinkDown(at, peer, None, Down::Refused);
             self.after(self.latency, down);
@@ -411,7 +428,7 @@ impl World {
     }
 
     /// Carries out the effects of a node's scheduler, and lets its worker claim.
-    fn pump(&mut self, at: usize) {
+    pub(super) fn pump(&mut self, at: usize) {
         loop {
             let now = self.now;
             let node = &mut self.nodes[at];
