@@ -204,7 +204,7 @@ fn an_action_goes_to_nodes_with_enough_memory() {
         draining: false,
     });
     world.with(0, |handover, now, host| {
-        handover.members(members, now, host)
+        handover.members(members, now, host);
     });
     world.submit(0, 1, 500 * MIB);
     world.submit(0, 2, 500 * MIB);
