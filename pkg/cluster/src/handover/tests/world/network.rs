@@ -4,7 +4,7 @@ use super::*;
 
 impl World {
     /// Breaks the link between two nodes. Each notices it later.
-    pub(super) fn break_link(&mut self, a: usize, b: usize) {
+    pub(in crate::handover::tests) fn break_link(&mut self, a: usize, b: usize) {
         for (at, other) in [(a, b), (b, a)] {
             let other = self.nodes[other].generation.clone();
             if let Some(link) = self.nodes[at].links.get(&other).copied() {
@@ -16,7 +16,7 @@ impl World {
     }
 
     /// Kills the process of a node.
-    pub(super) fn crash(&mut self, node: usize) {
+    pub(in crate::handover::tests) fn crash(&mut self, node: usize) {
         let dead = self.nodes[node].generation.clone();
         if !std::mem::replace(&mut self.nodes[node].is_alive, false) {
             return;
@@ -31,7 +31,7 @@ impl World {
         }
     }
 
-    pub(super) fn restart(&mut self, node: usize) {
+    pub(in crate::handover::tests) fn restart(&mut self, node: usize) {
         if !self.nodes[node].is_alive {
             let number = self.nodes[node].generation.number() + 1;
             self.nodes[node] = Node::new(node, number, self.nodes[node].slots);
