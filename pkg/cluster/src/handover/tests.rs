@@ -3,5 +3,6 @@
 mod cases;
 mod orders;
 mod rivals;
+mod runners;
 mod simulation;
 mod world;
