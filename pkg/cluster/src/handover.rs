@@ -209,17 +209,16 @@ impl Handover {
         let members = members.into_iter();
         let members = members.map(|member| (member.node.clone(), member));
         self.members = members.filter(|(node, _)| *node != self.own).collect();
+        for node in self.members.keys().cloned().collect::<Vec<_>>() {
+            self.end_others(&node, now, host);
+        }
         self.choose(true, host);
         self.offer(now, false, host);
     }
 
     /// Records a link with a peer, which may replace one.
     pub fn link_up(&mut self, node: &Generation, now: Time, host: &mut impl Host) {
-        let others = self.peers.keys();
-        let others = others.filter(|other| other.node() == node.node() && *other != node);
-        for other in others.cloned().collect::<Vec<_>>() {
-            self.link_down(&other, Down::Refused, now, host);
-        }
+        self.end_others(node, now, host);
         self.unlink(node, host);
         let peer = self.peers.entry(node.clone());
         let peer = peer.or_insert_with(|| Peer::new(now));
@@ -314,6 +313,15 @@ impl Handover {
     /// Returns whether the link with a peer is in use, so that it must not be closed as idle.
     pub fn is_busy(&self, node: &Generation) -> bool {
         self.peers.get(node).is_some_and(Peer::is_busy)
+    }
+
+    /// Gives up the older runs of a node.
+    fn end_others(&mut self, node: &Generation, now: Time, host: &mut impl Host) {
+        let others = self.peers.keys();
+        let others = others.filter(|other| other.node() == node.node() && *other < node);
+        for other in others.cloned().collect::<Vec<_>>() {
+            self.link_down(&other, Down::Refused, now, host);
+        }
     }
 
     /// Ends what depends on one link: offers and claims.

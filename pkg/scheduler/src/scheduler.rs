@@ -210,27 +210,31 @@ impl<J, O> Scheduler<J, O> {
     /// Refuses new operations from now on, and leaves the queued ones to peers ([`Self::claim_for`]). This node's workers
     /// get nothing more. To be ended with [`Self::drain`].
     pub fn hand_over(&mut self) {
-        self.draining = true;
-        self.hands_over = true;
-        self.stop_idle(None);
+        self.leave_service(true);
     }
 
     /// Refuses new operations from now on, and ends the queued ones, so that their clients go to another node. Running
     /// ones go on; they do not run again after a failure.
     pub fn drain(&mut self, now: Time) {
-        self.draining = true;
-        self.hands_over = false;
-        self.stop_idle(None);
+        self.leave_service(false);
         self.end_all(|execution| execution.running.is_none(), now);
     }
 
     /// Ends all operations, and stops the running attempts.
     pub fn shut_down(&mut self, now: Time) {
-        self.draining = true;
-        self.hands_over = false;
-        self.stop_idle(None);
+        self.leave_service(false);
         self.stop_foreign();
         self.end_all(|_| true, now);
+    }
+
+    /// Begins no more work here.
+    fn leave_service(&mut self, hands_over: bool) {
+        self.draining = true;
+        self.hands_over = hands_over;
+        self.stop_idle(None);
+        for number in self.foreign.keys().copied().collect::<Vec<_>>() {
+            self.set_actions(number, 0);
+        }
     }
 
     fn end_all(&mut self, which: impl Fn(&Execution<J>) -> bool, now: Time) {

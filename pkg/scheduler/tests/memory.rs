@@ -9,9 +9,9 @@ use gorego_storage::{DigestFunction, InstanceName};
 
 #[test]
 fn a_queued_action_takes_at_most_a_kibibyte_besides_its_job() {
-    const ACTIONS: u32 = 1000;
+    const ACTIONS: u32 = 100_000;
     let mut scheduler: Scheduler<(), ()> = Scheduler::new(Options {
-        queue_size: 1000,
+        queue_size: 100_000,
         abandon_after: Duration::from_mins(1),
         retain_completed: Duration::from_mins(10),
         max_completed: 1000,
@@ -32,9 +32,9 @@ fn a_queued_action_takes_at_most_a_kibibyte_besides_its_job() {
                 build: "b".repeat(36),
                 priority: 0,
                 platform: Arc::clone(&platform),
-                memory: 0,
-                target: "t".repeat(10_000),
-                mnemonic: "m".repeat(10_000),
+                memory: u64::from(action) << 16,
+                target: "t".repeat(1000),
+                mnemonic: "m".repeat(1000),
                 job: Arc::clone(&job),
             };
             let id = OperationId(action.into());

@@ -1,6 +1,6 @@
 //! Attempts on other nodes.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch},
@@ -79,6 +79,11 @@ where
     /// Returns the numbers of queued executions by need, of those whose platform meets `fits`.
     pub fn queued_by_need(&self, fits: impl Fn(&str) -> bool) -> Vec<(Need, usize)> {
         self.shared.state.lock().scheduler.queued_by_need(fits)
+    }
+
+    /// Returns the target and the mnemonic of the next action in the order of the queue.
+    pub fn next_target(&self) -> Option<(Arc<str>, Arc<str>)> {
+        self.shared.state.lock().scheduler.next_target()
     }
 
     /// Returns a receiver that is notified whenever [`Self::queued_by_need`] may have changed.

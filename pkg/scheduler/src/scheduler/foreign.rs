@@ -1,6 +1,6 @@
 //! The queues of other nodes, whose actions this node's workers run.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::Scheduler;
 use crate::{
@@ -58,32 +58,20 @@ impl ForeignQueue {
 
 impl<J, O> Scheduler<J, O> {
     /// Replaces the numbers of actions that another node has queued, by need. They take turns with the builds of this
-    /// node as one further build. The node's own queue has them in order; a claim gets one of them.
+    /// node as one further build. The node's own queue has them in order; a claim gets one of them. A draining node takes
+    /// none.
     pub fn set_foreign(&mut self, entry: &Generation, counts: &[(Need, usize)]) {
-        let mut counts: Vec<_> = counts
-            .iter()
-            .map(|(need, actions)| (need.rounded(), *actions))
-            .collect();
-        counts.sort_unstable();
-        counts.dedup_by(|(need, actions), (kept, sum)| {
-            let is_same = need == kept;
-            if is_same {
-                *sum = sum.saturating_add(*actions);
-            }
-            is_same
-        });
-        let count_of = |need: Need| {
-            let at = counts.binary_search_by_key(&need, |(need, _)| *need);
-            at.ok().and_then(|at| counts.get(at)).map(|(_, n)| *n)
-        };
-        for (number, need) in self.foreign_of(entry) {
-            self.set_actions(number, count_of(need).unwrap_or(0));
+        let mut numbers = BTreeMap::new();
+        for (need, actions) in counts.iter().filter(|_| !self.draining) {
+            let number: &mut usize = numbers.entry(need.rounded()).or_default();
+            *number = number.saturating_add(*actions);
         }
-        for (need, actions) in counts {
-            let mut queues = self.foreign.values();
-            if actions > 0 && !queues.any(|queue| queue.entry == *entry && queue.need == need) {
-                self.add_foreign(entry, need, actions);
-            }
+        for (number, need) in self.foreign_of(entry) {
+            let actions = numbers.remove(&need).unwrap_or(0);
+            self.set_actions(number, actions);
+        }
+        for (need, actions) in numbers.into_iter().filter(|(_, actions)| *actions > 0) {
+            self.add_foreign(entry, need, actions);
         }
     }
 
@@ -148,7 +136,7 @@ impl<J, O> Scheduler<J, O> {
     }
 
     /// Changes the number of actions of a foreign queue, which ends at 0.
-    fn set_actions(&mut self, number: u64, actions: usize) {
+    pub(super) fn set_actions(&mut self, number: u64, actions: usize) {
         let Some(queue) = self.foreign.get_mut(&number) else {
             return;
         };

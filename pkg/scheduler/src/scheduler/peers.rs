@@ -1,5 +1,7 @@
 //! Grants to other nodes, which claim for their own free slots.
 
+use std::{collections::BTreeMap, sync::Arc};
+
 use super::Scheduler;
 use crate::{
     ledger::{AttemptId, WorkerId},
@@ -38,13 +40,21 @@ impl<J, O> Scheduler<J, O> {
     /// Returns the numbers of queued executions by need, of those whose platform meets `fits`. Costs time in the number
     /// of different platforms and needs.
     pub fn queued_by_need(&self, fits: impl Fn(&str) -> bool) -> Vec<(Need, usize)> {
-        let mut counts = std::collections::BTreeMap::new();
+        let mut counts = BTreeMap::new();
         for (class, executions) in self.queue.executions() {
             if class.platform.as_deref().is_some_and(&fits) && executions > 0 {
                 *counts.entry(class.need).or_default() += executions;
             }
         }
         counts.into_iter().collect()
+    }
+
+    /// Returns the target and the mnemonic of the next execution in the order of the queue.
+    pub fn next_target(&self) -> Option<(Arc<str>, Arc<str>)> {
+        let next = self.queue.next(|class| class.platform.is_some())?;
+        let execution = self.executions.get(&next.execution)?;
+        let names = (&execution.target, &execution.mnemonic);
+        Some((Arc::clone(names.0), Arc::clone(names.1)))
     }
 
     /// A number that grows whenever [`Self::queued_by_need`] may have changed.

@@ -1,11 +1,11 @@
 //! The time that a cluster takes for the actions of one entry node, beside other rules. Prints its figures:
 //! `cargo test -p gorego-cluster simulation -- --nocapture`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{
     rivals::{least_by_news, simulate, two_choices},
-    world::World,
+    world::{MIB, World},
 };
 
 const LATENCY: Duration = Duration::from_micros(500);
@@ -128,4 +128,26 @@ fn simulation_of_a_killed_node_loses_no_action_and_answers_none_twice() {
                 .all(|operation| operation.ends == 1)
         );
     }
+}
+
+#[test]
+fn simulation_of_twenty_thousand_queued_actions_serves_them_all() {
+    const ACTIONS: u32 = 20_000;
+    let mut world = World::new(&[0, 16, 16, 16], LATENCY, 1);
+    world.duration = |_| Duration::from_millis(10);
+    let begin = Instant::now();
+    for action in 0..ACTIONS {
+        world.submit(0, action, u64::from(action % 50) * MIB);
+    }
+    let submitted = begin.elapsed();
+    while world.ended < 20_000 {
+        assert!(world.step());
+    }
+    let each = |time: Duration| time.as_secs_f64() * 1e6 / f64::from(ACTIONS);
+    eprintln!(
+        "20,000 queued actions: {:.1} us to queue each, {:.1} us to hand over and end each, of all nodes",
+        each(submitted),
+        each(begin.elapsed().saturating_sub(submitted)),
+    );
+    assert_eq!(world.begun, 20_000);
 }

@@ -1,6 +1,7 @@
 //! Nodes with real schedulers, and links between them that delay, break and keep the order of their frames.
 
 mod host;
+mod network;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -35,7 +36,9 @@ pub(super) struct Node {
     tick: Option<Time>,
     version: u64,
     /// The actions that run here, and whether they are of another node.
-    running: BTreeMap<AttemptId, (u32, bool)>,
+    pub(super) running: BTreeMap<AttemptId, (u32, bool)>,
+    /// The actions that ended without their entry node.
+    pub(super) orphans: usize,
     pub(super) busy: Duration,
 }
 
@@ -52,7 +55,7 @@ pub(super) struct Submitted {
 
 enum Event {
     Deliver(usize, Generation, u64, Content),
-    LinkUp(usize, Generation, u64),
+    LinkUp(Generation, Generation, u64),
     LinkDown(usize, Generation, Option<u64>, Down),
     End(Generation, AttemptId, DoneEnd),
     Read(Generation, Generation, Done),
@@ -113,6 +116,7 @@ impl Node {
             tick: None,
             version: 0,
             running: BTreeMap::new(),
+            orphans: 0,
             busy: Duration::ZERO,
         }
     }
@@ -183,58 +187,6 @@ impl World {
         }
     }
 
-    /// Breaks the link between two nodes. Each notices it later.
-    pub(super) fn break_link(&mut self, a: usize, b: usize) {
-        for (at, other) in [(a, b), (b, a)] {
-            let other = self.nodes[other].generation.clone();
-            if let Some(link) = self.nodes[at].links.get(&other).copied() {
-                self.broken.insert(link);
-                let after = Duration::from_millis(self.random.u64(0..600));
-                self.after(after, Event::LinkDown(at, other, Some(link), Down::Broken));
-            }
-        }
-    }
-
-    /// Kills the process of a node.
-    pub(super) fn crash(&mut self, node: usize) {
-        let dead = self.nodes[node].generation.clone();
-        if !std::mem::replace(&mut self.nodes[node].is_alive, false) {
-            return;
-        }
-        for other in 0..self.nodes.len() {
-            if other != node {
-                self.break_link(node, other);
-            }
-        }
-        for submitted in self.operations.values_mut() {
-            submitted.is_lost |= submitted.node == dead && submitted.ends == 0;
-        }
-    }
-
-    pub(super) fn restart(&mut self, node: usize) {
-        if !self.nodes[node].is_alive {
-            let number = self.nodes[node].generation.number() + 1;
-            self.nodes[node] = Node::new(node, number, self.nodes[node].slots);
-            self.update_members();
-        }
-    }
-
-    fn update_members(&mut self) {
-        let member = |node: &Node| Member {
-            node: node.generation.clone(),
-            slots: u32::try_from(node.slots).unwrap(),
-            memory: MEMORY,
-            draining: false,
-        };
-        let members: Vec<_> = self.nodes.iter().map(member).collect();
-        for node in 0..self.nodes.len() {
-            let members = members.clone();
-            self.with(node, |handover, now, host| {
-                handover.members(members, now, host);
-            });
-        }
-    }
-
     /// Handles the events of a time span.
     pub(super) fn pass(&mut self, time: Duration) {
         let until = self.now + time;
@@ -279,8 +231,15 @@ impl World {
                     });
                 }
             }
-            Event::LinkUp(at, peer, link) => {
+            Event::LinkUp(node, peer, link) => {
+                let Some(at) = self.alive(&node) else {
+                    return;
+                };
                 self.nodes[at].links.insert(peer.clone(), link);
+                if self.alive(&peer).is_none() {
+                    let down = Event::LinkDown(at, peer.clone(), Some(link), Down::Broken);
+                    self.after(Duration::from_millis(500), down);
+                }
                 self.with(at, |handover, now, host| handover.link_up(&peer, now, host));
             }
             Event::LinkDown(at, peer, link, down) => {
@@ -337,7 +296,11 @@ impl World {
     }
 
     /// Passes an event to the machine of a node that lives, and carries out what follows.
-    fn with(&mut self, at: usize, event: impl FnOnce(&mut Handover, Time, &mut TestHost<'_>)) {
+    pub(super) fn with(
+        &mut self,
+        at: usize,
+        event: impl FnOnce(&mut Handover, Time, &mut TestHost<'_>),
+    ) {
         if !self.nodes[at].is_alive {
             return;
         }
@@ -367,6 +330,7 @@ impl World {
             }
             Out::Connect(peer) => self.connect(at, peer),
             Out::Start(slot, action) => self.start(at, slot, action, true),
+            Out::Orphan => self.nodes[at].orphans += 1,
             Out::Stop(slot) => {
                 let end = Event::End(own, slot, DoneEnd::Stopped);
                 self.after(Duration::from_millis(1), end);
@@ -394,24 +358,8 @@ impl World {
         }
     }
 
-    fn connect(&mut self, at: usize, peer: Generation) {
-        let pair = (at.min(index(&peer)), at.max(index(&peer)));
-        if self.partitions.contains(&pair) {
-            let down = Event::LinkDown(at, peer, None, Down::Broken);
-            self.after(Duration::from_millis(500), down);
-        } else if self.alive(&peer).is_some() {
-            self.next += 1;
-            let (own, link) = (self.nodes[at].generation.clone(), self.next);
-            self.after(self.latency, Event::LinkUp(index(&peer), own, link));
-            self.after(self.latency, Event::LinkUp(at, peer, link));
-        } else {
-            let down = Event::LinkDown(at, peer, None, Down::Refused);
-            self.after(self.latency, down);
-        }
-    }
-
     /// Carries out the effects of a node's scheduler, and lets its worker claim.
-    fn pump(&mut self, at: usize) {
+    pub(super) fn pump(&mut self, at: usize) {
         loop {
             let now = self.now;
             let node = &mut self.nodes[at];

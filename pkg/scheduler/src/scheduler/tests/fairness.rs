@@ -1,6 +1,7 @@
 //! The order of grants, and the cost of an event.
 
 use super::*;
+use crate::queue::Need;
 
 /// Returns the actions granted to a worker with one slot, in order.
 fn order(bench: &mut Bench) -> Vec<u32> {
@@ -148,4 +149,14 @@ fn a_hundred_thousand_queued_actions_are_served_in_turn() {
         drop(bench.scheduler.take_effects());
     }
     assert_eq!(bench.scheduler.totals().live, 80_000);
+    for action in 10_000..20_000 {
+        assert_eq!(bench.scheduler.queued_by_need(|_| true).len(), 1);
+        let peer = worker("peer");
+        let need = Need::Memory(0);
+        let grant = bench.scheduler.claim_for(&peer, need, |_| true, bench.now);
+        let grant = grant.unwrap();
+        assert_eq!(*grant.job, action);
+        bench.report(grant.attempt, done(0));
+        drop(bench.scheduler.take_effects());
+    }
 }

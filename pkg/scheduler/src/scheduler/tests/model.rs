@@ -1,5 +1,7 @@
 //! Random orders of events, checked against what must always hold.
 
+mod cluster;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
@@ -31,6 +33,9 @@ enum Step {
     Cancel(prop::sample::Index),
     Forget(prop::sample::Index),
     Pass(u64),
+    SetForeign(u8, usize, usize),
+    ClaimFor(usize),
+    Decline(prop::sample::Index),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -67,6 +72,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any().prop_map(Step::Cancel),
         1 => any().prop_map(Step::Forget),
         2 => (0_u64..40).prop_map(Step::Pass),
+        2 => (0_u8..2, 0_usize..4, 0_usize..4).prop_map(|(e, n, a)| Step::SetForeign(e, n, a)),
+        3 => (0_usize..4).prop_map(Step::ClaimFor),
+        1 => any().prop_map(Step::Decline),
     ]
 }
 
@@ -76,6 +84,7 @@ struct Model {
     operations: Vec<OperationId>,
     /// Every attempt that was granted.
     attempts: Vec<AttemptId>,
+    declined: u32,
     /// The worker, the memory, and whether it is alone, of each attempt that runs.
     held: BTreeMap<AttemptId, (usize, u64, bool)>,
     workers: BTreeSet<usize>,
@@ -111,6 +120,7 @@ impl Model {
             bench: Bench::with(options, 0),
             operations: Vec::new(),
             attempts: Vec::new(),
+            declined: 0,
             held: BTreeMap::new(),
             workers: BTreeSet::new(),
             stages: BTreeMap::new(),
@@ -156,15 +166,22 @@ impl Model {
         let now = self.bench.now;
         let fits = |platform: &str| has_platform(worker, platform);
         let claimed = self.bench.scheduler.claim(&name(worker), fits, now);
-        let Some(Claimed::Own(grant)) = claimed else {
-            self.assert_refusal(worker);
-            return false;
+        let grant = match claimed {
+            Some(Claimed::Own(grant)) => grant,
+            Some(Claimed::Foreign(claim)) => {
+                self.hold(worker, &claim);
+                return true;
+            }
+            None => {
+                self.assert_refusal(worker);
+                return false;
+            }
         };
         let place = (worker, grant.memory, grant.alone);
         assert!(self.held.insert(grant.attempt, place).is_none());
         self.attempts.push(grant.attempt);
         // Two errors, five losses, one lack of memory.
-        assert!(grant.attempt.number() <= 1 + 2 + 5 + 1);
+        assert!(grant.attempt.number() <= 1 + 2 + 5 + 1 + self.declined);
         true
     }
 
@@ -181,7 +198,9 @@ impl Model {
             return;
         }
         if let Some(awaited) = scheduler.ledger.drains_for(&name(worker)) {
-            assert!(scheduler.executions[&awaited].running.is_none());
+            let execution = scheduler.executions.get(&awaited);
+            let is_queued = execution.is_some_and(|execution| execution.running.is_none());
+            assert!(is_queued || scheduler.foreign.contains_key(&awaited));
             assert!(!held.is_empty());
             return;
         }
@@ -263,6 +282,13 @@ impl Model {
             Step::Detach(at) => scheduler.detach(operation(at), now),
             Step::Cancel(at) => drop(scheduler.cancel(operation(at), now)),
             Step::Forget(at) => drop(scheduler.forget(operation(at))),
+            Step::SetForeign(entry, need, actions) => self.set_foreign(*entry, *need, *actions),
+            Step::ClaimFor(need) => self.claim_for(*need),
+            Step::Decline(at) => {
+                if let Some(attempt) = attempt(at) {
+                    self.decline(attempt);
+                }
+            }
             Step::Pass(seconds) => self.bench.pass(Duration::from_secs(*seconds)),
         }
     }
@@ -308,6 +334,7 @@ impl Model {
         let totals = scheduler.totals();
         assert_eq!(totals.running, self.held.len());
         assert!(totals.completed <= 8 && totals.completed_bytes <= 1000);
+        self.check_queue();
         let (mut live, mut executing) = (0, 0);
         for (number, execution) in &scheduler.executions {
             assert!(!execution.operations.is_empty());
@@ -379,7 +406,10 @@ proptest! {
             model.apply(step);
             let may_retry = matches!(
                 step,
-                Step::Report(_, 0..=2) | Step::Lose(_) | Step::RemoveWorker(_)
+                Step::Report(_, 0..=2)
+                    | Step::Lose(_)
+                    | Step::RemoveWorker(_)
+                    | Step::Decline(_)
             );
             model.check_effects(may_retry);
             model.check_state();

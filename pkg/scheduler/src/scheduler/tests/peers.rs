@@ -128,6 +128,8 @@ fn the_numbers_by_need_count_executions_that_a_peer_may_run() {
     bench.submit(&on_arm);
     assert!(changes(&bench));
     assert_eq!(bench.queued(), [(GB, 2), (Need::Memory(2 * GIB), 1)]);
+    let next = bench.scheduler.next_target().unwrap();
+    assert_eq!((&*next.0, &*next.1), ("//pkg:1", "Rustc"));
     let attempt = bench.peer_claims(GB, 1);
     assert!(changes(&bench));
     bench.scheduler.cancel(third, bench.now);

@@ -9,10 +9,11 @@ pub(super) enum Out {
     Connect(Generation),
     Start(AttemptId, u32),
     Stop(AttemptId),
+    Orphan,
     Read(Generation, Done),
 }
 
-pub(super) struct TestHost<'a> {
+pub(in crate::handover::tests) struct TestHost<'a> {
     pub(super) scheduler: &'a mut Scheduler<u32, u32>,
     pub(super) out: &'a mut Vec<Out>,
     pub(super) now: Time,
@@ -127,5 +128,7 @@ impl Host for TestHost<'_> {
         self.out.push(Out::Stop(slot));
     }
 
-    fn orphaned(&mut self, _entry: &Generation, _done: &Done) {}
+    fn orphaned(&mut self, _entry: &Generation, _done: &Done) {
+        self.out.push(Out::Orphan);
+    }
 }
