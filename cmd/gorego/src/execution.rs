@@ -303,6 +303,7 @@ pub(crate) fn options(config: &Config) -> Options {
         default_timeout: execution.default_timeout,
         max_timeout: execution.max_timeout,
         kill_delay: execution.sandbox.kill_delay,
+        peer_platforms: None,
         max_input_bytes: or(execution.max_input_bytes.bytes(), sixty_percent),
         max_output_bytes: NonZeroU64::new(execution.max_output_bytes.bytes()).map(NonZeroU64::get),
         // The rest of a response has to fit into a message, too.

@@ -17,7 +17,7 @@ use crate::{
     action::CheckedAction,
     command::{check_command, normalize},
     inputs::{Loaded, Resident, load},
-    platform::{check_platform, network_of},
+    platform::{admit_platform, network_of},
 };
 
 /// The largest action in bytes: some digests, a platform and a salt.
@@ -137,12 +137,12 @@ impl Admission<'_> {
             }
             command => Some(command?),
         };
-        let (network, persistent) = match &mut command {
+        let (network, persistent, platform) = match &mut command {
             Some(command) => {
                 normalize(command);
                 self.check(command)?
             }
-            None => (Network::Usual, None),
+            None => (Network::Usual, None, "".into()),
         };
         let Loaded {
             inputs,
@@ -161,6 +161,7 @@ impl Admission<'_> {
         let memory = PER_DIGEST * digests
             + PER_TEXT * texts as u64
             + self.action.command.size()
+            + platform.len() as u64
             + inline.iter().map(|path| path.len() as u64).sum::<u64>();
         let job = Arc::new(Job {
             instance: self.instance,
@@ -169,6 +170,7 @@ impl Admission<'_> {
             command,
             inputs: Arc::new(inputs),
             timeout: self.action.timeout,
+            platform,
             network,
             persistent,
             do_not_cache: self.action.do_not_cache,
@@ -189,16 +191,20 @@ impl Admission<'_> {
         deprecated,
         reason = "clients of REAPI 2.1 put the platform into the command"
     )]
-    /// Checks the command and the platform. Returns the network and the persistent worker that it asks for.
-    fn check(&self, command: &Command) -> Result<(Network, Option<PersistentWish>), Failure> {
+    /// Checks the command and the platform. Returns the network and the persistent worker that it asks for, and the text
+    /// of the platform.
+    fn check(
+        &self,
+        command: &Command,
+    ) -> Result<(Network, Option<PersistentWish>, Arc<str>), Failure> {
         check_command(command)?;
         let (field, platform) = match &self.action.platform {
             Some(platform) => ("action.platform", Some(platform)),
             None => ("command.platform", command.platform.as_ref()),
         };
-        platform.map_or(Ok((Network::Usual, None)), |platform| {
-            check_platform(field, platform, self.options)?;
-            Ok((network_of(platform), PersistentWish::of(platform)))
+        platform.map_or(Ok((Network::Usual, None, "".into())), |platform| {
+            let text = admit_platform(field, platform, self.options, self.entry.is_some())?;
+            Ok((network_of(platform), PersistentWish::of(platform), text))
         })
     }
 

@@ -357,8 +357,7 @@ fn to_schedule(
         do_not_cache: job.do_not_cache,
         build: text(|metadata| &metadata.tool_invocation_id).unwrap_or_default(),
         priority: priority.map_or(0, |policy| policy.priority),
-        // The platform was checked, and there is one worker.
-        platform: "".into(),
+        platform: Arc::clone(&job.platform),
         memory,
         target: text(|metadata| &metadata.target_id).unwrap_or_default(),
         mnemonic: text(|metadata| &metadata.action_mnemonic).unwrap_or_default(),

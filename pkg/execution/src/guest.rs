@@ -17,7 +17,7 @@ use std::{
 
 use gorego_limits::{Budget, Call};
 use gorego_scheduler::Report;
-use gorego_storage::{ActionCache, BlobStore, Digest, InstanceName};
+use gorego_storage::{ActionCache, BlobStore, Digest, Error, InstanceName, Outputs};
 use reapi::v2::{ExecuteRequest, ExecuteResponse, RequestMetadata};
 
 use crate::{
@@ -124,8 +124,8 @@ impl Publisher {
     ) -> Result<ExecuteResponse, Failure> {
         let call = Call::current().near_to(from.into());
         let publish = async {
-            let held = publish::hold(&self.blobs, &self.trees, job.action, &response);
-            held.await.map_err(|error| {
+            let held = self.hold(job.action, &response).await;
+            held.map_err(|error| {
                 let action = job.action;
                 Failure::Unavailable(format!(
                     "node {from} ran action {action}, but its outputs are not available: {error}"
@@ -138,6 +138,27 @@ impl Publisher {
             Ok(response)
         };
         call.scope(publish).await
+    }
+
+    /// Extends the leases of the outputs. Reads those that are missing, which the other node may have in its local tier
+    /// only: the backing cache may be read-only, or down.
+    async fn hold(&self, action: Digest, response: &ExecuteResponse) -> Result<(), Error> {
+        let hold = || publish::hold(&self.blobs, &self.trees, action, response);
+        let Some(result) = &response.result else {
+            return Ok(());
+        };
+        match hold().await {
+            Err(error) if error.is_miss() => {}
+            held => return held,
+        }
+        let (blobs, trees) = (Arc::clone(&self.blobs), self.trees.clone());
+        let mut outputs = Outputs::of(&action, result, blobs, trees)?;
+        while let Some(digests) = outputs.next().await? {
+            for fetched in self.blobs.fetch_batch(&digests).await {
+                fetched?;
+            }
+        }
+        hold().await
     }
 
     /// Returns the report of an attempt on the node `from` to the scheduler. Stores a result as [`Self::publish`] does.

@@ -19,6 +19,8 @@ pub struct Job {
     pub command: Command,
     /// The kind of the action, by which its memory is estimated.
     pub kind: Kind,
+    /// The text of the platform, if there are other nodes; else empty.
+    pub platform: Arc<str>,
     /// The input tree.
     pub inputs: Arc<Inputs>,
     /// The time limit of the command.

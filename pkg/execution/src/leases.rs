@@ -107,6 +107,7 @@ mod tests {
             inline_output_files: Vec::new(),
             queued: std::time::SystemTime::now(),
             entry: None,
+            platform: "".into(),
             origin: Origin::current(),
             network: crate::Network::Usual,
             persistent: None,

@@ -46,6 +46,7 @@ pub use local::{LocalDir, LocalError, LocalOutput, LocalResult, read_job};
 pub use operation::{CachedExecution, Watcher};
 pub use options::{IsolationOptions, Options, PersistentOptions};
 pub use origin::Origin;
+pub use platform::{PeerPlatforms, accepts, properties};
 pub use script::{quote, render};
 pub use verify::{Checks, VerifiedWorker};
 pub use worker::{

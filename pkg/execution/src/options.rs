@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use gorego_sandbox::{Level, Means};
 
+use crate::PeerPlatforms;
+
 /// Settings of the executor.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -30,6 +32,8 @@ pub struct Options {
     pub max_timeout: Duration,
     /// The time that a command gets to end after its timeout, before it is killed.
     pub kill_delay: Duration,
+    /// The platforms of other nodes; `None` without a cluster.
+    pub peer_platforms: Option<PeerPlatforms>,
     /// The most bytes of an action's inputs.
     pub max_input_bytes: u64,
     /// The most bytes of an action's outputs, if limited.

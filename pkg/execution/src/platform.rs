@@ -1,7 +1,10 @@
 //! The platform that an action requires, beside that of this node.
 
+use std::{collections::HashSet, fmt, sync::Arc};
+
 use gorego_storage::shorten;
-use reapi::v2::Platform;
+use parking_lot::Mutex;
+use reapi::v2::{Platform, platform::Property};
 
 use crate::{Failure, Network, Options};
 
@@ -15,6 +18,108 @@ const OS_FAMILY: &str = "OSFamily";
 const NETWORK: (&str, &str) = ("network", "on");
 /// The value of the configuration that accepts every value.
 const ANY: &str = "*";
+
+/// The end of a name or a value in the text of a platform.
+const END: char = '\0';
+/// The most texts of platforms that are kept to be shared, and the longest, in bytes.
+const MAX_TEXTS: usize = 1000;
+const MAX_TEXT: usize = 4096;
+
+/// The platforms of other nodes, on which actions may run, too.
+#[derive(Clone)]
+pub struct PeerPlatforms {
+    meets: Arc<dyn Fn(&str) -> bool + Send + Sync>,
+    /// The texts of platforms. Actions of one platform share one.
+    texts: Arc<Mutex<HashSet<Arc<str>>>>,
+}
+
+impl PeerPlatforms {
+    /// Wraps a function that returns whether another node meets a platform, given its text (see [`properties`]).
+    pub fn new(meets: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
+        Self {
+            meets: Arc::new(meets),
+            texts: Arc::default(),
+        }
+    }
+
+    /// Returns the text of a platform, which is the same for all orders of its properties.
+    pub(crate) fn text(&self, platform: &Platform) -> Arc<str> {
+        let needed = |property: &&Property| !property.name.starts_with(PERSISTENT_WORKER);
+        let needed = platform.properties.iter().filter(needed);
+        let mut needed: Vec<_> = needed.map(|it| (&*it.name, &*it.value)).collect();
+        needed.sort_unstable();
+        let pairs = needed.into_iter();
+        let text: String = pairs
+            .flat_map(|(name, value)| [name, "\0", value, "\0"])
+            .collect();
+        if text.len() > MAX_TEXT {
+            return text.into();
+        }
+        let mut texts = self.texts.lock();
+        if let Some(known) = texts.get(&*text) {
+            return Arc::clone(known);
+        }
+        if texts.len() >= MAX_TEXTS {
+            texts.clear();
+        }
+        let text = Arc::<str>::from(text);
+        texts.insert(Arc::clone(&text));
+        text
+    }
+}
+
+impl fmt::Debug for PeerPlatforms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeerPlatforms").finish_non_exhaustive()
+    }
+}
+
+/// Returns the names and values in the text of a platform.
+pub fn properties(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    let mut parts = text.split_terminator(END);
+    std::iter::from_fn(move || Some((parts.next()?, parts.next()?)))
+}
+
+/// Returns whether a node that accepts this value of this property meets a request for a value.
+pub fn accepts(name: &str, accepted: &str, value: &str) -> bool {
+    accepted == ANY
+        || accepted == value
+        || (name == OS_FAMILY && accepted.eq_ignore_ascii_case(value))
+}
+
+/// Returns whether this node has every property in the text of a platform.
+pub(crate) fn fits(options: &Options, text: &str) -> bool {
+    options.ignore_unknown_platform
+        || properties(text).all(|(name, value)| has(options, name, value))
+}
+
+/// Returns the text of `platform` for the scheduler, if there are other nodes. Fails if neither this node nor another has
+/// every property. Actions of other nodes need those of this one.
+pub(crate) fn admit_platform(
+    field: &str,
+    platform: &Platform,
+    options: &Options,
+    is_guest: bool,
+) -> Result<Arc<str>, Failure> {
+    let checked = check_platform(field, platform, options);
+    let Some(peers) = options.peer_platforms.as_ref().filter(|_| !is_guest) else {
+        return checked.map(|()| "".into());
+    };
+    let is_malformed = |property: &Property| {
+        [&property.name, &property.value]
+            .iter()
+            .any(|text| text.contains(END))
+    };
+    if platform.properties.iter().any(is_malformed) {
+        let field = format!("{field}.properties");
+        return Err(Failure::invalid(field, "contain a NUL character"));
+    }
+    let text = peers.text(platform);
+    match checked {
+        Err(Failure::Unmet(_)) if (peers.meets)(&text) => Ok(text),
+        checked => checked.map(|()| text),
+    }
+}
 
 /// Checks that this node has every property of `platform`, which is in `field`.
 pub(crate) fn check_platform(
@@ -56,11 +161,8 @@ pub(crate) fn network_of(platform: &Platform) -> Network {
 fn has(options: &Options, name: &str, value: &str) -> bool {
     let accepted = options.platform.get(name);
     accepted.is_some_and(|accepted| {
-        accepted.iter().any(|accepted| {
-            accepted == ANY
-                || accepted == value
-                || (name == OS_FAMILY && accepted.eq_ignore_ascii_case(value))
-        })
+        let mut accepted = accepted.iter();
+        accepted.any(|accepted| accepts(name, accepted, value))
     })
 }
 
@@ -89,8 +191,6 @@ fn refusal(options: &Options, name: &str, value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use reapi::v2::platform::Property;
-
     use super::*;
 
     fn check(properties: &[(&str, &str)], ignore: bool) -> Result<(), Failure> {
@@ -148,5 +248,55 @@ mod tests {
             why.contains("`container-image: '*'` in `execution.platform`"),
             "{why}"
         );
+    }
+
+    fn platform(properties: &[(&str, &str)]) -> Platform {
+        let properties = properties.iter().map(|(name, value)| Property {
+            name: (*name).to_owned(),
+            value: (*value).to_owned(),
+        });
+        Platform {
+            properties: properties.collect(),
+        }
+    }
+
+    #[test]
+    fn a_platform_of_another_node_is_admitted_and_does_not_fit_this_one() {
+        let gpu = |text: &str| properties(text).all(|pair| pair == ("gpu", "2"));
+        let options = Options {
+            platform: [("a".to_owned(), vec!["1".to_owned()])].into(),
+            peer_platforms: Some(PeerPlatforms::new(gpu)),
+            ..crate::testing::options()
+        };
+        let admit = |properties: &[(&str, &str)], is_guest| {
+            admit_platform("platform", &platform(properties), &options, is_guest)
+        };
+        let own = admit(&[("a", "1")], false).unwrap();
+        let of_peer = admit(&[("persistentWorkerKey", "k"), ("gpu", "2")], false).unwrap();
+        assert!(fits(&options, &own) && fits(&options, ""));
+        assert!(!fits(&options, &of_peer));
+        assert!(Arc::ptr_eq(
+            &of_peer,
+            &admit(&[("gpu", "2")], false).unwrap()
+        ));
+        for unmet in [
+            admit(&[("gpu", "2")], true),
+            admit(&[("a", "1"), ("gpu", "2")], false),
+        ] {
+            assert!(matches!(unmet, Err(Failure::Unmet(_))), "{unmet:?}");
+        }
+        let malformed = admit(&[("a", "1\0")], false);
+        assert!(matches!(malformed, Err(Failure::Invalid { .. })));
+    }
+
+    #[test]
+    fn the_text_of_a_platform_does_not_depend_on_the_order() {
+        let peers = PeerPlatforms::new(|_| true);
+        let one = peers.text(&platform(&[("b", ""), ("a", "2"), ("a", "1")]));
+        let other = peers.text(&platform(&[("a", "1"), ("b", ""), ("a", "2")]));
+        assert_eq!(one, other);
+        let read: Vec<_> = properties(&one).collect();
+        assert_eq!(read, [("a", "1"), ("a", "2"), ("b", "")]);
+        assert_eq!(properties("").next(), None);
     }
 }

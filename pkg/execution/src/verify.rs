@@ -291,6 +291,7 @@ mod tests {
             inline_output_files: Vec::new(),
             queued: SystemTime::now(),
             entry: None,
+            platform: "".into(),
             origin: Origin::current(),
             live: Live::default(),
         }

@@ -32,7 +32,7 @@ use tracing::Instrument as _;
 
 use crate::{
     Failure, InputCounts, Job, MemoryHistory, Options, Origin, abort::Abort,
-    counts::VerificationCounts, guest, publish,
+    counts::VerificationCounts, guest, platform, publish,
 };
 use build_root::{BuildRoot, Failed, Trash};
 pub use build_root::{BuildRootError, BuildRootFailure, remove_directory};
@@ -270,9 +270,8 @@ impl NodeWorker {
 
 #[async_trait]
 impl Worker<Job, ExecuteResponse> for NodeWorker {
-    fn fits(&self, _platform: &str) -> bool {
-        // Admission refuses what this node does not have.
-        true
+    fn fits(&self, platform: &str) -> bool {
+        platform::fits(&self.options, platform)
     }
 
     async fn ready(&self) {

@@ -73,9 +73,9 @@ pub(crate) fn connect(
 
 impl ClusterStores {
     /// Puts the other nodes in front of the backing cache, if blobs are read from them.
-    pub(super) fn in_front(&self, (blobs, actions): TierStores) -> TierStores {
+    pub(super) fn in_front(&self, (blobs, actions): TierStores, read_only: bool) -> TierStores {
         if self.peer_reads {
-            let near = Near::new(Arc::clone(&self.peers), blobs);
+            let near = Near::new(Arc::clone(&self.peers), blobs, read_only);
             (Arc::new(near), actions)
         } else {
             (blobs, actions)
@@ -100,12 +100,12 @@ impl Tiers {
     ) -> Result<Self, Error> {
         let local = open_local(config, parts).await?;
         let owners = cluster.owners(config, &local);
+        let cache = &config.local_cache;
         let options = gorego_proxy::Options {
-            // Owners lease what they report for this time.
-            existence_ttl: config
-                .backing_cache
-                .existence_ttl
-                .min(config.local_cache.lease),
+            // Owners lease what they report or accept.
+            existence_ttl: (config.backing_cache.existence_ttl)
+                .min(cache.lease)
+                .min(cache.upload_lease),
             read_only: false,
             local_first: true,
             prefetch: config.backing_cache.prefetch,

@@ -20,17 +20,23 @@ const HEDGE: Duration = Duration::from_millis(20);
 const PER_MILLISECOND: u64 = 64 << 10;
 
 /// A backing cache whose blobs are read from other nodes where these have them: from the node that the call is near to,
-/// and the first in rendezvous order. Lookups and writes go to the backing cache only.
+/// and the first in rendezvous order. Lookups and writes go to the backing cache only, except that a call which is near
+/// to a node finds blobs there that a read-only backing cache lacks, or all of them while the backing cache is down.
 #[derive(Clone, Debug)]
 pub struct Near {
     peers: Arc<Peers>,
     backing: Arc<dyn BlobStore>,
+    read_only: bool,
 }
 
 impl Near {
-    /// Puts `peers` in front of `backing`.
-    pub fn new(peers: Arc<Peers>, backing: Arc<dyn BlobStore>) -> Self {
-        Self { peers, backing }
+    /// Puts `peers` in front of `backing`, to which this node never writes if it is `read_only`.
+    pub fn new(peers: Arc<Peers>, backing: Arc<dyn BlobStore>, read_only: bool) -> Self {
+        Self {
+            peers,
+            backing,
+            read_only,
+        }
     }
 
     /// Reads from the backing cache what the nodes lack.
@@ -52,7 +58,23 @@ impl Near {
 #[async_trait]
 impl BlobStore for Near {
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
-        self.backing.find_missing(digests).await
+        let missing = self.backing.find_missing(digests).await;
+        let Some(near) = self.peers.nodes().near() else {
+            return missing;
+        };
+        match missing {
+            Ok(missing) if missing.is_empty() || !self.read_only => Ok(missing),
+            Ok(mut missing) => {
+                let present = self.peers.present_at(&near, missing.clone()).await;
+                missing.retain(|digest| !present.contains(digest));
+                Ok(missing)
+            }
+            Err(error) => {
+                let present = self.peers.present_at(&near, digests.to_vec()).await;
+                let has_all = digests.iter().all(|digest| present.contains(digest));
+                has_all.then(Vec::new).ok_or(error)
+            }
+        }
     }
 
     async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {

@@ -5,7 +5,6 @@ mod spread;
 use std::{
     collections::{BTreeMap, HashSet},
     sync::Arc,
-    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -22,13 +21,10 @@ use reapi::v2::ActionResult;
 use tokio::time::timeout;
 
 use super::{
-    peers::{Peer, PeerStores, Peers},
+    peers::{LOOKUP, Peer, PeerStores, Peers},
     reads::{self, Sources},
 };
 use spread::spread;
-
-/// The time that a node has to answer a lookup. Without an answer, it has nothing.
-const LOOKUP: Duration = Duration::from_millis(200);
 
 /// The blobs and results of a cluster without a backing cache: each is on its owners, the first `replicas` nodes in the
 /// order of its digest. This node is one of them, and has what passes through its local tier.
@@ -56,26 +52,6 @@ impl Owners {
     /// The number of nodes that are asked for a blob: its owners, and one that was an owner before another node joined.
     const fn asked(&self) -> usize {
         self.replicas.saturating_add(1)
-    }
-
-    /// Returns those of the blobs that a node reports as present.
-    async fn present_at(&self, peer: &Peer, digests: Vec<Digest>) -> HashSet<Digest> {
-        let Some(stores) = self.peers.stores(peer) else {
-            return HashSet::new();
-        };
-        let found = timeout(LOOKUP, stores.blobs.find_missing(&digests)).await;
-        let why = match found {
-            Ok(Ok(missing)) => {
-                let missing: HashSet<Digest> = missing.into_iter().collect();
-                let present = |digest: &Digest| !missing.contains(digest);
-                return digests.into_iter().filter(present).collect();
-            }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "it does not answer".to_owned(),
-        };
-        let node = &peer.member.node;
-        tracing::debug!(%node, why, "failed to look up blobs at a node");
-        HashSet::new()
     }
 
     async fn put_file(&self, digest: &Digest, file: BlobFile) -> Result<Put> {
@@ -164,7 +140,7 @@ impl BlobStore for Owners {
         }
         let lookups = batches.into_values();
         let lookups =
-            lookups.map(|(peer, batch)| async move { self.present_at(&peer, batch).await });
+            lookups.map(|(peer, batch)| async move { self.peers.present_at(&peer, batch).await });
         present.extend(future::join_all(lookups).await.into_iter().flatten());
         missing.retain(|digest| !present.contains(digest));
         Ok(missing)

@@ -4,14 +4,19 @@ use std::{
     collections::{HashMap, HashSet},
     fmt,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use gorego_limits::{Call, LogLimit};
 use gorego_scheduler::Generation;
 use gorego_storage::{ActionCache, BlobStore, Digest};
 use parking_lot::{Mutex, RwLock};
+use tokio::time::timeout;
 
 use super::rendezvous;
+
+/// The time that a node has to answer a lookup. Without an answer, it has nothing.
+pub(super) const LOOKUP: Duration = Duration::from_millis(200);
 
 /// The most corrupt blobs of other nodes that are remembered.
 const MAX_CORRUPT: usize = 1000;
@@ -157,6 +162,26 @@ impl Peers {
                 .ok()
         };
         peer.stores.get_or_init(connect).as_ref()
+    }
+
+    /// Returns those of the blobs that a node reports as present. It leases them.
+    pub(super) async fn present_at(&self, peer: &Peer, digests: Vec<Digest>) -> HashSet<Digest> {
+        let Some(stores) = self.stores(peer) else {
+            return HashSet::new();
+        };
+        let found = timeout(LOOKUP, stores.blobs.find_missing(&digests)).await;
+        let why = match found {
+            Ok(Ok(missing)) => {
+                let missing: HashSet<Digest> = missing.into_iter().collect();
+                let present = |digest: &Digest| !missing.contains(digest);
+                return digests.into_iter().filter(present).collect();
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "it does not answer".to_owned(),
+        };
+        let node = &peer.member.node;
+        tracing::debug!(%node, why, "failed to look up blobs at a node");
+        HashSet::new()
     }
 
     /// Records a corrupt blob of a node.

@@ -138,10 +138,8 @@ impl Read {
             if let Some(peer) = &self.from {
                 self.sources.failed(peer, &self.digest, &error);
             }
-            let is_corrupt = matches!(error, Error::Mismatch { .. });
-            if is_corrupt && self.at > 0 {
-                // Some of the content that was returned may be wrong, too.
-                return Err(error);
+            if matches!(error, Error::Mismatch { .. }) && self.at > 0 {
+                return Err(self.corrupt(error));
             }
             let next = self.sources.reopen(&self.digest, self.at).await;
             let (from, chunks) = next.ok_or(error)?;
@@ -163,10 +161,19 @@ impl Read {
         if self.resumed && self.at == self.digest.size() {
             let actual = hasher.clone().finish();
             if actual != self.digest {
-                return Err(Error::mismatch(&self.digest, actual));
+                return Err(self.corrupt(Error::mismatch(&self.digest, actual)));
             }
         }
         Ok(chunk)
+    }
+
+    /// Returns the error of a read whose first content was corrupt and is not to be continued. Another read gets it from
+    /// the next place, if there is one.
+    fn corrupt(&self, error: Error) -> Error {
+        if self.sources.rest.len() == 0 && self.sources.backing.is_none() {
+            return error;
+        }
+        Error::Unavailable(format!("{error}; read it again from another place"))
     }
 }
 

@@ -46,6 +46,8 @@ enum Fault {
     Slow,
     /// Content is corrupt.
     Corrupt,
+    /// Content turns out to be corrupt at its end.
+    CorruptAtEnd,
     /// Content ends after this many bytes.
     Truncated(usize),
 }
@@ -114,6 +116,10 @@ impl BlobStore for Fake {
             Fault::Truncated(bytes) => {
                 let start = content.slice(..bytes.min(content.len()));
                 Ok(Blob::stream(stream::iter([Ok(start)])))
+            }
+            Fault::CorruptAtEnd => {
+                let most = content.slice(..content.len() / 2);
+                Ok(Blob::stream(stream::iter([Ok(most), Err(corrupt())])))
             }
             _ if content.len() < LARGE => Ok(Blob::Bytes(content)),
             _ => Ok(Blob::stream(Blob::Bytes(content).into_chunks())),

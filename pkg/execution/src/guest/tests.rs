@@ -1,5 +1,6 @@
+use async_trait::async_trait;
 use gorego_scheduler::{Generation, ScriptedWorker};
-use gorego_storage::{ActionCacheExt as _, Blob, DigestFunction, MemoryStore};
+use gorego_storage::{ActionCacheExt as _, Blob, DigestFunction, MemoryStore, Put};
 use prost::Message as _;
 use reapi::v2::{Action, ActionResult, Command, Directory, FileNode, OutputFile};
 
@@ -172,6 +173,54 @@ fn response(output: &Digest, exit_code: i32) -> ExecuteResponse {
         }),
         ..ExecuteResponse::default()
     }
+}
+
+/// A local tier, and that of another node, which is read by calls near to it.
+#[derive(Debug, Default)]
+struct Near {
+    local: MemoryStore,
+    node: MemoryStore,
+}
+
+#[async_trait]
+impl BlobStore for Near {
+    async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>, Error> {
+        self.local.find_missing(digests).await
+    }
+
+    async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob, Error> {
+        BlobStore::get(&self.local, digest, offset).await
+    }
+
+    async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put, Error> {
+        BlobStore::put(&self.local, digest, blob).await
+    }
+
+    async fn fetch_batch(&self, digests: &[Digest]) -> Vec<Result<Digest, Error>> {
+        assert_eq!(Call::near().as_deref(), Some("node-1"));
+        let mut fetched = Vec::new();
+        for digest in digests {
+            let blob = BlobStore::get(&self.node, digest, 0).await;
+            fetched.push(match blob {
+                Ok(blob) => self.put(digest, blob).await.map(|_| *digest),
+                Err(error) => Err(error),
+            });
+        }
+        fetched
+    }
+}
+
+#[tokio::test]
+async fn outputs_that_only_the_other_node_has_are_read_from_it() {
+    let (stores, results) = (Arc::<Near>::default(), Arc::<MemoryStore>::default());
+    let publisher = Publisher::new(Arc::clone(&stores) as _, Arc::clone(&results) as _);
+    let (digest, _) = action(&results).await;
+    let job = executor(&results).guest(guest(digest)).await.unwrap();
+    let output = put(&stores.node, b"output").await;
+    let report = publisher.report(&job, done(response(&output, 0)), "node-1");
+    assert_eq!(value(report.await), response(&output, 0));
+    assert_eq!(stores.find_missing(&[output]).await.unwrap(), []);
+    assert!(results.find("a/b", &digest).await.unwrap().is_some());
 }
 
 #[tokio::test]

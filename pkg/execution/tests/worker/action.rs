@@ -159,6 +159,7 @@ impl Action {
             inline_output_files: self.inline.clone(),
             queued: SystemTime::now(),
             entry: None,
+            platform: "".into(),
             origin: Origin::current(),
             live: Live::default(),
         }

@@ -167,6 +167,7 @@ fn options(build_root: PathBuf) -> Options {
         default_timeout: Duration::from_mins(1),
         max_timeout: Duration::from_mins(1),
         kill_delay: Duration::ZERO,
+        peer_platforms: None,
         max_input_bytes: GIB,
         max_output_bytes: None,
         max_inline_bytes: 1 << 20,

@@ -1,5 +1,6 @@
 //! Blobs of other nodes in front of a backing cache.
 
+use gorego_limits::Call;
 use tokio::time::Instant;
 
 use super::*;
@@ -13,7 +14,7 @@ struct Test {
 
 fn test() -> Test {
     let (cluster, backing) = (Cluster::new(4), Arc::<Fake>::default());
-    let near = Near::new(Arc::clone(&cluster.peers), Arc::clone(&backing) as _);
+    let near = Near::new(Arc::clone(&cluster.peers), Arc::clone(&backing) as _, false);
     Test {
         cluster,
         backing,
@@ -31,6 +32,32 @@ async fn writes_and_lookups_go_to_the_backing_cache_only() {
     test.near.put(&name, blob).await.unwrap();
     assert!(test.backing.has(&name).await);
     assert_eq!(test.near.find_missing(&[name]).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_call_finds_blobs_at_the_node_that_it_is_near_to_if_the_backing_cache_cannot_have_them() {
+    let test = test();
+    let (content, [first]) = test.cluster.content(10, [0]);
+    let (name, missing) = (digest(&content), DigestFunction::Sha256.digest(b"missing"));
+    first.gets(&content).await;
+    let is_first = |(_, fake): &(&String, &Arc<Fake>)| Arc::ptr_eq(fake, &first);
+    let (node, _) = test.cluster.fakes.iter().find(is_first).unwrap();
+    let call = Call::current().near_to(node.as_str().into());
+    let find = async |near: &Near, digests: &[Digest]| {
+        let found = near.find_missing(digests).await;
+        found.map_err(|error| matches!(error, Error::Unavailable(_)))
+    };
+    let (peers, backing) = (&test.cluster.peers, &test.backing);
+    let read_only = Near::new(Arc::clone(peers), Arc::clone(backing) as _, true);
+    let found = async {
+        assert_eq!(find(&test.near, &[name]).await, Ok(vec![name]));
+        assert_eq!(find(&read_only, &[name, missing]).await, Ok(vec![missing]));
+        test.backing.fails(Fault::Down);
+        assert_eq!(find(&test.near, &[name]).await, Ok(vec![]));
+        assert_eq!(find(&test.near, &[name, missing]).await, Err(true));
+    };
+    call.scope(found).await;
+    assert_eq!(find(&test.near, &[name]).await, Err(true));
 }
 
 #[tokio::test]

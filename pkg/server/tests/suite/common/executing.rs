@@ -54,6 +54,7 @@ fn options() -> ExecutionOptions {
         default_timeout: Duration::from_mins(30),
         max_timeout: Duration::from_hours(2),
         kill_delay: Duration::from_secs(5),
+        peer_platforms: None,
         max_input_bytes: 1 << 30,
         max_output_bytes: None,
         max_log_bytes: 1 << 20,

@@ -86,6 +86,7 @@ fn job(inputs: Inputs) -> Job {
         inline_output_files: Vec::new(),
         queued: std::time::SystemTime::now(),
         entry: None,
+        platform: "".into(),
         origin: Origin::current(),
         live: Live::default(),
     }
