@@ -14,9 +14,10 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
     thread,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
+use gorego_cluster::runner::Cluster;
 use gorego_config::{Config, LoadedConfig, Pairs, UnknownPlatform};
 use gorego_execution::{BuildRootError, Executor, NodeWorker, Options, ProbeError, VerifiedWorker};
 use gorego_sandbox::{ControlGroups, Launcher, Level, Means};
@@ -122,6 +123,7 @@ impl LocalExecutor {
         start: Start,
         tiers: &Tiers,
         metered: bool,
+        generation: Option<Generation>,
     ) -> Result<(Option<Self>, Result<Vec<String>, String>), Error> {
         let off = |why| Ok((None, Err(why)));
         let launcher = match start {
@@ -131,7 +133,7 @@ impl LocalExecutor {
         let Some(stores) = tiers.executor.clone() else {
             return off("there is no local cache".to_owned());
         };
-        match Self::create(loaded, launcher, stores, metered).await {
+        match Self::create(loaded, launcher, stores, metered, generation).await {
             Ok(executor) => {
                 let how = executor.summary(&loaded.config);
                 Ok((Some(executor), Ok(how)))
@@ -149,13 +151,17 @@ impl LocalExecutor {
         launcher: Launcher,
         stores: ExecutorStores,
         metered: bool,
+        generation: Option<Generation>,
     ) -> Result<Self, Error> {
         let config = &loaded.config;
         let mut options = options(config);
         let level = isolation::isolate(loaded, &launcher, &mut options).await?;
         let mut limits = vec![limits(launcher.control_groups(), &options)];
         limits.extend(confinement(&options));
-        let generation = generation(&options)?;
+        let generation = match generation {
+            Some(generation) => generation,
+            None => first_generation(&options)?,
+        };
         let ExecutorStores {
             worker: stores,
             lookups,
@@ -226,10 +232,19 @@ impl LocalExecutor {
         })
     }
 
-    /// Lets actions end once `shutdown` is cancelled, and stops those that take too long.
-    pub(crate) async fn run(&self, shutdown: &CancellationToken) {
+    /// Lets actions end once `shutdown` is cancelled, and stops those that take too long. Queued ones are handed over to
+    /// other nodes of the cluster.
+    pub(crate) async fn run(&self, shutdown: &CancellationToken, cluster: Option<&Cluster>) {
         shutdown.cancelled().await;
-        self.executor.shut_down(self.drain).await;
+        let begin = Instant::now();
+        if let Some(cluster) = cluster {
+            cluster.drain().await;
+            if !cluster.view().is_alone() {
+                self.executor.scheduler().hand_over(self.drain).await;
+            }
+        }
+        let left = self.drain.saturating_sub(begin.elapsed());
+        self.executor.shut_down(left).await;
         self.tasks.close();
         self.tasks.wait().await;
         self.worker.close().await;
@@ -349,7 +364,7 @@ fn platform(configured: &Pairs) -> BTreeMap<String, Vec<String>> {
 }
 
 /// Returns the name of this node: the configured one, or that of the host.
-fn node(configured: &str) -> String {
+pub(crate) fn node(configured: &str) -> String {
     let name = match configured {
         "" => rustix::system::uname()
             .nodename()
@@ -368,8 +383,8 @@ fn node(configured: &str) -> String {
     }
 }
 
-/// Returns the current run of this node.
-fn generation(options: &Options) -> Result<Generation, NameError> {
+/// Returns the current run of this node, which is in no cluster.
+fn first_generation(options: &Options) -> Result<Generation, NameError> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let now = now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
     Generation::new(&options.node, now)

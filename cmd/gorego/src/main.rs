@@ -10,6 +10,7 @@ mod descriptors;
 mod execution;
 mod listen;
 mod memory;
+mod mesh;
 mod meters;
 mod metrics;
 mod reload;

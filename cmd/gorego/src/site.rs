@@ -2,6 +2,7 @@
 
 use std::{borrow::Cow, sync::Arc};
 
+use gorego_cluster::runner::Cluster;
 use gorego_config::{self as config, Config};
 use gorego_storage::BreakerState;
 use gorego_telemetry::{
@@ -13,6 +14,7 @@ use gorego_tls::Certificate;
 
 use crate::{
     cli::VERSION,
+    mesh,
     tiers::{self, Tiers},
 };
 
@@ -23,6 +25,7 @@ type Certificates = Arc<dyn Fn() -> Vec<Certificate> + Send + Sync>;
 pub(crate) fn site(
     config: &Config,
     (tiers, executor): (&Tiers, Option<(Option<Execution>, ActionSource)>),
+    cluster: Option<&Arc<Cluster>>,
     builds: Option<Builds>,
     health: Health,
     calls: Calls,
@@ -34,6 +37,10 @@ pub(crate) fn site(
     sources.spans_dropped = spans_dropped;
     let (execution, actions) = executor.unzip();
     sources.execution = execution.flatten();
+    sources.cluster = cluster.map(|cluster| {
+        let cluster = Arc::clone(cluster);
+        Box::new(move || mesh::counts(&cluster)) as _
+    });
     Site {
         version: VERSION,
         tiers: sources.tiers.clone(),
@@ -47,7 +54,7 @@ pub(crate) fn site(
         pprof: config.telemetry.pprof,
         builds,
         actions,
-        peers: None,
+        peers: cluster.map(mesh::peers),
         health,
         components: Box::new(components(config, tiers, certificates)),
     }

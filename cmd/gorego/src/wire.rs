@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use gorego_cluster::runner::Cluster;
 use gorego_config::{self as config, Config, LoadedConfig};
 use gorego_grpc::Limits;
 use gorego_server as server;
@@ -29,6 +30,7 @@ use crate::{
     execution::{self, LocalExecutor},
     listen::listen,
     memory::Parts,
+    mesh::{self, Mesh},
     meters::Meters,
     metrics::{self, CallObserver},
     reload::{self, Reloads},
@@ -56,6 +58,8 @@ pub(crate) enum Error {
     Tls(gorego_tls::Error),
     #[error(transparent)]
     Backing(#[from] backing::Error),
+    #[error(transparent)]
+    Mesh(#[from] mesh::Error),
     #[error(transparent)]
     Traces(#[from] traces::Error),
     #[error(transparent)]
@@ -95,9 +99,16 @@ async fn serve(
     let (backing, backing_tls) = backing.map_or((None, None), |(store, tls)| (Some(store), tls));
     let collector = traces::collector(&config.telemetry, &mut reloads)?;
     let meters = scraped.as_ref().map(|_| Meters::new(&parts));
-    let mut tiers = Tiers::open(config, &parts, backing, meters, None).await?;
+    let mesh = Mesh::open(config, &mut reloads, &parts.downloads).await?;
+    let shared = mesh.as_ref().map(|mesh| mesh.stores(config));
+    let mut tiers = Tiers::open(config, &parts, backing, meters, shared.as_ref()).await?;
     let recorded = builds::record(config, redaction, scraped.is_some(), &mut tiers);
-    let (executor, how) = LocalExecutor::new(loaded, start, &tiers, scraped.is_some()).await?;
+    let generation = mesh.as_ref().map(|mesh| mesh.generation(config));
+    let generation = generation.transpose()?;
+    let executor = LocalExecutor::new(loaded, start, &tiers, scraped.is_some(), generation);
+    let (executor, mut how) = executor.await?;
+    let mesh = mesh.map(|mesh| mesh.join(config, executor.as_ref(), &mut how, &tiers));
+    let mesh = mesh.transpose()?;
     announce(config, &listener, scraped.as_ref(), &how)?;
 
     let tasks = TaskTracker::new();
@@ -122,15 +133,43 @@ async fn serve(
         let tls = tls.clone();
         let certificates = Arc::new(move || certificates(tls.as_ref(), backing_tls.as_ref()));
         let parts = (&tiers, executor.as_ref().map(LocalExecutor::sources));
-        let site = site::site(config, parts, builds, health, calls, certificates, dropped);
+        let cluster = mesh.as_ref().map(|mesh| &mesh.cluster);
+        let site = site::site(
+            config,
+            parts,
+            cluster,
+            builds,
+            health,
+            calls,
+            certificates,
+            dropped,
+        );
         observers.spawn(web::serve(listener, site, observing.clone()));
     }
 
     let options = server::Options {
         executor: executor.as_ref().map(|local| Arc::clone(&local.executor)),
+        routes: mesh.as_ref().map(|mesh| Arc::clone(&mesh.routes)),
         ..options(config, descriptors, parts, tls, healthy, observer, chain)
     };
-    let served = serve_and_save(listener, &tiers, executor, options, shutdown).await;
+    let served = match (mesh, &executor, tiers.mesh_stores()) {
+        (Some(mesh), Some(executor), Some(stores)) => {
+            let cluster = Arc::clone(&mesh.cluster);
+            let serving = serve_and_save(
+                listener,
+                &tiers,
+                Some(executor),
+                Some(&cluster),
+                options.clone(),
+                shutdown,
+            );
+            mesh.serve(stores, executor, options, serving).await
+        }
+        _ => {
+            let executor = executor.as_ref();
+            serve_and_save(listener, &tiers, executor, None, options, shutdown).await
+        }
+    };
     tiers.close().await;
     // Uploads that wait for room need the janitor, so it ends after the last of them.
     evicting.cancel();
@@ -210,7 +249,8 @@ fn options(
 async fn serve_and_save(
     listener: TcpListener,
     tiers: &Tiers,
-    executor: Option<LocalExecutor>,
+    executor: Option<&LocalExecutor>,
+    cluster: Option<&Cluster>,
     options: server::Options,
     shutdown: CancellationToken,
 ) -> Result<(), gorego_grpc::Error> {
@@ -225,8 +265,8 @@ async fn serve_and_save(
         tiers.save().await;
     };
     let executing = async {
-        if let Some(executor) = &executor {
-            executor.run(&shutdown).await;
+        if let Some(executor) = executor {
+            executor.run(&shutdown, cluster).await;
         }
     };
     let (served, (), ()) = tokio::join!(serving, saving, executing);

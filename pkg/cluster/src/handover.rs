@@ -324,6 +324,12 @@ impl Handover {
         }
     }
 
+    /// Returns whether ends of peers' actions are yet to be received by these.
+    pub fn has_ends(&self) -> bool {
+        let mut peers = self.peers.values().filter(|peer| peer.is_up());
+        peers.any(|peer| peer.taken.values().any(|taken| taken.done.is_some()))
+    }
+
     /// Ends what depends on one link: offers and claims.
     fn unlink(&mut self, node: &Generation, host: &mut impl Host) {
         let peer = self.peers.get_mut(node);

@@ -1,1 +1,468 @@
-//! The tasks of a node.
+//! The tasks of a node: its membership and its hand-over, on its links.
+//!
+//! [`Cluster::start`] spawns one task that owns both state machines and feeds them with what happens: links, addresses,
+//! the queue, slots, and time. It never waits for anything else, so that a slow disk or action delays no other node.
+
+mod dials;
+mod host;
+mod view;
+mod work;
+
+use std::{sync::Arc, time::Duration};
+
+use futures::future::pending;
+use gorego_scheduler::{AttemptId, Foreign, ForeignSlot, Generation, Need, Phase, Runner, Time};
+use parking_lot::Mutex;
+use reapi::gorego::cluster::{Done, Load, frame::Content};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
+};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    blobs::{Member as BlobMember, Peers},
+    discovery::Discovery,
+    handover::{Down, Handover, Member},
+    link::{DialError, Event, How, Links},
+    membership::{Effect, Loss, MemberState, Membership, MembershipOptions},
+    record::{Record, RecordError},
+};
+
+use host::Parts;
+pub use view::{Counts, NodeView, View};
+pub use work::Work;
+
+/// The time without a frame after which a link is closed that is not in use.
+const IDLE: Duration = Duration::from_mins(1);
+/// The period in which the view is refreshed, and idle links are closed.
+const UPKEEP: Duration = Duration::from_millis(500);
+/// The time in which ends of actions are delivered, and the farewell is sent, at the end.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// The settings of a node.
+#[derive(Debug)]
+pub struct Options {
+    /// The name of the cluster.
+    pub cluster: String,
+    /// The facts about this node.
+    pub record: Record,
+    /// The limits and periods of the membership.
+    pub membership: MembershipOptions,
+    /// The period in which the load is sent while it changes.
+    pub load_period: Duration,
+}
+
+/// What a node is made of.
+pub struct Components<J, O> {
+    /// The links, and their events.
+    pub links: (Arc<Links>, mpsc::Receiver<Event>),
+    /// The places where other nodes may be.
+    pub discovery: Discovery,
+    /// The queue and the slots of this node.
+    pub scheduler: Runner<J, O>,
+    /// What is done for actions of others.
+    pub work: Arc<dyn Work<J, O>>,
+    /// The other nodes as stores.
+    pub peers: Arc<Peers>,
+}
+
+/// A node of a cluster that runs.
+#[derive(Debug)]
+pub struct Cluster {
+    view: Arc<Mutex<View>>,
+    orders: mpsc::Sender<Order>,
+    tasks: TaskTracker,
+}
+
+/// A demand on the task.
+enum Order {
+    /// Take no more work.
+    Drain,
+    /// Leave the cluster.
+    Leave(oneshot::Sender<()>),
+}
+
+/// What the task is told by others that it started. They are bounded by the slots and the dials.
+enum Told<J, O> {
+    Claimed(ForeignSlot<J, O>),
+    Progress(AttemptId, Phase, u16),
+    Ended(AttemptId, Done),
+    Reported(Generation, AttemptId),
+    Dialed {
+        node: Generation,
+        result: Result<Generation, DialError>,
+    },
+    Found(Vec<String>),
+}
+
+/// Passes slots to the task.
+struct Slots<J, O>(mpsc::UnboundedSender<Told<J, O>>);
+
+impl<J: Send + Sync, O: Send + Sync> Foreign<J, O> for Slots<J, O> {
+    fn claimed(&self, slot: ForeignSlot<J, O>) {
+        // Dropping the slot frees it.
+        let _ = self.0.send(Told::Claimed(slot));
+    }
+}
+
+impl Cluster {
+    /// Joins a cluster, in the current tokio runtime. Needs no other node: a node alone is a cluster of one.
+    pub fn start<J, O>(options: Options, components: Components<J, O>) -> Result<Self, RecordError>
+    where
+        J: Send + Sync + 'static,
+        O: Send + Sync + 'static,
+    {
+        let Components {
+            links: (links, events),
+            discovery,
+            scheduler,
+            work,
+            peers,
+        } = components;
+        let seed = fastrand::u64(..);
+        let start = Instant::now();
+        let record = options.record;
+        let membership = Membership::new(
+            &options.cluster,
+            record.clone(),
+            seed,
+            options.membership,
+            Time::ZERO,
+        )?;
+        let tasks = TaskTracker::new();
+        let (told, tells) = mpsc::unbounded_channel();
+        scheduler.set_foreign_handler(Arc::new(Slots(told.clone())));
+        let view = Arc::new(Mutex::new(View::of(&options.cluster, &record)));
+        let (orders, ordered) = mpsc::channel(4);
+        let task = Task {
+            handover: Handover::new(record.node.clone(), record.memory, seed),
+            membership,
+            queue: scheduler.queue_changes(),
+            stops: scheduler.stops(),
+            parts: Parts::new(links, scheduler, work, told, tasks.clone()),
+            peers,
+            view: Arc::clone(&view),
+            start,
+            load: Load::default(),
+            cluster: options.cluster,
+        };
+        tasks.spawn(dials::discover(
+            discovery,
+            task.parts.told.clone(),
+            Arc::clone(&view),
+        ));
+        tasks.spawn(task.run(events, tells, ordered, options.load_period));
+        Ok(Self {
+            view,
+            orders,
+            tasks,
+        })
+    }
+
+    /// Returns the nodes and the numbers as they were at most a second ago.
+    pub fn view(&self) -> View {
+        self.view.lock().clone()
+    }
+
+    /// Tells other nodes that this one takes no more work.
+    pub async fn drain(&self) {
+        // Fails if the task has ended.
+        let _ = self.orders.send(Order::Drain).await;
+    }
+
+    /// Delivers the ends of actions of others, tells the other nodes that this one leaves, and ends its tasks. Takes a
+    /// few seconds at most.
+    pub async fn leave(&self) {
+        let (left, leaving) = oneshot::channel();
+        if self.orders.send(Order::Leave(left)).await.is_ok() {
+            let _ = leaving.await;
+        }
+        self.tasks.close();
+        let _ = timeout(FAREWELL, self.tasks.wait()).await;
+    }
+}
+
+/// The task that owns the state of a node.
+struct Task<J, O> {
+    cluster: String,
+    membership: Membership,
+    handover: Handover,
+    parts: Parts<J, O>,
+    peers: Arc<Peers>,
+    view: Arc<Mutex<View>>,
+    queue: watch::Receiver<()>,
+    stops: mpsc::UnboundedReceiver<AttemptId>,
+    start: Instant,
+    /// The load that was sent last.
+    load: Load,
+}
+
+impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
+    fn now(&self) -> Time {
+        self.start.elapsed()
+    }
+
+    async fn run(
+        mut self,
+        mut events: mpsc::Receiver<Event>,
+        mut tells: mpsc::UnboundedReceiver<Told<J, O>>,
+        mut orders: mpsc::Receiver<Order>,
+        load_period: Duration,
+    ) {
+        let mut upkeep = interval(UPKEEP);
+        let mut load = interval(load_period);
+        for ticker in [&mut upkeep, &mut load] {
+            ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        }
+        loop {
+            let gossip = self.start + self.membership.deadline();
+            let handover = self.handover.deadline();
+            let handover = handover.map(|deadline| self.start + deadline);
+            let handover = async {
+                match handover {
+                    Some(deadline) => sleep_until(deadline).await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                // Packets that arrived come before timers that wait for them.
+                biased;
+                Some(order) = orders.recv() => match order {
+                    Order::Drain => self.drain(),
+                    Order::Leave(left) => return self.leave(&mut events, left).await,
+                },
+                Some(event) = events.recv() => self.on_link(event),
+                Some(told) = tells.recv() => self.on_told(told),
+                Some(attempt) = self.stops.recv() => {
+                    self.handover.stop(attempt, &mut self.parts);
+                }
+                Ok(()) = self.queue.changed() => {
+                    let now = self.now();
+                    self.handover.queue_changed(now, &mut self.parts);
+                }
+                () = sleep_until(gossip) => self.membership.tick(self.start.elapsed()),
+                () = handover => {
+                    let now = self.now();
+                    self.handover.tick(now, &mut self.parts);
+                }
+                _ = load.tick() => self.send_load(),
+                _ = upkeep.tick() => self.keep_up(),
+            }
+            self.carry_out();
+        }
+    }
+
+    fn on_link(&mut self, event: Event) {
+        let now = self.now();
+        match event {
+            Event::Up { peer, hello } => {
+                let record = hello.record.ok_or(RecordError::NoNode);
+                match record.and_then(Record::from_proto) {
+                    Ok(record) => {
+                        self.membership.greet(&record, now);
+                        self.parts.link_up(record);
+                        self.handover.link_up(&peer, now, &mut self.parts);
+                    }
+                    Err(why) => self.parts.links.close(&peer, &why.to_string()),
+                }
+            }
+            Event::Frame { peer, frame } => match frame.content {
+                Some(Content::Gossip(packet)) => self.on_gossip(&peer, &packet),
+                Some(content) => {
+                    if let Content::Load(load) = &content {
+                        self.parts.set_load(&peer, *load);
+                    }
+                    self.handover.frame(&peer, content, now, &mut self.parts);
+                }
+                None => {}
+            },
+            Event::Down { peer, how } => {
+                self.parts.link_down(&peer);
+                let down = match &how {
+                    How::Bye(_) => Down::Bye,
+                    How::Broken(_) => Down::Broken,
+                };
+                if let How::Broken(why) = &how {
+                    tracing::debug!(%peer, why, "a link broke");
+                    self.membership.connection_lost(&peer, Loss::Broken, now);
+                    self.parts.dial(&peer);
+                }
+                self.handover.link_down(&peer, down, now, &mut self.parts);
+            }
+        }
+    }
+
+    fn on_gossip(&mut self, peer: &Generation, packet: &[u8]) {
+        let now = self.now();
+        let Some(record) = self.parts.linked(peer) else {
+            return;
+        };
+        if let Err(why) = self.membership.receive(&record, packet, now) {
+            tracing::debug!(%peer, %why, "a packet is refused");
+        }
+    }
+
+    fn on_told(&mut self, told: Told<J, O>) {
+        let now = self.now();
+        let parts = &mut self.parts;
+        match told {
+            Told::Claimed(slot) => {
+                let (id, entry) = (slot.claim.attempt, slot.claim.entry.clone());
+                let need: Need = slot.claim.need;
+                parts.add_slot(slot);
+                self.handover.claimed(id, &entry, need, now, parts);
+            }
+            Told::Progress(slot, phase, run) => self.handover.progress(slot, phase, run, parts),
+            Told::Ended(slot, done) => {
+                parts.ended_here(slot);
+                self.handover.ended(slot, done, parts);
+            }
+            Told::Reported(peer, attempt) => self.handover.received(&peer, attempt, parts),
+            Told::Dialed { node, result } => self.on_dialed(&node, result),
+            Told::Found(addresses) => {
+                for address in addresses {
+                    parts.visit(&address);
+                }
+            }
+        }
+    }
+
+    fn on_dialed(&mut self, node: &Generation, result: Result<Generation, DialError>) {
+        let now = self.now();
+        self.parts.dialed(node);
+        let (loss, down) = match result {
+            // The link of this run is up, or another run is there instead.
+            Ok(found) if found == *node => return,
+            _ if self.parts.links.is_up(node) => return,
+            Ok(_) | Err(DialError::Refused) => (Loss::Refused, Down::Refused),
+            Err(why) => {
+                tracing::debug!(%node, %why, "no link to a node");
+                (Loss::Broken, Down::Broken)
+            }
+        };
+        self.membership.connection_lost(node, loss, now);
+        self.handover.link_down(node, down, now, &mut self.parts);
+    }
+
+    /// Carries out what the membership demands.
+    fn carry_out(&mut self) {
+        let mut has_changed = false;
+        for effect in self.membership.take_effects() {
+            match effect {
+                Effect::Send {
+                    to,
+                    address,
+                    packet,
+                } => self.parts.gossip(&to, &address, packet),
+                Effect::Up(record) => {
+                    tracing::info!(node = %record.node, address = record.address, "a node joined");
+                    has_changed = true;
+                }
+                Effect::Changed(_) => has_changed = true,
+                Effect::Down { node, why } => {
+                    tracing::info!(%node, ?why, "a node is gone");
+                    has_changed = true;
+                }
+                Effect::Conflict { holder, address } => {
+                    self.parts.warn_of_namesake(&holder, &address)
+                }
+                Effect::Full => self.parts.warn_of_full(),
+                Effect::Rejoined => {
+                    tracing::info!("other nodes had missed this one: it joins again")
+                }
+                Effect::Refused(node) => {
+                    tracing::warn!(%node, "refused, since there are cluster.max_nodes already");
+                }
+            }
+        }
+        if has_changed {
+            self.set_members();
+        }
+    }
+
+    fn set_members(&mut self) {
+        let now = self.now();
+        let members = self.membership.members();
+        let alive = members
+            .iter()
+            .filter(|(_, state)| *state != MemberState::Down);
+        let alive: Vec<_> = alive.map(|(record, _)| Arc::clone(record)).collect();
+        self.peers.set(alive.iter().map(|record| BlobMember {
+            node: record.node.clone(),
+            address: record.address.clone(),
+        }));
+        let takers = alive.iter().map(|record| Member {
+            node: record.node.clone(),
+            slots: record.slots,
+            memory: record.memory,
+            draining: record.draining,
+        });
+        let takers: Vec<_> = takers.collect();
+        self.parts.set_records(alive);
+        self.handover.members(takers, now, &mut self.parts);
+        self.refresh();
+    }
+
+    /// Sends this node's load to its peers, if it changed.
+    fn send_load(&mut self) {
+        let load = self.parts.own_load();
+        if load != self.load {
+            self.load = load;
+            for peer in self.parts.links.peers() {
+                self.parts.send_content(&peer, Content::Load(load));
+            }
+        }
+    }
+
+    fn keep_up(&mut self) {
+        for peer in self.parts.links.peers() {
+            if self.parts.is_idle(&peer, IDLE) && !self.handover.is_busy(&peer) {
+                self.parts.links.close(&peer, "idle");
+            }
+        }
+        self.refresh();
+    }
+
+    fn refresh(&mut self) {
+        let members = self.membership.members();
+        let view = self
+            .parts
+            .view(&self.cluster, self.membership.me(), &members);
+        *self.view.lock() = view;
+    }
+
+    fn drain(&mut self) {
+        let mut record = self.membership.me().clone();
+        record.draining = true;
+        let now = self.now();
+        match self.membership.update(record, now) {
+            Ok(()) => self.parts.links.set_record(self.membership.me().to_proto()),
+            Err(why) => tracing::warn!(%why, "other nodes do not learn that this one drains"),
+        }
+    }
+
+    async fn leave(mut self, events: &mut mpsc::Receiver<Event>, left: oneshot::Sender<()>) {
+        let end = Instant::now() + FAREWELL;
+        while self.handover.has_ends() {
+            match tokio::time::timeout_at(end, events.recv()).await {
+                Ok(Some(event)) => self.on_link(event),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        let now = self.now();
+        self.membership.leave(now);
+        self.carry_out();
+        let links = Arc::clone(&self.parts.links);
+        let closing = links.shutdown("the node stops");
+        tokio::pin!(closing);
+        loop {
+            tokio::select! {
+                () = &mut closing => break,
+                Some(_) = events.recv() => {}
+            }
+        }
+        // Fails if the caller does not wait.
+        let _ = left.send(());
+    }
+}

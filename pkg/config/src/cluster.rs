@@ -24,7 +24,7 @@ section! {
         role: Role = Role::Node,
         /// The host name or address to listen on for other nodes. If empty, that of `listen_addr`.
         bind_addr: String = String::new(),
-        /// The port for other nodes.
+        /// The port for other nodes. 0 lets the system choose.
         bind_port: u16 = 7946,
         /// The address at which other nodes reach this one, with `bind_port` if it names no port. If empty, it is
         /// detected.

@@ -225,6 +225,11 @@ impl Executor {
         &self.admissions
     }
 
+    /// The queue and the slots, for other nodes.
+    pub fn scheduler(&self) -> Runner<Job, ExecuteResponse> {
+        self.runner.clone()
+    }
+
     /// This run of the node, which the names of its operations have.
     pub const fn generation(&self) -> &Generation {
         &self.generation

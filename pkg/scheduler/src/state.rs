@@ -193,6 +193,8 @@ pub struct Grant<J> {
     pub job: Arc<J>,
     /// The target; may be cut.
     pub target: Arc<str>,
+    /// The mnemonic; may be cut.
+    pub mnemonic: Arc<str>,
     /// The memory reserved on the worker, in bytes.
     pub memory: u64,
     /// Set if nothing else runs on the worker meanwhile.

@@ -9,7 +9,7 @@ use gorego_cluster::blobs::{Connect, LatestResults, Member, Near, Owners, PeerSt
 use gorego_config::Config;
 use gorego_limits::Budget;
 use gorego_server::Stores;
-use gorego_storage::{Chain, span::Tier};
+use gorego_storage::span::Tier;
 use gorego_storage_local::LocalStore;
 use gorego_storage_remote::{BreakerOptions, RemoteAddress, RemoteOptions, RemoteStore};
 use gorego_tls::ClientTls;
@@ -42,18 +42,15 @@ pub(crate) struct ClusterStores {
 
 /// Returns the way to create clients of other nodes. `tls` returns the settings of connections to a node, which proves
 /// that it is that node; `None` for plain text.
-#[cfg_attr(not(test), expect(dead_code, reason = "no node joins a cluster yet"))]
 pub(crate) fn connect(
-    chain: &Arc<Chain>,
     windows: &Budget,
     tls: impl Fn(&Member) -> Option<watch::Receiver<ClientTls>> + Send + Sync + 'static,
 ) -> Connect {
-    let (chain, windows) = (Arc::clone(chain), windows.clone());
+    let windows = windows.clone();
     Box::new(move |member| {
         let options = RemoteOptions {
             role: "node",
             tls: tls(member),
-            chain: Arc::clone(&chain),
             // Another node is faster than a retry.
             retries: 0,
             connections: CONNECTIONS,
@@ -118,7 +115,6 @@ impl Tiers {
     }
 
     /// Returns the stores that other nodes use: the local tier only. Results are returned whether complete or not.
-    #[cfg_attr(not(test), expect(dead_code, reason = "no node joins a cluster yet"))]
     pub(crate) fn mesh_stores(&self) -> Option<Stores> {
         let local = self.local.as_ref()?;
         Some(Stores {

@@ -78,11 +78,11 @@ const fn cost(len: usize) -> usize {
 }
 
 impl Outbox {
-    /// Creates a queue with the first frame.
+    /// Creates a queue with the first frame, which gossip must not overtake.
     pub(crate) fn new(first: Frame) -> Arc<Self> {
         let outbox = Self::default();
         let len = first.encoded_len();
-        outbox.queue.lock().work.push(first, len, WORK_BYTES);
+        outbox.queue.lock().gossip.push(first, len, GOSSIP_BYTES);
         Arc::new(outbox)
     }
 

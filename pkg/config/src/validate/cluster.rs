@@ -24,7 +24,6 @@ impl Findings<'_> {
         if !cluster.enabled {
             return;
         }
-        self.warn(ENABLED, "not implemented yet, ignored");
         if !config.local_cache.enabled {
             self.refuse(&[ENABLED, "local_cache.enabled"], "needs the local cache");
         }
@@ -54,10 +53,6 @@ impl Findings<'_> {
     }
 
     fn check_node_addresses(&mut self, cluster: &Cluster) {
-        if cluster.bind_port == 0 {
-            let reason = "other nodes could not find it; accepted: 1 to 65535";
-            self.refuse(&["cluster.bind_port"], reason);
-        }
         let advertised = &cluster.advertise_addr;
         let one = [advertised].into_iter().filter(|text| !text.is_empty());
         for (key, addresses) in [

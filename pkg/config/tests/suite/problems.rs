@@ -371,14 +371,9 @@ fn tls_settings_without_effect_cause_warnings() {
 }
 
 #[test]
-fn a_cluster_is_not_implemented_yet() {
+fn a_cluster_on_loopback_needs_nothing_else() {
     let on = ["cluster.enabled=true", "cluster.bind_addr=localhost"];
-    let warnings = load(&arguments(&on)).warnings;
-    assert_eq!(warnings.len(), 1, "{warnings:?}");
-    assert!(
-        warnings[0].ends_with("not implemented yet, ignored"),
-        "{warnings:?}"
-    );
+    assert_eq!(load(&arguments(&on)).warnings, [""; 0]);
     let off = ["cluster.enabled=no", "telemetry.metrics_addr=:9090"];
     assert_eq!(load(&arguments(&off)).warnings, [""; 0]);
 }
@@ -391,7 +386,6 @@ fn impossible_settings_of_a_cluster_are_refused() {
         (&["bind_addr=", "name=x"], "needs certificates"),
         (&["bind_addr=10.0.0.1"], "needs certificates"),
         (&["bind_addr=10.0.0.1:1"], "accepted: a host name"),
-        (&["bind_port=0"], "1 to 65535"),
         (&["advertise_addr=a:b"], "host or host:port"),
         (&["join_peers=a:1,b:0"], "host or host:port"),
         (&["discovery_mode=dns"], "needs cluster.dns_service_name"),

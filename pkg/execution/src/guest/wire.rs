@@ -122,7 +122,7 @@ pub async fn decode_report(done: Done, blobs: &dyn BlobStore) -> Report<ExecuteR
     match end {
         End::Done => Report::Done(outcome),
         End::OutOfMemory => Report::OutOfMemory(outcome),
-        End::Failed | End::Stopped => Report::Failed(outcome),
+        End::Failed | End::Stopped | End::Declined => Report::Failed(outcome),
     }
 }
 

@@ -168,6 +168,7 @@ impl<J, O> Scheduler<J, O> {
             key: execution.key.as_ref().clone(),
             job: Arc::clone(&execution.job),
             target: Arc::clone(&execution.target),
+            mnemonic: Arc::clone(&execution.mnemonic),
             memory,
             alone: execution.is_alone(),
             run: execution.runs,

@@ -66,6 +66,16 @@ pub(super) fn headers(options: &RemoteOptions, timeout: Option<Duration>) -> Hea
     headers
 }
 
+/// Creates a connection for calls of other services than those of a store. It is opened on first use.
+pub fn channel(options: &RemoteOptions) -> Result<Channel, RemoteError> {
+    let options = RemoteOptions {
+        connections: 1,
+        ..options.clone()
+    };
+    let channels = channels(&options, &Arc::default())?;
+    channels.into_iter().next().ok_or(RemoteError::NoRuntime)
+}
+
 /// Creates channels that connect on first use, and notify `lost` when a connection ends.
 pub(super) fn channels(
     options: &RemoteOptions,

@@ -23,6 +23,7 @@ mod store;
 mod upload;
 
 pub use capabilities::RemoteCapabilities;
+pub use connect::channel;
 pub use options::{
     BreakerOptions, CallHeaders, RemoteAddress, RemoteError, RemoteHeaders, RemoteOptions,
 };

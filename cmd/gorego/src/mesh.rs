@@ -1,0 +1,298 @@
+//! This node in its cluster: its port for other nodes, its links, and what it does for their actions.
+
+mod generation;
+mod record;
+mod routes;
+mod source;
+mod work;
+
+use std::{io, sync::Arc};
+
+use async_trait::async_trait;
+use gorego_cluster::{
+    blobs::{Member, Peers},
+    discovery::{Discovery, Places},
+    link::{Links, Options as LinkOptions, Tcp, follow},
+    membership::MembershipOptions,
+    record::RecordError,
+    runner::{Cluster, Components, Options},
+};
+use gorego_config::{Config, DiscoveryMode};
+use gorego_grpc::{Body, Messages, Peer};
+use gorego_limits::Budget;
+use gorego_scheduler::Generation;
+use gorego_server::{self as server, Extension};
+use gorego_tls::{ClientTls, ClusterFiles, ClusterTls, NodeIdentity};
+use tokio::{net::TcpListener, sync::watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::Status;
+
+pub(crate) use self::source::{counts, peers};
+use self::{routes::ClusterRoutes, work::NodeWork};
+use crate::{
+    backing::given,
+    execution::{LocalExecutor, node},
+    listen::listen,
+    reload::Reloads,
+    tiers::{
+        Tiers,
+        cluster::{ClusterStores, connect},
+    },
+};
+
+/// The error of a node that cannot join its cluster.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("cluster.bind_addr: cannot listen on {0}: {1}")]
+    Listen(String, io::Error),
+    #[error("cluster.tls.{0}")]
+    Tls(gorego_tls::Error),
+    #[error(
+        "cluster.advertise_addr: no address of this machine is found: {0}; accepted: one that other nodes reach"
+    )]
+    Address(io::Error),
+    #[error("execution.platform: {0}")]
+    Record(#[from] RecordError),
+    #[error("cluster.enabled: {0}; accepted: a node that executes actions")]
+    NoExecutor(String),
+    #[error("cannot write the number of this start to {0}: {1}")]
+    Generation(std::path::PathBuf, io::Error),
+}
+
+/// The port of a node for others, before it has joined.
+pub(crate) struct Mesh {
+    listener: TcpListener,
+    tls: Option<watch::Receiver<ClusterTls>>,
+    name: String,
+    tasks: TaskTracker,
+    windows: Budget,
+    peers: Arc<Peers>,
+}
+
+/// A node that has joined.
+pub(crate) struct Joined {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) routes: Arc<dyn server::Routes>,
+    links: Arc<Links>,
+    listener: TcpListener,
+    tls: Option<watch::Receiver<ClusterTls>>,
+    tasks: TaskTracker,
+}
+
+impl Mesh {
+    /// Listens for other nodes, if there is to be a cluster.
+    pub(crate) async fn open(
+        config: &Config,
+        reloads: &mut Reloads,
+        windows: &Budget,
+    ) -> Result<Option<Self>, Error> {
+        if !config.cluster.enabled {
+            return Ok(None);
+        }
+        let name = node(&config.cluster.node_id);
+        let tls = tls(config, &name, reloads)?;
+        let address = config.cluster.bind(&config.listen_addr);
+        let address = address.unwrap_or_else(|| config.listen_addr.clone());
+        let listener = listen(&address).await;
+        let listener = listener.map_err(|why| Error::Listen(address.to_string(), why))?;
+        let tasks = TaskTracker::new();
+        let (of_nodes, following) = (tls.clone(), tasks.clone());
+        let settings = move |member: &Member| settings(of_nodes.as_ref()?, &following, member);
+        let peers = Peers::new(&name, connect(windows, settings));
+        Ok(Some(Self {
+            listener,
+            tls,
+            name,
+            tasks,
+            windows: windows.clone(),
+            peers: Arc::new(peers),
+        }))
+    }
+
+    /// Returns the other nodes as stores.
+    pub(crate) fn stores(&self, config: &Config) -> ClusterStores {
+        ClusterStores {
+            peers: Arc::clone(&self.peers),
+            replicas: usize::try_from(config.cluster.replicas).unwrap_or(usize::MAX),
+            peer_reads: config.cluster.peer_reads,
+        }
+    }
+
+    /// Returns this run of the node. Each start has a larger number, also if the clock was set back.
+    pub(crate) fn generation(&self, config: &Config) -> Result<Generation, Error> {
+        generation::next(&config.local_cache.dir, &self.name)
+    }
+
+    /// Joins the cluster. Needs no other node to be there.
+    pub(crate) fn join(
+        self,
+        config: &Config,
+        executor: Option<&LocalExecutor>,
+        how: &mut Result<Vec<String>, String>,
+        tiers: &Tiers,
+    ) -> Result<Joined, Error> {
+        let executor = match (executor, how) {
+            (Some(executor), Ok(how)) => {
+                let address = self.listener.local_addr().map_err(Error::Address)?;
+                let (node, cluster) = (&self.name, &config.cluster.name);
+                how.push(format!(
+                    "node {node} of cluster {cluster}, for other nodes on {address}"
+                ));
+                executor
+            }
+            (_, how) => return Err(Error::NoExecutor(how.clone().err().unwrap_or_default())),
+        };
+        let record = record::of(config, executor, &self.listener)?;
+        let (links, events) = Links::new(LinkOptions {
+            cluster: config.cluster.name.clone(),
+            me: record.node.clone(),
+            record: record.to_proto(),
+            tls: self.tls.clone(),
+            connect: Arc::new(Tcp),
+            max_nodes: max_nodes(config),
+        });
+        let executor = Arc::clone(&executor.executor);
+        let work = NodeWork::new(&executor, tiers);
+        let components = Components {
+            links: (Arc::clone(&links), events),
+            discovery: Discovery::new(places(config)),
+            scheduler: executor.scheduler(),
+            work: Arc::new(work),
+            peers: self.peers,
+        };
+        let options = Options {
+            cluster: config.cluster.name.clone(),
+            record,
+            membership: MembershipOptions {
+                max_nodes: max_nodes(config),
+                ..MembershipOptions::default()
+            },
+            load_period: config.cluster.broadcast_period,
+        };
+        let cluster = Arc::new(Cluster::start(options, components)?);
+        let (of_nodes, following) = (self.tls.clone(), self.tasks.clone());
+        let settings = move |member: &Member| settings(of_nodes.as_ref()?, &following, member);
+        let routes = ClusterRoutes::new(Arc::clone(&cluster), self.windows, settings);
+        Ok(Joined {
+            routes: Arc::new(routes),
+            cluster,
+            links,
+            listener: self.listener,
+            tls: self.tls,
+            tasks: self.tasks,
+        })
+    }
+}
+
+impl Joined {
+    /// Serves other nodes until `serving` ends, which serves clients and runs actions, and until the others know that
+    /// this node is gone. `options` are those for clients.
+    pub(crate) async fn serve(
+        self,
+        stores: server::Stores,
+        executor: &LocalExecutor,
+        options: server::Options,
+        serving: impl Future<Output = Result<(), gorego_grpc::Error>>,
+    ) -> Result<(), gorego_grpc::Error> {
+        let tls = self
+            .tls
+            .map(|tls| follow(&self.tasks, tls, ClusterTls::server));
+        let options = server::Options {
+            transport: gorego_grpc::Options {
+                tls,
+                healthy: None,
+                observer: None,
+                ..options.transport
+            },
+            ac_updates: true,
+            inferred_functions: Vec::new(),
+            executor: Some(Arc::clone(&executor.executor)),
+            // A call of another node ends here, so that there are no loops.
+            chain: Arc::default(),
+            routes: None,
+            extension: Some(Arc::new(LinkService(self.links))),
+            ..options
+        };
+        let shutdown = CancellationToken::new();
+        let ending = shutdown.clone();
+        let serving = async {
+            let served = serving.await;
+            self.cluster.leave().await;
+            ending.cancel();
+            served
+        };
+        let (served, meshed) = tokio::join!(
+            serving,
+            server::serve(self.listener, stores, options, shutdown)
+        );
+        served.and(meshed)
+    }
+}
+
+fn max_nodes(config: &Config) -> usize {
+    usize::try_from(config.cluster.max_nodes).unwrap_or(usize::MAX)
+}
+
+/// Returns the places where other nodes are looked for.
+fn places(config: &Config) -> Places {
+    let cluster = &config.cluster;
+    match cluster.discovery_mode {
+        DiscoveryMode::List => {
+            let peers = cluster.join_peers.iter();
+            Places::List(peers.filter_map(|peer| cluster.peer(peer)).collect())
+        }
+        DiscoveryMode::Dns => Places::Dns {
+            name: cluster.dns_service_name.clone(),
+            port: cluster.bind_port,
+        },
+    }
+}
+
+fn tls(
+    config: &Config,
+    node: &str,
+    reloads: &mut Reloads,
+) -> Result<Option<watch::Receiver<ClusterTls>>, Error> {
+    let cluster = &config.cluster;
+    let Some(cert_file) = given(&cluster.tls.cert_file) else {
+        return Ok(None);
+    };
+    let files = ClusterFiles {
+        node: NodeIdentity {
+            cluster: cluster.name.clone(),
+            node: node.to_owned(),
+        },
+        cert_file,
+        key_file: cluster.tls.key_file.clone(),
+        ca_file: cluster.tls.ca_file.clone(),
+        clients_ca_file: given(&config.tls.ca_file),
+    };
+    let tls = reloads.read(files.paths(), move || files.load().map_err(Error::Tls))?;
+    Ok(Some(tls))
+}
+
+/// Returns the settings of connections to a node, which proves its name.
+fn settings(
+    tls: &watch::Receiver<ClusterTls>,
+    tasks: &TaskTracker,
+    member: &Member,
+) -> Option<watch::Receiver<ClientTls>> {
+    let node = member.node.node().to_owned();
+    let settings = follow(tasks, tls.clone(), move |tls| tls.client_for(Some(&node)));
+    Some(settings)
+}
+
+/// The service of links on the port for nodes.
+#[derive(Debug)]
+struct LinkService(Arc<Links>);
+
+#[async_trait]
+impl Extension for LinkService {
+    fn serves(&self, path: &str) -> bool {
+        path == Links::PATH
+    }
+
+    async fn call(&self, _: &str, peer: Peer, requests: Messages) -> Result<Body, Status> {
+        self.0.link(&peer, requests).await
+    }
+}

@@ -1,0 +1,101 @@
+//! The way of calls about operations to the nodes that own them.
+
+use std::{collections::HashMap, fmt, sync::Arc};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use gorego_cluster::{blobs::Member, calls, runner::Cluster};
+use gorego_limits::Budget;
+use gorego_scheduler::Generation;
+use gorego_server::{Messages, Routes};
+use gorego_storage_remote::{RemoteAddress, RemoteOptions, channel};
+use gorego_tls::ClientTls;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tonic::{Status, transport::Channel};
+
+/// A function that returns the TLS settings of connections to a node.
+type Settings = Box<dyn Fn(&Member) -> Option<watch::Receiver<ClientTls>> + Send + Sync>;
+
+/// The other nodes of the cluster, as owners of operations.
+pub(super) struct ClusterRoutes {
+    cluster: Arc<Cluster>,
+    windows: Budget,
+    tls: Settings,
+    channels: Mutex<HashMap<Member, Channel>>,
+}
+
+impl ClusterRoutes {
+    pub(super) fn new(
+        cluster: Arc<Cluster>,
+        windows: Budget,
+        tls: impl Fn(&Member) -> Option<watch::Receiver<ClientTls>> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            cluster,
+            windows,
+            tls: Box::new(tls),
+            channels: Mutex::default(),
+        }
+    }
+
+    /// The other nodes that are there.
+    fn members(&self) -> Vec<Member> {
+        let nodes = self.cluster.view().nodes.into_iter();
+        let others = nodes.filter(|node| !["self", "down"].contains(&node.state));
+        let others = others.map(|node| Member {
+            node: node.record.node.clone(),
+            address: node.record.address.clone(),
+        });
+        others.collect()
+    }
+
+    /// Returns the connection to a node. Those to nodes that are gone are closed.
+    fn channel(&self, to: &Member, members: &[Member]) -> Result<Channel, Status> {
+        let mut channels = self.channels.lock();
+        channels.retain(|member, _| members.contains(member));
+        if let Some(channel) = channels.get(to) {
+            return Ok(channel.clone());
+        }
+        let options = RemoteOptions {
+            tls: (self.tls)(to),
+            windows: self.windows.clone(),
+            ..RemoteOptions::new(RemoteAddress::Tcp(to.address.clone()))
+        };
+        let channel = channel(&options).map_err(|why| Status::unavailable(why.to_string()))?;
+        channels.insert(to.clone(), channel.clone());
+        Ok(channel)
+    }
+}
+
+impl fmt::Debug for ClusterRoutes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.members()).finish()
+    }
+}
+
+#[async_trait]
+impl Routes for ClusterRoutes {
+    fn nodes(&self) -> Vec<Generation> {
+        let members = self.members().into_iter();
+        members.map(|member| member.node).collect()
+    }
+
+    async fn call(
+        &self,
+        node: &Generation,
+        path: &str,
+        request: Bytes,
+    ) -> Result<Messages, Status> {
+        let members = self.members();
+        let to = members.iter().find(|member| member.node == *node);
+        let to = to.ok_or_else(|| {
+            Status::not_found(format!(
+                "node {} is gone, or has started again",
+                node.node()
+            ))
+        })?;
+        let channel = self.channel(to, &members)?;
+        calls::call(channel, path, request).await
+    }
+}

@@ -1,0 +1,69 @@
+//! The cluster, as the page and the metrics show it.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use gorego_cluster::runner::{Cluster, NodeView};
+use gorego_telemetry::{
+    ClusterReport,
+    web::{PeerList, PeerNode, PeerSource},
+};
+
+/// Returns the source of the page.
+pub(crate) fn peers(cluster: &Arc<Cluster>) -> PeerSource {
+    let cluster = Arc::clone(cluster);
+    Box::new(move || {
+        let view = cluster.view();
+        let own = view.nodes.iter().find(|node| node.state == "self");
+        PeerList {
+            node: own.map_or_else(String::new, |own| own.record.node.node().to_owned()),
+            cluster: view.cluster,
+            nodes: view.nodes.iter().map(node).collect(),
+        }
+    })
+}
+
+fn node(node: &NodeView) -> PeerNode {
+    let record = &node.record;
+    let platform = record.platform.iter();
+    PeerNode {
+        name: record.node.node().to_owned(),
+        generation: record.node.number(),
+        address: record.address.clone(),
+        state: node.state.to_owned(),
+        version: record.version.clone(),
+        slots: record.slots.into(),
+        running: node.load.map(|load| load.running.into()),
+        queued: node.load.map(|load| load.queued.into()),
+        taken: node.taken,
+        given: node.given,
+        cores: record.cores.into(),
+        memory: record.memory,
+        platform: platform
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect(),
+        round_trip_ms: None,
+    }
+}
+
+/// Returns the numbers for the metrics.
+pub(crate) fn counts(cluster: &Cluster) -> ClusterReport {
+    let view = cluster.view();
+    let mut members = BTreeMap::from(["alive", "suspect", "draining", "down"].map(|it| (it, 0)));
+    for node in view.nodes.iter().filter(|node| node.state != "self") {
+        *members.entry(node.state).or_default() += 1;
+    }
+    let counts = view.counts;
+    ClusterReport {
+        members: members.into_iter().collect(),
+        links: view.nodes.iter().filter(|node| node.has_link).count() as u64,
+        offered: counts.offered.values().sum(),
+        given: counts.given,
+        taken: counts.taken,
+        requeued: vec![
+            ("declined", counts.declined),
+            ("lease", counts.lost),
+            ("node_lost", counts.gone),
+        ],
+        ..ClusterReport::default()
+    }
+}

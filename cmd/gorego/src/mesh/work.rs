@@ -1,0 +1,136 @@
+//! What this node does for actions of others, and with its own actions that others ran.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use gorego_cluster::{record::Record, runner::Work};
+use gorego_execution::{
+    Executor, GuestAction, Job, Publisher, decode_report, encode_report, failed_attempt,
+};
+use gorego_limits::Call;
+use gorego_scheduler::{ActionKey, Generation, Grant, Report};
+use gorego_storage::BlobStore;
+use prost::Message as _;
+use reapi::{
+    gorego::cluster::{self as proto, Done},
+    v2::{ExecuteResponse, RequestMetadata},
+};
+
+use crate::tiers::Tiers;
+
+/// The executor of this node, for its cluster.
+pub(super) struct NodeWork {
+    executor: Arc<Executor>,
+    /// All tiers.
+    blobs: Arc<dyn BlobStore>,
+    /// The tier from which other nodes read.
+    local: Arc<dyn BlobStore>,
+    publisher: Publisher,
+}
+
+impl NodeWork {
+    pub(super) fn new(executor: &Arc<Executor>, tiers: &Tiers) -> Self {
+        let stores = tiers.executor.as_ref().map(|stores| &stores.worker);
+        let (blobs, results) = stores.map_or_else(
+            || {
+                (
+                    Arc::clone(&tiers.stores.blobs),
+                    Arc::clone(&tiers.stores.actions),
+                )
+            },
+            |stores| (Arc::clone(&stores.blobs), Arc::clone(&stores.results)),
+        );
+        let local = tiers.local.clone().map(|local| local as Arc<dyn BlobStore>);
+        Self {
+            executor: Arc::clone(executor),
+            local: local.unwrap_or_else(|| Arc::clone(&blobs)),
+            publisher: Publisher::new(Arc::clone(&blobs), results),
+            blobs,
+        }
+    }
+}
+
+impl fmt::Debug for NodeWork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeWork").finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Work<Job, ExecuteResponse> for NodeWork {
+    fn fits(&self, _node: &Record, _platform: &str) -> bool {
+        true
+    }
+
+    fn describe(&self, grant: &Grant<Job>) -> proto::Grant {
+        let metadata = RequestMetadata {
+            target_id: grant.target.to_string(),
+            action_mnemonic: grant.mnemonic.to_string(),
+            ..RequestMetadata::default()
+        };
+        let waited = u64::try_from(grant.waited.as_millis());
+        proto::Grant {
+            memory: grant.memory,
+            alone: grant.alone,
+            run: grant.run.into(),
+            metadata: metadata.encode_to_vec().into(),
+            waited_ms: waited.unwrap_or(u64::MAX),
+            ..grant.job.to_grant()
+        }
+    }
+
+    async fn prepare(
+        &self,
+        entry: &Generation,
+        grant: &proto::Grant,
+    ) -> Result<Grant<Job>, Report<ExecuteResponse>> {
+        let guest = GuestAction::from_grant(entry.node(), grant);
+        let guest = guest.map_err(|why| {
+            let why = format!("a grant of node {} is malformed: {why}", entry.node());
+            failed_attempt(&gorego_execution::Failure::Internal(why))
+        })?;
+        let metadata = guest.metadata.clone().unwrap_or_default();
+        let (instance, action) = (guest.instance.clone(), guest.action);
+        let job = self.executor.guest(guest).await;
+        let job = job.map_err(|failure| failed_attempt(&failure))?;
+        Ok(Grant {
+            // That of the slot replaces it.
+            attempt: gorego_scheduler::AttemptId::new(0, 0),
+            key: ActionKey { instance, action },
+            job,
+            target: metadata.target_id.into(),
+            mnemonic: metadata.action_mnemonic.into(),
+            memory: grant.memory,
+            alone: grant.alone,
+            run: u16::try_from(grant.run).unwrap_or(u16::MAX),
+            waited: Duration::from_millis(grant.waited_ms),
+        })
+    }
+
+    async fn encode(&self, report: Report<ExecuteResponse>) -> Done {
+        encode_report(report, &*self.local).await
+    }
+
+    async fn decode(
+        &self,
+        node: &Generation,
+        _key: &ActionKey,
+        job: &Job,
+        done: Done,
+    ) -> Report<ExecuteResponse> {
+        let call = Call::current().near_to(node.node().into());
+        let report = call.scope(decode_report(done, &*self.blobs)).await;
+        self.publisher.report(job, report, node.node()).await
+    }
+
+    async fn adopt(&self, job: &Job, done: Done) {
+        let Report::Done(outcome) = decode_report(done, &*self.local).await else {
+            return;
+        };
+        let node = self.executor.generation().node();
+        if let Err(why) = self.publisher.publish(job, outcome.value, node).await {
+            let action = job.action;
+            tracing::debug!(%action, %why, "the result of an action without an owner is not stored");
+        }
+    }
+}

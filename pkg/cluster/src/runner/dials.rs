@@ -1,0 +1,126 @@
+//! Connections that are being opened, and the addresses at which other nodes may be.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use gorego_scheduler::Generation;
+use parking_lot::Mutex;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+
+use super::{Told, View, host::Parts};
+use crate::{
+    discovery::{Discovery, Schedule},
+    link::DialError,
+};
+
+/// The most packets that wait for a link. Packets may be lost.
+const MAX_PACKETS: usize = 4;
+/// The most nodes for which packets wait.
+const MAX_WAITING: usize = 64;
+/// The interval in which it is checked whether the node is alone.
+const CHECK: Duration = Duration::from_secs(10);
+
+/// The connections that are being opened, and the packets that wait for them.
+#[derive(Default)]
+pub(super) struct Dials {
+    nodes: HashSet<Generation>,
+    packets: HashMap<Generation, VecDeque<Bytes>>,
+}
+
+impl Dials {
+    /// Keeps a packet until there is a link.
+    pub(super) fn add_packet(&mut self, to: &Generation, packet: Bytes) {
+        if self.packets.len() >= MAX_WAITING && !self.packets.contains_key(to) {
+            return;
+        }
+        let packets = self.packets.entry(to.clone()).or_default();
+        if packets.len() >= MAX_PACKETS {
+            packets.pop_front();
+        }
+        packets.push_back(packet);
+    }
+
+    pub(super) fn take_packets(&mut self, to: &Generation) -> VecDeque<Bytes> {
+        self.packets.remove(to).unwrap_or_default()
+    }
+}
+
+impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
+    /// Opens a link to a member.
+    pub(super) fn dial(&mut self, node: &Generation) {
+        let record = self.records.get(node).cloned();
+        let address = record.as_ref().map(|record| record.address.clone());
+        if let Some(address) = address {
+            self.dial_at(node, &address);
+        } else {
+            let result = Err(DialError::Unreachable("its address is unknown".to_owned()));
+            let node = node.clone();
+            // Fails if this node has left the cluster.
+            let _ = self.told.send(Told::Dialed { node, result });
+        }
+    }
+
+    /// Opens a link to a node at this address.
+    pub(super) fn dial_at(&mut self, node: &Generation, address: &str) {
+        if !self.dials.nodes.insert(node.clone()) {
+            return;
+        }
+        let (links, told) = (Arc::clone(&self.links), self.told.clone());
+        let (node, address) = (node.clone(), address.to_owned());
+        self.tasks.spawn(async move {
+            let result = links.dial(&address, Some(node.node())).await;
+            let _ = told.send(Told::Dialed { node, result });
+        });
+    }
+
+    pub(super) fn dialed(&mut self, node: &Generation) {
+        self.dials.nodes.remove(node);
+        if !self.links.is_up(node) {
+            self.dials.packets.remove(node);
+        }
+    }
+
+    /// Opens a link to whoever is at an address. The link says who it is.
+    pub(super) fn visit(&mut self, address: &str) {
+        let (links, address) = (Arc::clone(&self.links), address.to_owned());
+        self.tasks.spawn(async move {
+            match links.dial(&address, None).await {
+                Ok(_) | Err(DialError::Own | DialError::Duplicate) => {}
+                Err(why) => tracing::debug!(address, %why, "no node is found"),
+            }
+        });
+    }
+}
+
+/// Looks for other nodes until the task is gone.
+pub(super) async fn discover<J, O>(
+    mut discovery: Discovery,
+    told: mpsc::UnboundedSender<Told<J, O>>,
+    view: Arc<Mutex<View>>,
+) {
+    let start = Instant::now();
+    let mut schedule = Schedule::default();
+    loop {
+        let due = start + schedule.due(view.lock().is_alone());
+        let soon = Instant::now() + CHECK;
+        tokio::select! {
+            () = sleep_until(due.min(soon)) => {}
+            () = told.closed() => return,
+        }
+        if Instant::now() < due {
+            continue;
+        }
+        let found = discovery.look().await;
+        schedule.looked(start.elapsed());
+        let found = found.iter().map(ToString::to_string).collect();
+        // Fails if the task is gone.
+        let _ = told.send(Told::Found(found));
+    }
+}

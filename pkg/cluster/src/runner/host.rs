@@ -1,0 +1,419 @@
+//! What the hand-over asks of the node: its links, its scheduler, and the tasks that run actions.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    panic::AssertUnwindSafe,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use gorego_limits::LogLimit;
+use gorego_scheduler::{
+    ActionKey, AttemptId, ForeignSlot, Generation, Need, Phase, Report, Runner, WorkerId,
+};
+use reapi::gorego::cluster::{self as proto, Done, Frame, Load, frame::Content};
+use tokio::{sync::mpsc, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{Told, Work, dials::Dials, view::Counts};
+use crate::{
+    choice,
+    handover::{Host, wire},
+    link::{Links, SendError},
+    membership::MemberState,
+    record::Record,
+};
+
+/// The time for which the grant of an ended action is kept. Its owner may be found to be gone until then.
+const KEEP: Duration = Duration::from_mins(1);
+
+/// The state of a node beside its state machines.
+pub(super) struct Parts<J, O> {
+    pub(super) links: Arc<Links>,
+    pub(super) scheduler: Runner<J, O>,
+    pub(super) work: Arc<dyn Work<J, O>>,
+    pub(super) told: mpsc::UnboundedSender<Told<J, O>>,
+    pub(super) tasks: TaskTracker,
+    pub(super) dials: Dials,
+    /// The members, by their runs.
+    pub(super) records: BTreeMap<Generation, Arc<Record>>,
+    /// The peers with a link.
+    pub(super) linked: BTreeMap<Generation, Linked>,
+    /// The slots that wait for an action of another node.
+    slots: HashMap<AttemptId, ForeignSlot<J, O>>,
+    /// The actions of other nodes here, by their slots.
+    pub(super) taken: HashMap<AttemptId, Taken<J>>,
+    /// The actions of this node at others, until nobody waits for them.
+    pub(super) given: HashMap<AttemptId, Given<J>>,
+    pub(super) counts: Counts,
+    /// Limits the errors of a node that shares no work.
+    namesake: LogLimit,
+}
+
+/// A peer with a link.
+pub(super) struct Linked {
+    record: Arc<Record>,
+    pub(super) load: Option<Load>,
+    /// The last time that gossip was sent or received.
+    gossiped: Instant,
+}
+
+/// An action of another node.
+pub(super) struct Taken<J> {
+    pub(super) entry: Generation,
+    attempt: Option<proto::Attempt>,
+    /// The job, once it is ready to run.
+    job: Arc<OnceLock<Arc<J>>>,
+    stop: CancellationToken,
+    pub(super) ended: Option<Instant>,
+}
+
+/// An action of this node at another one.
+pub(super) struct Given<J> {
+    pub(super) node: Generation,
+    key: ActionKey,
+    job: Arc<J>,
+    pub(super) has_ended: bool,
+}
+
+/// The worker that a run of a peer is for the scheduler. It is named after the node, as results are.
+fn worker(node: &Generation) -> WorkerId {
+    WorkerId::new(node.node())
+}
+
+impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
+    pub(super) fn new(
+        links: Arc<Links>,
+        scheduler: Runner<J, O>,
+        work: Arc<dyn Work<J, O>>,
+        told: mpsc::UnboundedSender<Told<J, O>>,
+        tasks: TaskTracker,
+    ) -> Self {
+        Self {
+            links,
+            scheduler,
+            work,
+            told,
+            tasks,
+            dials: Dials::default(),
+            records: BTreeMap::new(),
+            linked: BTreeMap::new(),
+            slots: HashMap::new(),
+            taken: HashMap::new(),
+            given: HashMap::new(),
+            counts: Counts::default(),
+            namesake: LogLimit::new(),
+        }
+    }
+
+    pub(super) fn link_up(&mut self, record: Record) {
+        let peer = record.node.clone();
+        for packet in self.dials.take_packets(&peer) {
+            self.send_content(&peer, Content::Gossip(packet));
+        }
+        let linked = Linked {
+            record: Arc::new(record),
+            load: None,
+            gossiped: Instant::now(),
+        };
+        self.linked.insert(peer.clone(), linked);
+        let load = self.own_load();
+        self.send_content(&peer, Content::Load(load));
+    }
+
+    pub(super) fn link_down(&mut self, peer: &Generation) {
+        self.linked.remove(peer);
+    }
+
+    /// Returns the record of a peer that gossips.
+    pub(super) fn linked(&mut self, peer: &Generation) -> Option<Arc<Record>> {
+        let linked = self.linked.get_mut(peer)?;
+        linked.gossiped = Instant::now();
+        Some(Arc::clone(&linked.record))
+    }
+
+    pub(super) fn set_load(&mut self, peer: &Generation, load: Load) {
+        if let Some(linked) = self.linked.get_mut(peer) {
+            linked.load = Some(load);
+        }
+    }
+
+    pub(super) fn set_records(&mut self, records: Vec<Arc<Record>>) {
+        let records = records.into_iter();
+        self.records = records
+            .map(|record| (record.node.clone(), record))
+            .collect();
+    }
+
+    /// Returns whether a link was not in use for `time`.
+    pub(super) fn is_idle(&self, peer: &Generation, time: Duration) -> bool {
+        let gossiped = self
+            .linked
+            .get(peer)
+            .map(|linked| linked.gossiped.elapsed());
+        let worked = self.links.idle_for(peer);
+        gossiped.is_none_or(|since| since > time) && worked.is_some_and(|since| since > time)
+    }
+
+    pub(super) fn own_load(&self) -> Load {
+        let totals = self.scheduler.totals();
+        let number = |of: usize| u32::try_from(of).unwrap_or(u32::MAX);
+        Load {
+            running: number(totals.running),
+            queued: number(totals.queued),
+        }
+    }
+
+    pub(super) fn send_content(&self, peer: &Generation, content: Content) {
+        let content = Some(content);
+        match self.links.send(peer, Frame { content }) {
+            // The end of the link is an event of its own.
+            Ok(()) | Err(SendError::Down | SendError::Full) => {}
+            Err(why @ SendError::TooLarge(_)) => {
+                tracing::error!(%peer, %why, "a frame is not sent");
+                self.links.close(peer, "a frame was too large");
+            }
+        }
+    }
+
+    /// Sends a packet of the membership over the link to a node, which is opened for it.
+    pub(super) fn gossip(&mut self, to: &Generation, address: &str, packet: Bytes) {
+        if let Some(linked) = self.linked.get_mut(to) {
+            linked.gossiped = Instant::now();
+            self.send_content(to, Content::Gossip(packet));
+        } else {
+            self.dials.add_packet(to, packet);
+            self.dial_at(to, address);
+        }
+    }
+
+    pub(super) fn add_slot(&mut self, slot: ForeignSlot<J, O>) {
+        self.slots.insert(slot.claim.attempt, slot);
+    }
+
+    /// Records that an action of another node has ended here.
+    pub(super) fn ended_here(&mut self, slot: AttemptId) {
+        if let Some(taken) = self.taken.get_mut(&slot) {
+            taken.ended = Some(Instant::now());
+        }
+    }
+
+    /// Forgets actions of and at other nodes that nothing is needed of any more.
+    pub(super) fn forget(&mut self) {
+        self.taken
+            .retain(|_, taken| taken.ended.is_none_or(|ended| ended.elapsed() < KEEP));
+        let scheduler = &self.scheduler;
+        self.given
+            .retain(|attempt, _| scheduler.is_awaited(*attempt));
+    }
+
+    pub(super) fn warn_of_namesake(&self, holder: &Generation, address: &str) {
+        if self.namesake.is_due() {
+            tracing::error!(
+                %holder,
+                address,
+                "another node has the name of this one, which shares no work: set another cluster.node_id"
+            );
+        }
+    }
+
+    pub(super) fn warn_of_full(&self) {
+        if self.namesake.is_due() {
+            tracing::error!(
+                "the cluster has cluster.max_nodes already, and refuses this node, which shares no work"
+            );
+        }
+    }
+
+    /// Returns the number of actions of this node at a peer, and of those of the peer here.
+    pub(super) fn shared_with(&self, peer: &Generation) -> (u64, u64) {
+        let given = self.given.values();
+        let given = given.filter(|given| given.node == *peer && !given.has_ended);
+        let taken = self.taken.values();
+        let taken = taken.filter(|taken| taken.entry == *peer && taken.ended.is_none());
+        (given.count() as u64, taken.count() as u64)
+    }
+
+    fn fits(&self, peer: &Generation) -> impl Fn(&str) -> bool {
+        let record = self.records.get(peer).cloned();
+        let work = Arc::clone(&self.work);
+        move |platform| {
+            let record = record.as_ref();
+            record.is_some_and(|record| work.fits(record, platform))
+        }
+    }
+}
+
+impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
+    fn send(&mut self, peer: &Generation, frame: Content) {
+        self.send_content(peer, frame);
+    }
+
+    fn connect(&mut self, peer: &Generation) {
+        self.dial(peer);
+    }
+
+    fn queued(&mut self, peer: &Generation) -> Vec<(Need, usize)> {
+        let fits = self.fits(peer);
+        self.scheduler.queued_by_need(fits)
+    }
+
+    fn backlog(&mut self) -> (usize, u64) {
+        let next = self.scheduler.next_target();
+        let kind = next.map(|(target, mnemonic)| choice::kind(&target, &mnemonic));
+        (self.scheduler.totals().queued, kind.unwrap_or_default())
+    }
+
+    fn grant(&mut self, peer: &Generation, need: Need) -> Option<(AttemptId, proto::Grant)> {
+        let fits = self.fits(peer);
+        let grant = self.scheduler.claim_for(&worker(peer), need, fits)?;
+        let given = Given {
+            node: peer.clone(),
+            key: grant.key.clone(),
+            job: Arc::clone(&grant.job),
+            has_ended: false,
+        };
+        self.given.insert(grant.attempt, given);
+        self.counts.given += 1;
+        Some((grant.attempt, self.work.describe(&grant)))
+    }
+
+    fn is_awaited(&self, attempt: AttemptId) -> bool {
+        self.scheduler.is_awaited(attempt)
+    }
+
+    fn progress(&mut self, attempt: AttemptId, phase: Phase, run: u16) {
+        self.scheduler.progress(attempt, phase, run);
+    }
+
+    fn ended(&mut self, peer: &Generation, done: Done) -> bool {
+        let attempt = wire::attempt(done.attempt.as_ref());
+        let given = attempt.and_then(|attempt| Some((attempt, self.given.get_mut(&attempt)?)));
+        let Some((attempt, given)) = given else {
+            return true;
+        };
+        given.has_ended = true;
+        let (key, job) = (given.key.clone(), Arc::clone(&given.job));
+        let (work, scheduler) = (Arc::clone(&self.work), self.scheduler.clone());
+        let (told, peer) = (self.told.clone(), peer.clone());
+        self.tasks.spawn(async move {
+            let decoded = work.decode(&peer, &key, &job, done);
+            let decoded = AssertUnwindSafe(decoded).catch_unwind().await;
+            scheduler.report(attempt, decoded.unwrap_or(Report::Stopped));
+            // Fails if this node has left the cluster.
+            let _ = told.send(Told::Reported(peer, attempt));
+        });
+        false
+    }
+
+    fn lose(&mut self, attempt: AttemptId) {
+        self.counts.lost += 1;
+        self.end_given(attempt);
+        self.scheduler.lose(attempt);
+    }
+
+    fn decline(&mut self, attempt: AttemptId) {
+        self.counts.declined += 1;
+        self.end_given(attempt);
+        self.scheduler.decline(attempt);
+    }
+
+    fn remove(&mut self, peer: &Generation) {
+        for given in self.given.values_mut() {
+            if given.node == *peer && !std::mem::replace(&mut given.has_ended, true) {
+                self.counts.gone += 1;
+            }
+        }
+        self.scheduler.remove_worker(&worker(peer));
+    }
+
+    fn set_foreign(&mut self, entry: &Generation, counts: &[(Need, usize)]) {
+        let offered = counts.iter().map(|(_, actions)| *actions as u64).sum();
+        self.counts.offered.insert(entry.clone(), offered);
+        self.counts.offered.retain(|_, offered| *offered > 0);
+        self.scheduler.set_foreign(entry, counts);
+    }
+
+    fn foreign_empty(&mut self, entry: &Generation, need: Need) {
+        self.scheduler.foreign_empty(entry, need);
+    }
+
+    fn free(&mut self, slot: AttemptId) {
+        self.slots.remove(&slot);
+    }
+
+    fn start(&mut self, slot: AttemptId, entry: &Generation, grant: proto::Grant) {
+        let Some(claimed) = self.slots.remove(&slot) else {
+            return;
+        };
+        self.counts.taken += 1;
+        let (job, stop) = (Arc::default(), claimed.stop.clone());
+        let taken = Taken {
+            entry: entry.clone(),
+            attempt: grant.attempt,
+            job: Arc::clone(&job),
+            stop: stop.clone(),
+            ended: None,
+        };
+        self.taken.insert(slot, taken);
+        let (work, told, entry) = (Arc::clone(&self.work), self.told.clone(), entry.clone());
+        self.tasks.spawn(async move {
+            let phases = told.clone();
+            let progress = move |phase, run| {
+                let _ = phases.send(Told::Progress(slot, phase, run));
+            };
+            let run = async {
+                let prepared = stop.run_until_cancelled(work.prepare(&entry, &grant)).await;
+                let report = match prepared {
+                    None => Report::Stopped,
+                    Some(Err(report)) => report,
+                    Some(Ok(granted)) => {
+                        // The only one to set it.
+                        let _ = job.set(Arc::clone(&granted.job));
+                        claimed.run(granted, progress).await
+                    }
+                };
+                work.encode(report).await
+            };
+            // An attempt without an end would be renewed for ever.
+            let done = AssertUnwindSafe(run).catch_unwind().await;
+            let _ = told.send(Told::Ended(slot, done.unwrap_or_default()));
+        });
+    }
+
+    fn stop(&mut self, slot: AttemptId) {
+        if let Some(taken) = self.taken.get(&slot) {
+            taken.stop.cancel();
+        }
+    }
+
+    fn orphaned(&mut self, entry: &Generation, done: &Done) {
+        let of_done = |taken: &&Taken<J>| taken.entry == *entry && taken.attempt == done.attempt;
+        let taken = self.taken.values().find(of_done);
+        if let Some(job) = taken.and_then(|taken| taken.job.get()) {
+            let (work, job, done) = (Arc::clone(&self.work), Arc::clone(job), done.clone());
+            self.tasks
+                .spawn(async move { work.adopt(&job, done).await });
+        }
+    }
+}
+
+impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
+    fn end_given(&mut self, attempt: AttemptId) {
+        if let Some(given) = self.given.get_mut(&attempt) {
+            given.has_ended = true;
+        }
+    }
+
+    /// Returns the state of a member for people.
+    pub(super) fn state_of(record: &Record, state: MemberState) -> &'static str {
+        match state {
+            MemberState::Down => "down",
+            MemberState::Suspect => "suspect",
+            MemberState::Alive if record.draining => "draining",
+            MemberState::Alive => "alive",
+        }
+    }
+}

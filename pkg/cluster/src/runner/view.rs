@@ -1,0 +1,118 @@
+//! What a node shows of the cluster.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use gorego_scheduler::Generation;
+use reapi::gorego::cluster::Load;
+
+use super::host::Parts;
+use crate::{membership::MemberState, record::Record};
+
+/// The nodes of a cluster and the numbers of one of them.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// The name of the cluster.
+    pub cluster: String,
+    /// The nodes, the own one included, by name.
+    pub nodes: Vec<NodeView>,
+    /// The numbers of actions that were handed over.
+    pub counts: Counts,
+}
+
+/// A node of a cluster.
+#[derive(Clone, Debug)]
+pub struct NodeView {
+    /// The facts about it.
+    pub record: Arc<Record>,
+    /// `self`, `alive`, `suspect`, `draining` or `down`.
+    pub state: &'static str,
+    /// Its load; `None` if it is not known now.
+    pub load: Option<Load>,
+    /// The actions of the own node that it runs.
+    pub taken: u64,
+    /// Its actions that the own node runs.
+    pub given: u64,
+    /// Set if there is a link to it.
+    pub has_link: bool,
+}
+
+/// The numbers of actions that were handed over. All but `offered` are totals since the start.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    /// The attempts that other nodes got.
+    pub given: u64,
+    /// The attempts that this node got from others.
+    pub taken: u64,
+    /// The attempts that were lost because a node sent no news of them.
+    pub lost: u64,
+    /// The attempts that were lost with a node or its link.
+    pub gone: u64,
+    /// The attempts that a node did not begin.
+    pub declined: u64,
+    /// The queued actions of other nodes that this one may run.
+    pub offered: BTreeMap<Generation, u64>,
+}
+
+impl View {
+    /// Returns the view of a node alone.
+    pub(super) fn of(cluster: &str, me: &Record) -> Self {
+        Self {
+            cluster: cluster.to_owned(),
+            nodes: vec![NodeView::of(me.clone().into(), "self")],
+            counts: Counts::default(),
+        }
+    }
+
+    /// Returns whether no other node is there.
+    pub fn is_alone(&self) -> bool {
+        let others = self.nodes.iter().filter(|node| node.state != "self");
+        others.filter(|node| node.state != "down").count() == 0
+    }
+}
+
+impl NodeView {
+    fn of(record: Arc<Record>, state: &'static str) -> Self {
+        Self {
+            record,
+            state,
+            load: None,
+            taken: 0,
+            given: 0,
+            has_link: false,
+        }
+    }
+}
+
+impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
+    /// Returns what is shown, and forgets what nothing is needed of.
+    pub(super) fn view(
+        &mut self,
+        cluster: &str,
+        me: &Record,
+        members: &[(Arc<Record>, MemberState)],
+    ) -> View {
+        self.forget();
+        let own = NodeView {
+            load: Some(self.own_load()),
+            ..NodeView::of(me.clone().into(), "self")
+        };
+        let others = members.iter().map(|(record, state)| {
+            let linked = self.linked.get(&record.node);
+            let (taken, given) = self.shared_with(&record.node);
+            NodeView {
+                load: linked.and_then(|linked| linked.load),
+                taken,
+                given,
+                has_link: linked.is_some(),
+                ..NodeView::of(Arc::clone(record), Self::state_of(record, *state))
+            }
+        });
+        let mut nodes: Vec<_> = others.chain([own]).collect();
+        nodes.sort_by(|a, b| a.record.node.node().cmp(b.record.node.node()));
+        View {
+            cluster: cluster.to_owned(),
+            nodes,
+            counts: self.counts.clone(),
+        }
+    }
+}

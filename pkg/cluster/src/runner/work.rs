@@ -1,0 +1,33 @@
+//! What a node does for actions of others, and with actions that others ran.
+
+use async_trait::async_trait;
+use gorego_scheduler::{ActionKey, Generation, Grant, Report};
+use reapi::gorego::cluster::{self as proto, Done};
+
+use crate::record::Record;
+
+/// The executor of a node, as the cluster uses it: jobs `J` and outcomes `O` become frames, and frames become these.
+#[async_trait]
+pub trait Work<J, O>: Send + Sync + 'static {
+    /// Returns whether a node meets the requirements of [`Request::platform`](gorego_scheduler::Request::platform).
+    fn fits(&self, node: &Record, platform: &str) -> bool;
+
+    /// Describes an attempt to the node that got it. The claim and the attempt are set by the caller.
+    fn describe(&self, grant: &Grant<J>) -> proto::Grant;
+
+    /// Makes an action of another node ready to run here. The report is that of one that cannot run.
+    async fn prepare(
+        &self,
+        entry: &Generation,
+        grant: &proto::Grant,
+    ) -> Result<Grant<J>, Report<O>>;
+
+    /// Encodes the end of an attempt for the node that owns it.
+    async fn encode(&self, report: Report<O>) -> Done;
+
+    /// Decodes the end of an attempt at `node`. Stores its result, if it may be stored.
+    async fn decode(&self, node: &Generation, key: &ActionKey, job: &J, done: Done) -> Report<O>;
+
+    /// Stores the result of an action that ran here and whose owner is gone, if it may be stored.
+    async fn adopt(&self, job: &J, done: Done);
+}
