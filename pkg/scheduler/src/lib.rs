@@ -3,6 +3,9 @@
 //! [`Scheduler`] is a state machine without I/O, tasks or clocks. Its caller passes the time with each event and carries
 //! out the [`Effect`]s. It knows workers by name only: the caller claims work for a free slot, and the scheduler grants
 //! it. [`Runner`] is the caller for workers of this process, and [`Worker`] their trait.
+//!
+//! In a cluster, a node mirrors the queues of others as lines of its own queue ([`Scheduler::set_foreign`]), and grants
+//! its queue to their claims ([`Scheduler::claim_for`]). The messages between nodes are not part of this crate.
 
 mod execution;
 mod history;

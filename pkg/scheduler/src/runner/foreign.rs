@@ -26,7 +26,8 @@ pub struct ForeignSlot<J, O> {
     pub(super) worker: Arc<dyn Worker<J, O>>,
     /// The reservation.
     pub claim: ForeignClaim,
-    /// Cancelled when this node shuts down. The caller cancels it to stop the action.
+    /// Cancelled when this node shuts down; a slot without an action has to be dropped then. The caller cancels it to
+    /// stop the action.
     pub stop: CancellationToken,
 }
 

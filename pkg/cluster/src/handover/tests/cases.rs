@@ -111,6 +111,21 @@ fn the_actions_of_a_silent_node_run_elsewhere_after_their_lease() {
 }
 
 #[test]
+fn a_node_that_stops_for_two_seconds_keeps_its_actions_and_for_five_loses_them() {
+    for (seconds, attempts) in [(2, 1), (5, 2)] {
+        let mut world = start(&[0, 1], ten_seconds);
+        world.pause(1, seconds * SECOND);
+        // The older attempt ends first, and its outcome is used.
+        assert!(end(&mut world) < 11 * SECOND);
+        assert!(world.begun <= attempts);
+        let retries = world.nodes[0].scheduler.totals().ends.retries;
+        assert_eq!(retries, attempts - 1);
+        world.pass(MINUTE);
+        assert_eq!(world.nodes[1].scheduler.totals().running, 0);
+    }
+}
+
+#[test]
 fn an_action_goes_on_for_thirty_seconds_without_its_entry_node() {
     let mut world = start(&[0, 1], minute);
     world.crash(0);

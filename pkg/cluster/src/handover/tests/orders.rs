@@ -16,6 +16,7 @@ enum Step {
     Crash(usize),
     Restart(usize),
     Cancel(usize),
+    Pause(usize, u64),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -29,6 +30,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => node().prop_map(Step::Crash),
         2 => node().prop_map(Step::Restart),
         1 => any::<u16>().prop_map(|at| Step::Cancel(at.into())),
+        1 => (node(), 0_u64..8000).prop_map(|(n, ms)| Step::Pause(n, ms)),
     ]
 }
 
@@ -38,7 +40,7 @@ fn apply(world: &mut World, step: &Step) {
     match *step {
         Step::Submit(node, action, memory) => {
             let node = node % count;
-            if world.nodes[node].is_alive {
+            if world.is_awake(node) {
                 world.submit(node, action, memory * MIB);
             }
         }
@@ -55,6 +57,7 @@ fn apply(world: &mut World, step: &Step) {
         Step::Heal => world.partitions.clear(),
         Step::Crash(node) => world.crash(node % count),
         Step::Restart(node) => world.restart(node % count),
+        Step::Pause(node, ms) => world.pause(node % count, Duration::from_millis(ms)),
         Step::Cancel(at) => {
             if !world.operations.is_empty() {
                 world.cancel(at);

@@ -110,6 +110,17 @@ fn simulation_of_ten_nodes_with_eight_slots_takes_at_most_1_15_of_the_ideal_time
 }
 
 #[test]
+fn simulation_of_forty_nodes_keeps_all_of_them_busy() {
+    let setup = Setup {
+        nodes: 40,
+        slots: 4,
+        actions: 3200,
+        jobs: 400,
+    };
+    assert!(compare(setup) <= 1.15);
+}
+
+#[test]
 fn simulation_of_a_killed_node_loses_no_action_and_answers_none_twice() {
     for (nodes, slots) in [(3, 2), (10, 8)] {
         let setup = Setup {

@@ -1,5 +1,6 @@
 //! Nodes with real schedulers, and links between them that delay, break and keep the order of their frames.
 
+mod clients;
 mod host;
 mod network;
 
@@ -17,6 +18,7 @@ use gorego_scheduler::{
 use gorego_storage::{DigestFunction, InstanceName};
 use reapi::gorego::cluster::{Done, done::End as DoneEnd, frame::Content};
 
+use self::clients::Submitted;
 use self::host::{Out, TestHost, report_of};
 use crate::handover::{Down, Handover, Member};
 
@@ -40,17 +42,8 @@ pub(super) struct Node {
     /// The actions that ended without their entry node.
     pub(super) orphans: usize,
     pub(super) busy: Duration,
-}
-
-/// An operation of a client.
-#[derive(Clone, Debug)]
-pub(super) struct Submitted {
-    node: Generation,
-    action: u32,
-    at: Time,
-    pub(super) wait: Option<Duration>,
-    pub(super) ends: u32,
-    pub(super) is_lost: bool,
+    /// The end of a stop of the process, which handles its events afterwards.
+    paused: Time,
 }
 
 enum Event {
@@ -60,6 +53,19 @@ enum Event {
     End(Generation, AttemptId, DoneEnd),
     Read(Generation, Generation, Done),
     Tick(Generation),
+}
+
+impl Event {
+    /// The node that handles the event.
+    fn node(&self) -> usize {
+        match self {
+            Self::Deliver(at, ..) | Self::LinkDown(at, ..) => *at,
+            Self::LinkUp(node, ..)
+            | Self::End(node, ..)
+            | Self::Read(node, ..)
+            | Self::Tick(node) => index(node),
+        }
+    }
 }
 
 pub(super) struct World {
@@ -118,6 +124,7 @@ impl Node {
             running: BTreeMap::new(),
             orphans: 0,
             busy: Duration::ZERO,
+            paused: Time::ZERO,
         }
     }
 }
@@ -142,49 +149,6 @@ impl World {
         };
         world.update_members();
         world
-    }
-
-    pub(super) fn submit(&mut self, node: usize, action: u32, memory: u64) {
-        self.next += 1;
-        let id = OperationId(self.next.into());
-        let request = Request {
-            key: ActionKey {
-                instance: InstanceName::default(),
-                action: DigestFunction::Sha256.digest(&action.to_le_bytes()),
-            },
-            do_not_cache: false,
-            build: format!("build {}", action % 3),
-            priority: 0,
-            platform: "linux".into(),
-            memory,
-            target: String::new(),
-            mnemonic: String::new(),
-            job: Arc::new(action),
-        };
-        let at = self.now;
-        let owner = &mut self.nodes[node];
-        owner.scheduler.submit(id, &request, at).unwrap();
-        let submitted = Submitted {
-            node: owner.generation.clone(),
-            action,
-            at,
-            wait: None,
-            ends: 0,
-            is_lost: false,
-        };
-        self.operations.insert(id, submitted);
-        self.pump(node);
-    }
-
-    pub(super) fn cancel(&mut self, at: usize) {
-        let operations: Vec<_> = self.operations.iter().collect();
-        let (id, submitted) = operations[at % operations.len()];
-        let (id, node) = (*id, index(&submitted.node));
-        let is_owner = self.nodes[node].generation == submitted.node;
-        if is_owner && self.nodes[node].is_alive {
-            self.nodes[node].scheduler.cancel(id, self.now);
-            self.pump(node);
-        }
     }
 
     /// Handles the events of a time span.
@@ -223,6 +187,11 @@ impl World {
     }
 
     fn handle(&mut self, event: Event) {
+        let paused = self.nodes[event.node()].paused;
+        if paused > self.now {
+            self.after(paused.saturating_sub(self.now), event);
+            return;
+        }
         match event {
             Event::Deliver(at, from, link, frame) => {
                 if self.nodes[at].links.get(&from) == Some(&link) && !self.broken.contains(&link) {
@@ -236,7 +205,7 @@ impl World {
                     return;
                 };
                 self.nodes[at].links.insert(peer.clone(), link);
-                if self.alive(&peer).is_none() {
+                if self.alive(&peer).is_none() || self.broken.contains(&link) {
                     let down = Event::LinkDown(at, peer.clone(), Some(link), Down::Broken);
                     self.after(Duration::from_millis(500), down);
                 }
@@ -421,11 +390,5 @@ impl World {
                 }
             }
         }
-    }
-
-    /// Returns whether every operation has ended whose node lived.
-    pub(super) fn is_done(&self) -> bool {
-        let mut operations = self.operations.values();
-        operations.all(|operation| operation.ends > 0 || operation.is_lost)
     }
 }

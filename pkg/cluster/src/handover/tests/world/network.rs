@@ -31,6 +31,20 @@ impl World {
         }
     }
 
+    /// Stops the process of a node for a while. Its links stay.
+    pub(in crate::handover::tests) fn pause(&mut self, node: usize, time: Duration) {
+        // Another time would change the order of the events that wait.
+        if self.nodes[node].paused <= self.now {
+            self.nodes[node].paused = self.now + time;
+        }
+    }
+
+    /// Returns whether the process of a node handles events.
+    pub(in crate::handover::tests) fn is_awake(&self, node: usize) -> bool {
+        let node = &self.nodes[node];
+        node.is_alive && node.paused <= self.now
+    }
+
     pub(in crate::handover::tests) fn restart(&mut self, node: usize) {
         if !self.nodes[node].is_alive {
             let number = self.nodes[node].generation.number() + 1;
