@@ -16,7 +16,11 @@ mod table;
 pub(crate) mod tests;
 mod tls;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use gorego_scheduler::Generation;
 use gorego_tls::ClusterTls;
@@ -28,7 +32,10 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-use self::{refusals::Refusals, table::Table};
+use self::{
+    refusals::Refusals,
+    table::{Link, Table},
+};
 
 pub use dial::DialError;
 pub use sockets::{Connect, Socket, Tcp};
@@ -84,6 +91,27 @@ pub enum Event {
     },
 }
 
+/// The events of the links of a node.
+#[derive(Debug)]
+pub struct Events(mpsc::Receiver<(Event, Arc<Link>)>);
+
+impl Events {
+    /// Waits for the next event. Frames can be sent on a link from the moment in which this returns [`Event::Up`]: what
+    /// was meant for an earlier link to the same node is not sent on a new one.
+    pub async fn recv(&mut self) -> Option<Event> {
+        let (event, link) = self.0.recv().await?;
+        if let Event::Up { .. } = event {
+            link.announced.store(true, Ordering::Release);
+        }
+        Some(event)
+    }
+
+    /// Whether no event waits.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 /// The error of a frame that is not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
@@ -123,7 +151,7 @@ pub struct Links {
     connect: Arc<dyn Connect>,
     max_nodes: usize,
     table: Mutex<Table>,
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<(Event, Arc<Link>)>,
     handshakes: Arc<Semaphore>,
     refusals: Refusals,
     tasks: TaskTracker,
@@ -139,9 +167,9 @@ impl fmt::Debug for Links {
 }
 
 impl Links {
-    /// Creates the links of a node, without any, and the channel of their events. While nobody reads the channel,
-    /// frames wait at their senders. Once it is dropped, all links end.
-    pub fn new(options: Options) -> (Arc<Self>, mpsc::Receiver<Event>) {
+    /// Creates the links of a node, without any, and their events. While the events are not read, frames wait at their
+    /// senders. Once they are dropped, all links end.
+    pub fn new(options: Options) -> (Arc<Self>, Events) {
         let (events, receiver) = mpsc::channel(MAX_EVENTS);
         let links = Self {
             cluster: options.cluster,
@@ -156,7 +184,7 @@ impl Links {
             refusals: Refusals::default(),
             tasks: TaskTracker::new(),
         };
-        (Arc::new(links), receiver)
+        (Arc::new(links), Events(receiver))
     }
 
     /// Returns this run of this node.
@@ -171,7 +199,7 @@ impl Links {
 
     /// Sends a frame, gossip before others. Never waits: if too many frames wait, the link breaks.
     pub fn send(&self, peer: &Generation, frame: Frame) -> Result<(), SendError> {
-        let link = self.table.lock().link(peer).cloned();
+        let link = self.table.lock().announced(peer).cloned();
         let link = link.ok_or(SendError::Down)?;
         let works = is_work(&frame);
         link.outbox.push(frame)?;
@@ -198,7 +226,8 @@ impl Links {
     /// Whether a link to this run of a node is up.
     pub fn is_up(&self, peer: &Generation) -> bool {
         let table = self.table.lock();
-        table.link(peer).is_some_and(|link| link.outbox.is_open())
+        let link = table.announced(peer);
+        link.is_some_and(|link| link.outbox.is_open())
     }
 
     /// Returns the time since a frame other than gossip and pings was sent or received; `None` without a link.

@@ -34,7 +34,8 @@ impl Links {
             let how = link.outbox.ended().await;
             tracing::debug!("link to {} is down: {how:?}", link.peer);
             let peer = link.peer.clone();
-            let _ = links.events.send(Event::Down { peer, how }).await;
+            let down = Event::Down { peer, how };
+            let _ = links.events.send((down, Arc::clone(&link))).await;
             // In this order, so that the next link to the peer is up after this one is down.
             links.table.lock().remove(&link);
             link.down.cancel();
@@ -42,11 +43,11 @@ impl Links {
     }
 
     /// Reports the frames of a link until it ends.
-    async fn run(&self, link: &Link, hello: Hello, mut frames: Frames) -> How {
+    async fn run(&self, link: &Arc<Link>, hello: Hello, mut frames: Frames) -> How {
         let peer = link.peer.clone();
         let mut event = Event::Up { peer, hello };
         loop {
-            if self.events.send(event).await.is_err() {
+            if self.events.send((event, Arc::clone(link))).await.is_err() {
                 return How::Broken("this node has ended".to_owned());
             }
             match self.next(link, &mut frames).await {

@@ -1,6 +1,12 @@
 //! The links that are up, and the choice between two links to one node.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use gorego_scheduler::Generation;
 use parking_lot::Mutex;
@@ -29,6 +35,8 @@ pub(crate) struct Link {
     pub(crate) received: Mutex<Instant>,
     /// The time of the last frame, in either direction, other than gossip and pings.
     pub(crate) worked: Mutex<Instant>,
+    /// True once the owner of the links has received the start of this one.
+    pub(crate) announced: AtomicBool,
     /// Cancelled once the end of the link is reported.
     pub(crate) down: CancellationToken,
 }
@@ -49,6 +57,7 @@ impl Link {
             since: now,
             received: Mutex::new(now),
             worked: Mutex::new(now),
+            announced: AtomicBool::new(false),
             down: CancellationToken::new(),
         })
     }
@@ -124,6 +133,12 @@ impl Table {
     /// Returns the link to a run of a node.
     pub(crate) fn link(&self, peer: &Generation) -> Option<&Arc<Link>> {
         self.links.get(peer.node()).filter(|it| it.peer == *peer)
+    }
+
+    /// Returns the link to a run of a node, if its start was received.
+    pub(crate) fn announced(&self, peer: &Generation) -> Option<&Arc<Link>> {
+        self.link(peer)
+            .filter(|link| link.announced.load(Ordering::Acquire))
     }
 
     /// Returns the link to a node or to an address, if it is up.

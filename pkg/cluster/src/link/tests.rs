@@ -1,5 +1,6 @@
 //! Tests of links between nodes, on the loopback interface and on a simulated network.
 
+mod chaos;
 mod node;
 mod refused;
 mod silence;

@@ -14,17 +14,11 @@ use rcgen::{
 };
 use reapi::gorego::cluster::{self as proto, Frame, Record};
 use tempfile::TempDir;
-use tokio::{
-    io::copy_bidirectional,
-    net::TcpListener,
-    sync::{mpsc, watch},
-    task::JoinSet,
-    time::timeout,
-};
+use tokio::{io::copy_bidirectional, net::TcpListener, sync::watch, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::super::{Connect, Event, How, Links, Options, Socket, Tcp};
+use super::super::{Connect, Event, Events, How, Links, Options, Socket, Tcp};
 
 /// The longest wait for a condition; far more than it needs.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -76,7 +70,7 @@ impl Connect for Wires {
 /// A node.
 pub(super) struct Node {
     pub(super) links: Arc<Links>,
-    pub(super) events: mpsc::Receiver<Event>,
+    pub(super) events: Events,
     pub(super) address: String,
     pub(super) wires: Wires,
     _server: JoinSet<Result<(), gorego_grpc::Error>>,

@@ -62,6 +62,16 @@ async fn gossip_overtakes_other_frames() {
 }
 
 #[tokio::test]
+async fn nothing_is_sent_on_a_link_whose_start_was_not_received() {
+    let (mut a, b) = (Node::start("a", None).await, Node::start("b", None).await);
+    a.dial(&b).await.unwrap();
+    let send = |a: &Node| a.links.send(b.links.me(), load());
+    assert_eq!(send(&a), Err(SendError::Down));
+    a.up().await;
+    assert_eq!(send(&a), Ok(()));
+}
+
+#[tokio::test]
 async fn a_second_dial_returns_the_link_that_is_up() {
     let (a, b) = pair().await;
     assert_eq!(a.dial(&b).await.unwrap(), *b.links.me());
