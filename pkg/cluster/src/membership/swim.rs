@@ -100,10 +100,29 @@ impl Membership {
             }
             self.ask_for_records();
         }
+        self.reassure(&from);
         if kind == Kind::Announce {
             self.send_departures(&from);
         }
         result.map_err(|error| PacketError::Protocol(error.to_string()))
+    }
+
+    /// Tells a node that just wrote that it is suspected, so that it objects. Gossip may have passed it by, and its
+    /// answers to probes end no suspicion.
+    fn reassure(&mut self, from: &Identity) {
+        let suspected = |it: &&Member<_>| it.id() == from && it.state() == State::Suspect;
+        let Some(member) = self.foca.iter_members().find(suspected).cloned() else {
+            return;
+        };
+        if let Ok(swim) = Packet::news(self.foca.identity(), from, vec![member]).encode() {
+            self.send(
+                from,
+                Envelope {
+                    swim,
+                    ..Envelope::default()
+                },
+            );
+        }
     }
 
     /// Tells a node which others are down, which foca's answer to an announcement leaves out. A node that is no partner

@@ -56,6 +56,7 @@ fn stopped_node_is_known_by_all_again() {
         agree(&mut network, 5);
         network.run(seconds(20));
         assert!(network.agrees(), "seed {seed}: {}", network.describe());
+        assert_eq!(network.false_downs, 0, "seed {seed}");
     }
 }
 
