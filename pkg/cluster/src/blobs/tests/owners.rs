@@ -2,7 +2,6 @@
 
 use std::slice::from_ref;
 
-use gorego_limits::Call;
 use gorego_storage::{ActionCacheExt as _, BlobStoreExt as _};
 use reapi::v2::ExecutedActionMetadata;
 use tokio::time::Instant;
@@ -113,9 +112,7 @@ async fn the_node_that_a_call_is_near_to_is_asked_first() {
     let (content, [first, fourth]) = cluster.content(10, [0, 4]);
     first.gets(&content).await;
     fourth.gets(&content).await;
-    let is_fourth = |(_, fake): &(&String, &Arc<Fake>)| Arc::ptr_eq(fake, &fourth);
-    let (name, _) = cluster.fakes.iter().find(is_fourth).unwrap();
-    let call = Call::current().near_to(name.as_str().into());
+    let call = cluster.near_to(&fourth);
     let read = call.scope(async { read(&owners, &digest(&content)).await });
     assert_eq!(read.await.unwrap(), content);
     assert_eq!((fourth.reads(), first.reads()), (1, 0));
