@@ -10,6 +10,8 @@ const FRAMING: u64 = 16 << 20;
 const CALLS: u64 = 20_000;
 /// The most files open for reads of large blobs and for uploads; at most half of the descriptors.
 const FILES: u64 = 4096;
+/// The memory for calls of other nodes, in addition to three batches.
+const NODES: u64 = 64 << 20;
 
 /// The budgets that share `limits.memory`.
 #[derive(Debug)]
@@ -68,6 +70,14 @@ impl Parts {
 }
 
 impl Parts {
+    /// Creates the budgets for calls of other nodes, in addition to `limits.memory`. Calls of clients hold memory while
+    /// they wait for another node: if the calls of nodes shared it, two nodes could wait for each other.
+    #[cfg_attr(not(test), expect(dead_code, reason = "no node is served yet"))]
+    pub(crate) fn of_nodes(batch: u64, files: u64) -> Self {
+        let memory = batch.saturating_mul(3).saturating_add(NODES);
+        Self::of(memory, batch, files / 2, true, false)
+    }
+
     /// Returns the parts of the memory by their labels.
     pub(crate) fn named(&self) -> Vec<(&'static str, Budget)> {
         let Self {
@@ -123,6 +133,8 @@ mod tests {
                 assert!(parts.transport.requests.total() >= batch * MIB + FRAMING);
                 let response = server::Limits::max_batch_response(batch * MIB);
                 assert!(parts.transport.responses.total() >= response);
+                let nodes = Parts::of_nodes(batch * MIB, 1024);
+                assert!(nodes.transport.windows.total() > 0);
                 let stateless = Parts::of(memory * MIB, batch * MIB, 1024, false, backing);
                 assert!(stateless.downloads.total() >= parts.downloads.total());
             }

@@ -114,7 +114,7 @@ impl Tiers {
         let stores = traced(&config.telemetry, Tier::Backing, stores);
         let mut tiers = if config.local_cache.enabled {
             let stores = match cluster {
-                Some(cluster) => cluster.in_front(stores, config.backing_cache.read_only),
+                Some(cluster) => cluster.in_front(config, stores),
                 None => stores,
             };
             Self::proxy(config, parts, &backing, stores).await?

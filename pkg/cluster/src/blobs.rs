@@ -20,6 +20,6 @@ mod rendezvous;
 mod tests;
 
 pub use latest::LatestResults;
-pub use near::Near;
+pub use near::{Near, NearOptions};
 pub use owners::Owners;
 pub use peers::{Connect, Member, PeerStores, Peers};

@@ -122,7 +122,6 @@ impl Publisher {
         mut response: ExecuteResponse,
         from: &str,
     ) -> Result<ExecuteResponse, Failure> {
-        let call = Call::current().near_to(from.into());
         let publish = async {
             let held = self.hold(job.action, &response).await;
             held.map_err(|error| {
@@ -137,7 +136,9 @@ impl Publisher {
             }
             Ok(response)
         };
-        call.scope(publish).await
+        // The result is that of the client's call.
+        let near = async { Call::current().near_to(from.into()).scope(publish).await };
+        job.origin.scope(near).await
     }
 
     /// Extends the leases of the outputs. Reads those that are missing, which the other node may have in its local tier

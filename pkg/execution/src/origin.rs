@@ -20,12 +20,12 @@ impl Origin {
     }
 
     /// Runs `work` as part of the call.
-    pub(crate) fn scope<F: Future>(&self, work: F) -> impl Future<Output = F::Output> + use<F> {
+    pub fn scope<F: Future>(&self, work: F) -> impl Future<Output = F::Output> + use<F> {
         self.call.scope(work.instrument(self.span.clone()))
     }
 
     /// Runs `step`, which may block, as part of the call.
-    pub(crate) fn run<T>(&self, step: impl FnOnce() -> T) -> T {
+    pub fn run<T>(&self, step: impl FnOnce() -> T) -> T {
         self.call.run(|| self.span.in_scope(step))
     }
 }

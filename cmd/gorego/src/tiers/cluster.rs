@@ -5,7 +5,9 @@ mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-use gorego_cluster::blobs::{Connect, LatestResults, Member, Near, Owners, PeerStores, Peers};
+use gorego_cluster::blobs::{
+    Connect, LatestResults, Member, Near, NearOptions, Owners, PeerStores, Peers,
+};
 use gorego_config::Config;
 use gorego_limits::Budget;
 use gorego_server::Stores;
@@ -36,7 +38,8 @@ pub(crate) struct ClusterStores {
     pub(crate) peers: Arc<Peers>,
     /// The owners of each blob, if there is no backing cache (`cluster.replicas`).
     pub(crate) replicas: usize,
-    /// Set if blobs are read from other nodes before the backing cache (`cluster.peer_reads`).
+    /// Set if blobs are read from other nodes before the backing cache, even if no action came from there
+    /// (`cluster.peer_reads`).
     pub(crate) peer_reads: bool,
 }
 
@@ -69,14 +72,14 @@ pub(crate) fn connect(
 }
 
 impl ClusterStores {
-    /// Puts the other nodes in front of the backing cache, if blobs are read from them.
-    pub(super) fn in_front(&self, (blobs, actions): TierStores, read_only: bool) -> TierStores {
-        if self.peer_reads {
-            let near = Near::new(Arc::clone(&self.peers), blobs, read_only);
-            (Arc::new(near), actions)
-        } else {
-            (blobs, actions)
-        }
+    /// Puts the other nodes in front of the backing cache.
+    pub(super) fn in_front(&self, config: &Config, (blobs, actions): TierStores) -> TierStores {
+        let options = NearOptions {
+            peer_reads: self.peer_reads,
+            read_only: config.backing_cache.read_only,
+        };
+        let near = Near::new(Arc::clone(&self.peers), blobs, options);
+        (Arc::new(near), actions)
     }
 
     fn owners(&self, config: &Config, local: &Arc<LocalStore>) -> TierStores {

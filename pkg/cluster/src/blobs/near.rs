@@ -20,23 +20,36 @@ const HEDGE: Duration = Duration::from_millis(20);
 const PER_MILLISECOND: u64 = 64 << 10;
 
 /// A backing cache whose blobs are read from other nodes where these have them: from the node that the call is near to,
-/// and the first in rendezvous order. Lookups and writes go to the backing cache only, except that a call which is near
+/// and, if it is so configured, from the first in rendezvous order. Lookups and writes go to the backing cache only, except that a call which is near
 /// to a node finds blobs there that a read-only backing cache lacks, or all of them while the backing cache is down.
 #[derive(Clone, Debug)]
 pub struct Near {
     peers: Arc<Peers>,
     backing: Arc<dyn BlobStore>,
-    read_only: bool,
+    options: NearOptions,
+}
+
+/// The options of [`Near`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NearOptions {
+    /// Reads from nodes that no call is near to, too (`cluster.peer_reads`).
+    pub peer_reads: bool,
+    /// Set if this node never writes to the backing cache.
+    pub read_only: bool,
 }
 
 impl Near {
-    /// Puts `peers` in front of `backing`, to which this node never writes if it is `read_only`.
-    pub fn new(peers: Arc<Peers>, backing: Arc<dyn BlobStore>, read_only: bool) -> Self {
+    /// Puts `peers` in front of `backing`.
+    pub fn new(peers: Arc<Peers>, backing: Arc<dyn BlobStore>, options: NearOptions) -> Self {
         Self {
             peers,
             backing,
-            read_only,
+            options,
         }
+    }
+
+    const fn most(&self) -> usize {
+        if self.options.peer_reads { READ } else { 0 }
     }
 
     /// Reads from the backing cache what the nodes lack.
@@ -63,7 +76,7 @@ impl BlobStore for Near {
             return missing;
         };
         match missing {
-            Ok(missing) if missing.is_empty() || !self.read_only => Ok(missing),
+            Ok(missing) if missing.is_empty() || !self.options.read_only => Ok(missing),
             Ok(mut missing) => {
                 let present = self.peers.present_at(&near, missing.clone()).await;
                 missing.retain(|digest| !present.contains(digest));
@@ -79,7 +92,7 @@ impl BlobStore for Near {
 
     async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
         let rest = Some(Arc::clone(&self.backing));
-        let peers = Sources::new(&self.peers, digest, READ, rest);
+        let peers = Sources::new(&self.peers, digest, self.most(), rest);
         let peers = peers.open(*digest, offset);
         let backing = self.backing.get(digest, offset);
         hedged(HEDGE, async { peers.await.ok().flatten() }, backing).await
@@ -102,7 +115,7 @@ impl BlobStore for Near {
         let bytes = bytes.fold(0u64, u64::saturating_add);
         let hedge = HEDGE + Duration::from_millis(bytes / PER_MILLISECOND);
         let nodes = self.peers.nodes();
-        let mut peers = pin!(reads::get_batch(&self.peers, &nodes, digests, READ));
+        let mut peers = pin!(reads::get_batch(&self.peers, &nodes, digests, self.most()));
         if let Ok(found) = timeout(hedge, &mut peers).await {
             return self.complete(digests, found).await;
         }

@@ -18,10 +18,9 @@ use gorego_storage::{
     ActionCache, Blob, BlobFile, BlobStore, CachedResult, Digest, Error, InUse, Put, Result,
 };
 use reapi::v2::ActionResult;
-use tokio::time::timeout;
 
 use super::{
-    peers::{LOOKUP, Peer, PeerStores, Peers},
+    peers::{Peer, PeerStores, Peers},
     reads::{self, Sources},
 };
 use spread::spread;
@@ -82,9 +81,9 @@ impl Owners {
     ) -> Option<CachedResult> {
         let stores = self.peers.stores(&peer)?;
         let found = stores.actions.get(instance, action, memory);
-        match timeout(LOOKUP, found).await {
-            Ok(Ok(found)) => return Some(found),
-            Ok(Err(error)) if error.is_miss() => {}
+        match peer.answer(found).await {
+            Some(Ok(found)) => return Some(found),
+            Some(Err(error)) if error.is_miss() => {}
             failed => {
                 let node = &peer.member.node;
                 tracing::debug!(%node, %action, ?failed, "failed to look up a result at a node");

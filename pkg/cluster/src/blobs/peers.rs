@@ -3,7 +3,10 @@
 use std::{
     collections::{HashMap, HashSet},
     fmt,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -15,8 +18,10 @@ use tokio::time::timeout;
 
 use super::rendezvous;
 
-/// The time that a node has to answer a lookup. Without an answer, it has nothing.
-pub(super) const LOOKUP: Duration = Duration::from_millis(200);
+/// The time that a node has to answer a lookup; without an answer, it has nothing. Its processors may all be busy. One
+/// that did not answer the last lookup has less time.
+const LOOKUP: Duration = Duration::from_secs(1);
+const LOOKUP_AGAIN: Duration = Duration::from_millis(200);
 
 /// The most corrupt blobs of other nodes that are remembered.
 const MAX_CORRUPT: usize = 1000;
@@ -66,6 +71,8 @@ pub(super) struct Peer {
     pub(super) member: Member,
     seed: u64,
     stores: OnceLock<Option<PeerStores>>,
+    /// Set if the last lookup was not answered in time.
+    silent: AtomicBool,
 }
 
 impl Peers {
@@ -104,6 +111,7 @@ impl Peers {
                 None => Arc::new(Peer {
                     seed: rendezvous::seed(name),
                     stores: OnceLock::new(),
+                    silent: AtomicBool::new(false),
                     member: member.clone(),
                 }),
             };
@@ -169,15 +177,14 @@ impl Peers {
         let Some(stores) = self.stores(peer) else {
             return HashSet::new();
         };
-        let found = timeout(LOOKUP, stores.blobs.find_missing(&digests)).await;
-        let why = match found {
-            Ok(Ok(missing)) => {
+        let why = match peer.answer(stores.blobs.find_missing(&digests)).await {
+            Some(Ok(missing)) => {
                 let missing: HashSet<Digest> = missing.into_iter().collect();
                 let present = |digest: &Digest| !missing.contains(digest);
                 return digests.into_iter().filter(present).collect();
             }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "it does not answer".to_owned(),
+            Some(Err(error)) => error.to_string(),
+            None => "it does not answer".to_owned(),
         };
         let node = &peer.member.node;
         tracing::debug!(%node, why, "failed to look up blobs at a node");
@@ -226,6 +233,18 @@ impl Peer {
     /// Orders and identifies nodes within a call.
     pub(super) const fn id(&self) -> u64 {
         self.seed
+    }
+
+    /// Waits for the answer to a lookup; `None` if it takes too long.
+    pub(super) async fn answer<T>(&self, lookup: impl Future<Output = T>) -> Option<T> {
+        let time = if self.silent.load(Relaxed) {
+            LOOKUP_AGAIN
+        } else {
+            LOOKUP
+        };
+        let answer = timeout(time, lookup).await.ok();
+        self.silent.store(answer.is_none(), Relaxed);
+        answer
     }
 
     fn outages(&self) -> u64 {

@@ -18,7 +18,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream;
-use gorego_limits::Budget;
+use gorego_limits::{Budget, Call};
 use gorego_scheduler::Generation;
 use gorego_storage::{
     ActionCache, Blob, BlobStore, CachedResult, Digest, DigestFunction, Error, MemoryStore, Put,
@@ -172,6 +172,13 @@ impl Cluster {
 
     fn set(&self, members: impl IntoIterator<Item = Member>) {
         self.peers.set(members);
+    }
+
+    /// Returns a call that is near to a node.
+    fn near_to(&self, node: &Arc<Fake>) -> Call {
+        let mut fakes = self.fakes.iter();
+        let found = fakes.find(|(_, fake)| Arc::ptr_eq(fake, node));
+        Call::current().near_to(found.unwrap().0.as_str().into())
     }
 
     /// Returns the nodes of a digest in order; `None` for this one.

@@ -1,10 +1,14 @@
 //! Blobs of other nodes in front of a backing cache.
 
-use gorego_limits::Call;
 use tokio::time::Instant;
 
 use super::*;
-use crate::blobs::Near;
+use crate::blobs::{Near, NearOptions};
+
+const OPTIONS: NearOptions = NearOptions {
+    peer_reads: true,
+    read_only: false,
+};
 
 struct Test {
     cluster: Cluster,
@@ -14,7 +18,11 @@ struct Test {
 
 fn test() -> Test {
     let (cluster, backing) = (Cluster::new(4), Arc::<Fake>::default());
-    let near = Near::new(Arc::clone(&cluster.peers), Arc::clone(&backing) as _, false);
+    let near = Near::new(
+        Arc::clone(&cluster.peers),
+        Arc::clone(&backing) as _,
+        OPTIONS,
+    );
     Test {
         cluster,
         backing,
@@ -40,15 +48,17 @@ async fn a_call_finds_blobs_at_the_node_that_it_is_near_to_if_the_backing_cache_
     let (content, [first]) = test.cluster.content(10, [0]);
     let (name, missing) = (digest(&content), DigestFunction::Sha256.digest(b"missing"));
     first.gets(&content).await;
-    let is_first = |(_, fake): &(&String, &Arc<Fake>)| Arc::ptr_eq(fake, &first);
-    let (node, _) = test.cluster.fakes.iter().find(is_first).unwrap();
-    let call = Call::current().near_to(node.as_str().into());
+    let call = test.cluster.near_to(&first);
     let find = async |near: &Near, digests: &[Digest]| {
         let found = near.find_missing(digests).await;
         found.map_err(|error| matches!(error, Error::Unavailable(_)))
     };
     let (peers, backing) = (&test.cluster.peers, &test.backing);
-    let read_only = Near::new(Arc::clone(peers), Arc::clone(backing) as _, true);
+    let options = NearOptions {
+        read_only: true,
+        ..OPTIONS
+    };
+    let read_only = Near::new(Arc::clone(peers), Arc::clone(backing) as _, options);
     let found = async {
         assert_eq!(find(&test.near, &[name]).await, Ok(vec![name]));
         assert_eq!(find(&read_only, &[name, missing]).await, Ok(vec![missing]));
@@ -71,6 +81,26 @@ async fn a_blob_that_a_node_has_is_not_read_from_the_backing_cache() {
         let batch = test.near.get_batch(&[digest(&content)]).await;
         assert!(*batch[0].as_ref().unwrap() == content);
         assert_eq!(test.backing.reads(), 0);
+    }
+}
+
+#[tokio::test]
+async fn without_peer_reads_only_calls_near_to_a_node_read_from_it() {
+    let test = test();
+    let options = NearOptions {
+        peer_reads: false,
+        ..OPTIONS
+    };
+    let (peers, backing) = (&test.cluster.peers, &test.backing);
+    let near = Near::new(Arc::clone(peers), Arc::clone(backing) as _, options);
+    for len in [10, LARGE] {
+        let (content, [first]) = test.cluster.content(len, [0]);
+        first.gets(&content).await;
+        let missing = read(&near, &digest(&content)).await;
+        assert!(matches!(missing, Err(Error::NotFound(_))));
+        let call = test.cluster.near_to(&first);
+        let read = call.scope(async { read(&near, &digest(&content)).await });
+        assert!(read.await.unwrap() == content);
     }
 }
 
