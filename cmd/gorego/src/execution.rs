@@ -19,7 +19,9 @@ use std::{
 
 use gorego_cluster::runner::Cluster;
 use gorego_config::{Config, LoadedConfig, Pairs, UnknownPlatform};
-use gorego_execution::{BuildRootError, Executor, NodeWorker, Options, ProbeError, VerifiedWorker};
+use gorego_execution::{
+    BuildRootError, Executor, NodeWorker, Options, PeerPlatforms, ProbeError, VerifiedWorker,
+};
 use gorego_sandbox::{ControlGroups, Launcher, Level, Means};
 use gorego_scheduler::{Generation, NameError};
 use gorego_telemetry::{
@@ -123,7 +125,7 @@ impl LocalExecutor {
         start: Start,
         tiers: &Tiers,
         metered: bool,
-        generation: Option<Generation>,
+        node: Option<(Generation, PeerPlatforms)>,
     ) -> Result<(Option<Self>, Result<Vec<String>, String>), Error> {
         let off = |why| Ok((None, Err(why)));
         let launcher = match start {
@@ -133,7 +135,7 @@ impl LocalExecutor {
         let Some(stores) = tiers.executor.clone() else {
             return off("there is no local cache".to_owned());
         };
-        match Self::create(loaded, launcher, stores, metered, generation).await {
+        match Self::create(loaded, launcher, stores, metered, node).await {
             Ok(executor) => {
                 let how = executor.summary(&loaded.config);
                 Ok((Some(executor), Ok(how)))
@@ -151,15 +153,18 @@ impl LocalExecutor {
         launcher: Launcher,
         stores: ExecutorStores,
         metered: bool,
-        generation: Option<Generation>,
+        node: Option<(Generation, PeerPlatforms)>,
     ) -> Result<Self, Error> {
         let config = &loaded.config;
         let mut options = options(config);
         let level = isolation::isolate(loaded, &launcher, &mut options).await?;
         let mut limits = vec![limits(launcher.control_groups(), &options)];
         limits.extend(confinement(&options));
-        let generation = match generation {
-            Some(generation) => generation,
+        let generation = match node {
+            Some((generation, platforms)) => {
+                options.peer_platforms = Some(platforms);
+                generation
+            }
             None => first_generation(&options)?,
         };
         let ExecutorStores {

@@ -72,7 +72,6 @@ impl Parts {
 impl Parts {
     /// Creates the budgets for calls of other nodes, in addition to `limits.memory`. Calls of clients hold memory while
     /// they wait for another node: if the calls of nodes shared it, two nodes could wait for each other.
-    #[cfg_attr(not(test), expect(dead_code, reason = "no node is served yet"))]
     pub(crate) fn of_nodes(batch: u64, files: u64) -> Self {
         let memory = batch.saturating_mul(3).saturating_add(NODES);
         Self::of(memory, batch, files / 2, true, false)

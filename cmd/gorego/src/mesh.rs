@@ -6,7 +6,10 @@ mod routes;
 mod source;
 mod work;
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{Arc, OnceLock},
+};
 
 use async_trait::async_trait;
 use gorego_cluster::{
@@ -18,6 +21,7 @@ use gorego_cluster::{
     runner::{Cluster, Components, Options},
 };
 use gorego_config::{Config, DiscoveryMode};
+use gorego_execution::PeerPlatforms;
 use gorego_grpc::{Body, Messages, Peer};
 use gorego_limits::Budget;
 use gorego_scheduler::Generation;
@@ -31,8 +35,10 @@ pub(crate) use self::source::{counts, peers};
 use self::{routes::ClusterRoutes, work::NodeWork};
 use crate::{
     backing::given,
+    descriptors::Descriptors,
     execution::{LocalExecutor, node},
     listen::listen,
+    memory::Parts,
     reload::Reloads,
     tiers::{
         Tiers,
@@ -67,6 +73,8 @@ pub(crate) struct Mesh {
     tasks: TaskTracker,
     windows: Budget,
     peers: Arc<Peers>,
+    /// The cluster, once this node has joined.
+    joined: Arc<OnceLock<Arc<Cluster>>>,
 }
 
 /// A node that has joined.
@@ -77,6 +85,8 @@ pub(crate) struct Joined {
     listener: TcpListener,
     tls: Option<watch::Receiver<ClusterTls>>,
     tasks: TaskTracker,
+    /// The memory for calls of other nodes.
+    memory: Parts,
 }
 
 impl Mesh {
@@ -106,6 +116,7 @@ impl Mesh {
             tasks,
             windows: windows.clone(),
             peers: Arc::new(peers),
+            joined: Arc::default(),
         }))
     }
 
@@ -118,15 +129,22 @@ impl Mesh {
         }
     }
 
-    /// Returns this run of the node. Each start has a larger number, also if the clock was set back.
-    pub(crate) fn generation(&self, config: &Config) -> Result<Generation, Error> {
-        generation::next(&config.local_cache.dir, &self.name)
+    /// Returns this run of the node, whose number is larger than that of any before, and the platforms of the others.
+    pub(crate) fn node(&self, config: &Config) -> Result<(Generation, PeerPlatforms), Error> {
+        let generation = generation::next(&config.local_cache.dir, &self.name)?;
+        let joined = Arc::clone(&self.joined);
+        let meets = move |platform: &str| {
+            let nodes = joined.get().map(|cluster| cluster.view().nodes);
+            let mut nodes = nodes.into_iter().flatten();
+            nodes.any(|node| node.state != "self" && work::fits(&node.record, platform))
+        };
+        Ok((generation, PeerPlatforms::new(meets)))
     }
 
     /// Joins the cluster. Needs no other node to be there.
     pub(crate) fn join(
         self,
-        config: &Config,
+        (config, descriptors): (&Config, Descriptors),
         executor: Option<&LocalExecutor>,
         how: &mut Result<Vec<String>, String>,
         tiers: &Tiers,
@@ -170,6 +188,8 @@ impl Mesh {
             load_period: config.cluster.broadcast_period,
         };
         let cluster = Arc::new(Cluster::start(options, components)?);
+        // Nothing else sets it.
+        let _ = self.joined.set(Arc::clone(&cluster));
         let (of_nodes, following) = (self.tls.clone(), self.tasks.clone());
         let settings = move |member: &Member| settings(of_nodes.as_ref()?, &following, member);
         let routes = ClusterRoutes::new(Arc::clone(&cluster), self.windows, settings);
@@ -180,6 +200,7 @@ impl Mesh {
             listener: self.listener,
             tls: self.tls,
             tasks: self.tasks,
+            memory: Parts::of_nodes(config.limits.max_batch_bytes.bytes(), descriptors.files),
         })
     }
 }
@@ -197,13 +218,18 @@ impl Joined {
         let tls = self
             .tls
             .map(|tls| follow(&self.tasks, tls, ClusterTls::server));
+        let Parts {
+            transport, server, ..
+        } = self.memory;
         let options = server::Options {
             transport: gorego_grpc::Options {
                 tls,
                 healthy: None,
                 observer: None,
+                memory: transport,
                 ..options.transport
             },
+            memory: server,
             ac_updates: true,
             inferred_functions: Vec::new(),
             executor: Some(Arc::clone(&executor.executor)),

@@ -103,11 +103,11 @@ async fn serve(
     let shared = mesh.as_ref().map(|mesh| mesh.stores(config));
     let mut tiers = Tiers::open(config, &parts, backing, meters, shared.as_ref()).await?;
     let recorded = builds::record(config, redaction, scraped.is_some(), &mut tiers);
-    let generation = mesh.as_ref().map(|mesh| mesh.generation(config));
-    let generation = generation.transpose()?;
-    let executor = LocalExecutor::new(loaded, start, &tiers, scraped.is_some(), generation);
+    let node = mesh.as_ref().map(|mesh| mesh.node(config)).transpose()?;
+    let executor = LocalExecutor::new(loaded, start, &tiers, scraped.is_some(), node);
     let (executor, mut how) = executor.await?;
-    let mesh = mesh.map(|mesh| mesh.join(config, executor.as_ref(), &mut how, &tiers));
+    let mesh =
+        mesh.map(|mesh| mesh.join((config, descriptors), executor.as_ref(), &mut how, &tiers));
     let mesh = mesh.transpose()?;
     announce(config, &listener, scraped.as_ref(), &how)?;
 

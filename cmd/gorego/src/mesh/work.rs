@@ -5,7 +5,8 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use gorego_cluster::{record::Record, runner::Work};
 use gorego_execution::{
-    Executor, GuestAction, Job, Publisher, decode_report, encode_report, failed_attempt,
+    Executor, GuestAction, Job, Publisher, accepts, decode_report, encode_report, failed_attempt,
+    properties,
 };
 use gorego_limits::Call;
 use gorego_scheduler::{ActionKey, Generation, Grant, Report};
@@ -56,10 +57,18 @@ impl fmt::Debug for NodeWork {
     }
 }
 
+/// Returns whether a node has every property of a platform.
+pub(super) fn fits(node: &Record, platform: &str) -> bool {
+    properties(platform).all(|(name, value)| {
+        let mut offered = node.values(name);
+        offered.any(|offered| accepts(name, offered, value))
+    })
+}
+
 #[async_trait]
 impl Work<Job, ExecuteResponse> for NodeWork {
-    fn fits(&self, _node: &Record, _platform: &str) -> bool {
-        true
+    fn fits(&self, node: &Record, platform: &str) -> bool {
+        fits(node, platform)
     }
 
     fn describe(&self, grant: &Grant<Job>) -> proto::Grant {

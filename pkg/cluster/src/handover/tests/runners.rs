@@ -84,6 +84,7 @@ impl Node {
             key: key(job),
             job: Arc::new(job),
             target: "".into(),
+            mnemonic: "".into(),
             memory: grant.memory,
             alone: grant.alone,
             run: u16::try_from(grant.run).unwrap(),
