@@ -316,6 +316,7 @@ impl Membership {
             self.drive(|foca, runtime| foca.gossip(runtime));
         }
         self.timers.clear();
+        self.next_sync = Time::MAX;
     }
 
     /// This node's record.
