@@ -225,6 +225,7 @@ impl Joined {
             transport: gorego_grpc::Options {
                 tls,
                 healthy: None,
+                peers: gorego_grpc::Peers::Nodes,
                 observer: None,
                 memory: transport,
                 ..options.transport

@@ -24,7 +24,7 @@ use crate::{
     blobs::{Member as BlobMember, Peers},
     discovery::Discovery,
     handover::{Down, Handover, Member},
-    link::{DialError, Event, How, Links},
+    link::{DialError, Event, Events, How, Links},
     membership::{Effect, Loss, MemberState, Membership, MembershipOptions},
     record::{Record, RecordError},
 };
@@ -56,7 +56,7 @@ pub struct Options {
 /// What a node is made of.
 pub struct Components<J, O> {
     /// The links, and their events.
-    pub links: (Arc<Links>, mpsc::Receiver<Event>),
+    pub links: (Arc<Links>, Events),
     /// The places where other nodes may be.
     pub discovery: Discovery,
     /// The queue and the slots of this node.
@@ -205,7 +205,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
 
     async fn run(
         mut self,
-        mut events: mpsc::Receiver<Event>,
+        mut events: Events,
         mut tells: mpsc::UnboundedReceiver<Told<J, O>>,
         mut orders: mpsc::Receiver<Order>,
         load_period: Duration,
@@ -442,7 +442,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
         }
     }
 
-    async fn leave(mut self, events: &mut mpsc::Receiver<Event>, left: oneshot::Sender<()>) {
+    async fn leave(mut self, events: &mut Events, left: oneshot::Sender<()>) {
         let end = Instant::now() + FAREWELL;
         while self.handover.has_ends() {
             match tokio::time::timeout_at(end, events.recv()).await {

@@ -37,6 +37,7 @@ fn grant(action: u32, attempt: AttemptId) -> Grant<u32> {
         },
         job: Arc::new(action),
         target: "".into(),
+        mnemonic: "".into(),
         memory: 5,
         alone: false,
         run: 3,
