@@ -4,21 +4,26 @@
 use std::{
     fmt::Write as _,
     fs,
-    process::{Command, Output},
+    io::{BufRead as _, BufReader},
+    os::unix::fs::PermissionsExt as _,
+    process::{Command, Output, Stdio},
+    time::Duration,
 };
 
 use gorego_integration::{
     bazel::{Checkout, Spawn},
     binary,
     client::Client,
+    executor::wait_until,
     install,
     lock::Lock,
-    process::{self, describe},
+    process::{self, Process, describe},
     project, root,
     server::{self, Server},
     web,
     workspace::{self, write},
 };
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 /// The address of gorego in the README.
@@ -375,6 +380,49 @@ fn every_command_in_the_text_of_the_readme_is_known() {
     );
 }
 
+/// Starts the cluster, runs an action in it, and stops it.
+fn check_local_cluster(block: &Block<'_>) {
+    let dir = TempDir::new().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
+    let command = commands(block).remove(0);
+    let mut script = process::command("bash");
+    server::forget_settings(&mut script);
+    let script = script
+        .args(["-c", &format!("exec {command} --dir \"$0\" --port 28980")])
+        .arg(dir.path())
+        .current_dir(project::root())
+        .env("GOREGO", binary::gorego())
+        .stdout(Stdio::piped());
+    let mut script = Process::spawn(script);
+    let mut lines = BufReader::new(script.child_mut().stdout.take().unwrap()).lines();
+    let line = lines.next().unwrap().unwrap();
+    assert!(line.starts_with("3 nodes run."), "{line}");
+    let url = "http://127.0.0.1:29181";
+    wait_until("all nodes", || {
+        let mut peers = process::command(binary::gorego());
+        let output = run(peers.args(["peers", "--url", url]));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.lines()
+            .filter(|line| line.starts_with("node-") && line.contains(" alive "))
+            .count()
+            == 2
+    });
+    script.signal(Signal::TERM);
+    script.wait_within(Duration::from_mins(1));
+}
+
+/// Makes the certificates, and loads the settings that are printed.
+fn check_certificates(block: &Block<'_>) {
+    let dir = TempDir::new().unwrap();
+    let command = commands(block).remove(0);
+    let arguments = command.strip_prefix("gorego ").unwrap().split(' ');
+    let mut command = process::command(binary::gorego());
+    run(command.args(arguments).current_dir(dir.path()));
+    for file in ["ca.pem", "ca.key", "node-1.pem", "node-3.key"] {
+        assert!(dir.path().join("certs").join(file).exists(), "{file}");
+    }
+}
+
 fn check_own(block: &Block<'_>) {
     for command in commands(block) {
         assert!(OWN.contains(&command.as_str()), "nothing runs `{command}`");
@@ -428,6 +476,8 @@ async fn every_block_of_the_readme_works() {
         }
         match block.language {
             "yaml" => check_config(block).await,
+            "sh" if text.starts_with("deploy/local-cluster") => check_local_cluster(block),
+            "sh" if text.starts_with("gorego cluster certs") => check_certificates(block),
             "sh" if text.starts_with("export RECC_") => check_recc(block),
             "sh" if text.starts_with("cas") => check_buildbox(block),
             "sh" if text.starts_with("trexe ") => check_trexe(block),

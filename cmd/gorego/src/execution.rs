@@ -45,6 +45,9 @@ use crate::{
 const MAX_COMPLETED: usize = 10_000;
 const MAX_COMPLETED_BYTES: u64 = 16 << 20;
 
+/// The most times that an action runs again after the loss of a node.
+const MAX_LOSSES: u32 = 5;
+
 /// The part of `limits.drain_timeout` in which actions may end; the rest is for their last messages.
 const DRAIN: f64 = 0.8;
 
@@ -341,7 +344,11 @@ pub(crate) fn options(config: &Config) -> Options {
             max_completed: MAX_COMPLETED,
             max_completed_bytes: MAX_COMPLETED_BYTES,
             max_retries: execution.max_retries,
-            max_losses: execution.max_retries,
+            max_losses: if config.cluster.enabled {
+                MAX_LOSSES
+            } else {
+                execution.max_retries
+            },
         },
     }
 }
