@@ -43,10 +43,14 @@ fn settings(name: &str, join: &str) -> Vec<String> {
 impl Node {
     /// Starts a node that joins those at these addresses, separated by commas.
     pub async fn start(name: &str, join: &str, more: &[&str]) -> Self {
+        Self::launch(Server::start, name, join, more).await
+    }
+
+    async fn launch(start: Start, name: &str, join: &str, more: &[&str]) -> Self {
         let mut all = settings(name, join);
         all.extend(more.iter().map(|&setting| setting.to_owned()));
         let all: Vec<_> = all.iter().map(String::as_str).collect();
-        Self::over(Server::start(&all), name).await
+        Self::over(start(&all), name).await
     }
 
     async fn over(server: Server, name: &str) -> Self {
@@ -90,6 +94,17 @@ impl Node {
         web::wait_for(self.server.metrics(), "/api/v1/peers", is_met).await;
     }
 
+    /// Waits until this node has got this many actions of others.
+    pub async fn wait_for_taken(&self, actions: u64) {
+        const NAME: &str = "gorego_cluster_taken_actions_total ";
+        let is_met = |response: &web::Response| {
+            let mut lines = response.content.lines();
+            let taken = lines.find_map(|line| line.strip_prefix(NAME));
+            taken.is_some_and(|taken| taken.parse::<u64>().expect("a number") >= actions)
+        };
+        web::wait_for(self.server.metrics(), "/metrics", is_met).await;
+    }
+
     /// Returns the names of the nodes that run the actions of this one now, sorted.
     pub async fn places(&self) -> Vec<String> {
         let actions = web::get(self.server.metrics(), "/api/v1/actions").await;
@@ -107,13 +122,25 @@ fn nodes(response: &web::Response) -> Vec<Value> {
     json["nodes"].as_array().expect("a list").clone()
 }
 
+/// A function that starts a server with these settings.
+type Start = fn(&[&str]) -> Server;
+
 /// Starts nodes named `a`, `b`, `c`… with these settings, and waits until each knows all.
 pub async fn start<const N: usize>(more: &[&str]) -> [Node; N] {
+    start_by(Server::start, more).await
+}
+
+/// Starts such nodes, whose actions use the programs of the root directory of the build clients.
+pub async fn start_in_root<const N: usize>(more: &[&str]) -> [Node; N] {
+    start_by(Server::start_in_root, more).await
+}
+
+async fn start_by<const N: usize>(start: Start, more: &[&str]) -> [Node; N] {
     let names: Vec<String> = ('a'..).take(N).map(String::from).collect();
     let mut nodes = Vec::<Node>::new();
     for name in &names {
         let join: Vec<_> = nodes.iter().map(|node| node.mesh.to_string()).collect();
-        nodes.push(Node::start(name, &join.join(","), more).await);
+        nodes.push(Node::launch(start, name, &join.join(","), more).await);
     }
     let names: Vec<_> = names.iter().map(String::as_str).collect();
     for node in &nodes {
