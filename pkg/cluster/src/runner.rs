@@ -54,7 +54,7 @@ pub struct Options {
     pub load_period: Duration,
 }
 
-/// What a node is made of.
+/// The parts of a node.
 pub struct Components<J, O> {
     /// The links, and their events.
     pub links: (Arc<Links>, Events),
@@ -62,7 +62,7 @@ pub struct Components<J, O> {
     pub discovery: Discovery,
     /// The queue and the slots of this node.
     pub scheduler: Runner<J, O>,
-    /// What is done for actions of others.
+    /// The work for actions of others.
     pub work: Arc<dyn Work<J, O>>,
     /// The other nodes as stores.
     pub peers: Arc<Peers>,
@@ -84,7 +84,7 @@ enum Order {
     Leave(oneshot::Sender<()>),
 }
 
-/// What the task is told by others that it started. They are bounded by the slots and the dials.
+/// The messages of tasks that the task of the node started. They are bounded by the slots and the dials.
 enum Told<J, O> {
     Claimed(ForeignSlot<J, O>),
     Progress(AttemptId, Phase, u16),
@@ -386,11 +386,11 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
                     }
                 }
                 Effect::Conflict { holder, address } => {
-                    self.parts.warn_of_namesake(&holder, &address)
+                    self.parts.warn_of_namesake(&holder, &address);
                 }
                 Effect::Full => self.parts.warn_of_full(),
                 Effect::Rejoined => {
-                    tracing::info!("other nodes had missed this one: it joins again")
+                    tracing::info!("other nodes had missed this one: it joins again");
                 }
                 Effect::Refused(node) => {
                     tracing::warn!(%node, "refused, since there are cluster.max_nodes already");

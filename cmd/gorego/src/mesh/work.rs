@@ -1,4 +1,4 @@
-//! What this node does for actions of others, and with its own actions that others ran.
+//! The work of this node for actions of others, and with its own actions that others ran.
 
 use std::{fmt, sync::Arc, time::Duration};
 

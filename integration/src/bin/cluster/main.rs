@@ -52,8 +52,13 @@ async fn main() {
     };
     warm.run(&entry, None).await;
     let run = Run::of(&args, "measured");
-    let waits = run.run(&entry, args.kill.then_some(victim)).await;
-    drop(other);
+    let (victim, kept) = if args.kill {
+        (Some(victim), None)
+    } else {
+        (None, Some(victim))
+    };
+    let waits = run.run(&entry, victim).await;
+    drop((other, kept));
     report(&args, &waits);
 }
 

@@ -1,4 +1,4 @@
-//! What the hand-over asks of the node: its links, its scheduler, and the tasks that run actions.
+//! The links, the scheduler and the tasks of a node, as its hand-over uses them.
 
 use std::{
     collections::{BTreeMap, HashMap},

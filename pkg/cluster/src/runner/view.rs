@@ -1,4 +1,4 @@
-//! What a node shows of the cluster.
+//! The cluster, as a node shows it.
 
 use std::{collections::BTreeMap, sync::Arc};
 

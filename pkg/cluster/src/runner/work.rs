@@ -1,4 +1,4 @@
-//! What a node does for actions of others, and with actions that others ran.
+//! The work of a node for actions of others, and with actions that others ran.
 
 use async_trait::async_trait;
 use gorego_scheduler::{ActionKey, Generation, Grant, Report};

@@ -124,7 +124,7 @@ impl ExecutedAction {
     }
 }
 
-/// What the tables of a server show.
+/// The optional parts of the tables.
 #[derive(Clone, Copy)]
 struct Shown {
     /// Links to pages of actions.
