@@ -1,0 +1,103 @@
+//! Tests of nodes with different roles.
+#![cfg(test)]
+
+use gorego_integration::{
+    cluster::{self, Node},
+    executor::{Gate, TestAction, request, succeeded},
+};
+use reapi::v2::execution_stage::Value;
+use tonic::{Code, IntoRequest as _};
+
+/// One action at a time on each node.
+const ONE: &str = "execution.concurrency=1";
+/// A node that runs no actions itself.
+const ENTRY: &str = "execution.enabled=false";
+/// A node that takes actions of others only.
+const WORKER: &str = "cluster.role=worker";
+
+/// Starts a node `b` with these settings that joins `a`, and waits until both know each other.
+async fn join(a: &Node, more: &[&str]) -> Node {
+    let b = Node::start("b", &a.mesh.to_string(), more).await;
+    for node in [a, &b] {
+        node.wait_for_members(&["a", "b"]).await;
+    }
+    b
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_actions_of_an_entry_point_run_on_other_nodes() {
+    let a = Node::start("a", "", &[ENTRY]).await;
+    let log = a
+        .server
+        .wait_for_log("executing actions on other nodes only");
+    assert!(log.contains("execution.enabled is false"), "{log}");
+    let b = join(&a, &[ONE]).await;
+    let peers = a.peers().await;
+    assert_eq!(peers[0]["slots"], 0);
+
+    let mut gate = Gate::new();
+    let script = format!("{}; echo out | tee file", gate.pass());
+    let mut action = a
+        .executor
+        .start(&TestAction::script(&script).output("file"))
+        .await;
+    gate.wait_for_starts(1);
+    assert_eq!(a.places().await, ["b"]);
+    gate.open();
+    let result = succeeded(action.response().await);
+    assert_eq!(a.executor.file(&result, "file").await, "out\n");
+    drop(b);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_takes_actions_from_other_nodes_only() {
+    let a = Node::start("a", "", &[ENTRY]).await;
+    let b = join(&a, &[ONE, WORKER]).await;
+    let refused = b.executor.refusal(&TestAction::script("true")).await;
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(
+        refused.message().contains("`cluster.role: node`"),
+        "{refused:?}"
+    );
+
+    let mut gate = Gate::new();
+    let script = format!("{}; echo done", gate.pass());
+    let mut own = a.executor.start(&TestAction::script(&script)).await;
+    own.reach(Value::Executing).await;
+    let mut elsewhere = b.executor.wait(&own.name).await.unwrap();
+    gate.open();
+    for messages in [&mut own, &mut elsewhere] {
+        let result = succeeded(messages.response().await);
+        assert_eq!(b.executor.stdout(&result).await, "done\n");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_action_that_was_forwarded_is_not_handed_over() {
+    let [a, b] = cluster::start::<2>(&[ONE]).await;
+    let mut gate = Gate::new();
+    let script = |name: &str| TestAction::script(&format!("{}; echo {name}", gate.pass()));
+    let (first, forwarded, last) = (script("first"), script("forwarded"), script("last"));
+    let mut first = a.executor.start(&first).await;
+    first.reach(Value::Executing).await;
+    let own = a.places().await;
+
+    let digest = a.executor.upload(&forwarded).await;
+    let to = if own == ["a"] { &a } else { &b };
+    let mut call = request(&digest).into_request();
+    call.metadata_mut()
+        .insert("x-gorego-forwarded-from", "proxy".parse().unwrap());
+    let mut forwarded = to.executor.begin(call).await.unwrap();
+    forwarded.reach(Value::Queued).await;
+    // The other node is free, and takes one that came later.
+    let mut last = to.executor.start(&last).await;
+    last.reach(Value::Executing).await;
+    gate.wait_for_starts(2);
+    assert_eq!(gate.starts(), 2);
+    for _ in 0..3 {
+        gate.open();
+    }
+    for messages in [&mut first, &mut last, &mut forwarded] {
+        succeeded(messages.response().await);
+    }
+}
