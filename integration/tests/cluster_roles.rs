@@ -2,8 +2,12 @@
 #![cfg(test)]
 
 use gorego_integration::{
+    binary,
     cluster::{self, Node},
     executor::{Gate, TestAction, request, succeeded},
+    process::{self, Process},
+    server::forget_settings,
+    web,
 };
 use reapi::v2::execution_stage::Value;
 use tonic::{Code, IntoRequest as _};
@@ -100,4 +104,86 @@ async fn an_action_that_was_forwarded_is_not_handed_over() {
     for messages in [&mut first, &mut last, &mut forwarded] {
         succeeded(messages.response().await);
     }
+}
+
+/// Starts `gorego drain` for a node, with these arguments in addition.
+fn drain(node: &Node, more: &[&str]) -> Process {
+    let mut command = process::command(binary::gorego());
+    forget_settings(&mut command);
+    let dir = format!("local_cache.dir={}", node.server.data().display());
+    command.current_dir("/").arg("drain").args(more);
+    Process::spawn(command.args(["--set", &dir]))
+}
+
+async fn wait_for_readiness(node: &Node, status: u16) {
+    let is_met = |response: &web::Response| response.status == status;
+    web::wait_for(node.server.metrics(), "/readyz", is_met).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drained_node_has_no_work_and_takes_it_again_when_told() {
+    let a = Node::start("a", "", &[ONE, "execution.platform=pool=a"]).await;
+    let b = join(&a, &[ONE]).await;
+    let mut gate = Gate::new();
+    let mut actions = Vec::new();
+    // The first two run, each on a node of its own. No other node than the first has the pool.
+    for (number, pool) in [Some("a"), None, Some("a"), None].into_iter().enumerate() {
+        let action = TestAction::script(&format!("{}; echo {number}", gate.pass()));
+        let action = match pool {
+            Some(pool) => action.property("pool", pool),
+            None => action,
+        };
+        actions.push(a.executor.start(&action).await);
+        gate.wait_for_starts((number + 1).min(2));
+    }
+
+    let mut draining = drain(&a, &[]);
+    wait_for_readiness(&a, 503).await;
+    let refused = a
+        .executor
+        .refusal(&TestAction::script("echo refused"))
+        .await;
+    assert_eq!(refused.code(), Code::Unavailable);
+    for _ in 0..4 {
+        gate.open();
+    }
+    for mut action in actions {
+        succeeded(action.response().await);
+    }
+    assert!(draining.wait().success());
+
+    let own = b.executor.start(&TestAction::script(&gate.pass())).await;
+    gate.wait_for_starts(5);
+    let waits = TestAction::script(&format!("{}; echo other", gate.pass()));
+    let waits = b.executor.start(&waits).await;
+    assert_eq!(b.places().await, ["b"]);
+    assert!(drain(&a, &["--undo"]).wait().success());
+    wait_for_readiness(&a, 200).await;
+    gate.wait_for_starts(6);
+    assert_eq!(b.places().await, ["a", "b"]);
+    gate.open();
+    gate.open();
+    for mut action in [own, waits] {
+        succeeded(action.response().await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_action_waits_for_a_node_with_its_platform() {
+    let a = Node::start("a", "", &[ONE]).await;
+    let client = a.executor.clone();
+    let action = |name: &str| TestAction::script(&format!("echo {name}")).property("pool", "b");
+    let first = action("first");
+    let first = tokio::spawn(async move { client.execute(&first).await });
+    let mut b = join(&a, &[ONE, "execution.platform=pool=b"]).await;
+    succeeded(first.await.unwrap());
+
+    // A node that was there a moment ago may come back.
+    b.server.kill();
+    a.wait_for_members(&["a"]).await;
+    let mut second = a.executor.start(&action("second")).await;
+    second.reach(Value::Queued).await;
+    let b = b.restart().await;
+    succeeded(second.response().await);
+    drop(b);
 }

@@ -1,6 +1,7 @@
 //! The executor: the front of the scheduler for clients.
 
 mod tokens;
+mod unmet;
 mod watching;
 
 pub use watching::{CurrentAction, OperationPage, RecentAction};
@@ -22,7 +23,10 @@ use reapi::{
     v2::{ExecuteRequest, ExecuteResponse, RequestMetadata},
 };
 use ring::rand::{SecureRandom as _, SystemRandom};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::{
+    sync::{Mutex, Semaphore},
+    time::Instant,
+};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -95,6 +99,7 @@ impl Executor {
         memory: Arc<MemoryHistory>,
     ) -> Self {
         let runner = Runner::new(options.scheduler.clone());
+        let stop = CancellationToken::new();
         if let Some(worker) = worker {
             let capacity = Capacity {
                 slots: usize::try_from(options.concurrency).unwrap_or(usize::MAX),
@@ -105,7 +110,10 @@ impl Executor {
             (options.concurrency, options.memory) = (0, 0);
             options.platform.clear();
         }
-        let stop = CancellationToken::new();
+        if let Some(peers) = options.peer_platforms.clone() {
+            let ending = unmet::end(runner.clone(), options.clone(), peers);
+            TaskTracker::new().spawn(stop.clone().run_until_cancelled_owned(ending));
+        }
         let renewal = renew(
             runner.clone(),
             Arc::clone(&blobs),
@@ -157,16 +165,26 @@ impl Executor {
         memory: &Budget,
         is_here: bool,
     ) -> Result<Execution, Failure> {
-        let admitted = self
-            .admit(instance, digest, request, metadata, memory, is_here)
-            .await;
+        let begin = Instant::now();
+        let admitted = loop {
+            let admitted = self.admit(&instance, digest, request, metadata, memory, is_here);
+            match (admitted.await, &self.options.peer_platforms) {
+                // Nothing is in memory meanwhile but the request.
+                (Err(Failure::NoNode { platform, why }), Some(peers)) => {
+                    if !peers.wait_for(&platform, begin).await {
+                        break Err(Failure::Unmet(why));
+                    }
+                }
+                (admitted, _) => break admitted,
+            }
+        };
         self.admissions.record(&admitted);
         admitted
     }
 
     async fn admit(
         &self,
-        instance: InstanceName,
+        instance: &InstanceName,
         digest: &Digest,
         request: &ExecuteRequest,
         metadata: Option<&RequestMetadata>,
@@ -181,11 +199,11 @@ impl Executor {
         let id = self.random_id()?;
         let head = OperationHead {
             queued: Some(queued),
-            ..self.head(&instance, id, digest)
+            ..self.head(instance, id, digest)
         };
         if !request.skip_cache_lookup
             && !action.do_not_cache
-            && let Some(found) = self.cached(&instance, &digest, memory).await?
+            && let Some(found) = self.cached(instance, &digest, memory).await?
         {
             let cached = CachedExecution { head, found };
             return Ok(Execution::Cached(Box::new(cached)));
@@ -194,7 +212,7 @@ impl Executor {
             options: &self.options,
             blobs: &*self.blobs,
             resident: &self.resident,
-            instance,
+            instance: instance.clone(),
             digest,
             kind: kind_of(&action, metadata),
             action,

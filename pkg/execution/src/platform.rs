@@ -1,10 +1,11 @@
 //! The platform that an action requires, beside that of this node.
 
-use std::{collections::HashSet, fmt, sync::Arc};
+use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
 use gorego_storage::shorten;
 use parking_lot::Mutex;
 use reapi::v2::{Platform, platform::Property};
+use tokio::time::{Instant, sleep};
 
 use crate::{Failure, Network, Options};
 
@@ -23,6 +24,10 @@ const ANY: &str = "*";
 const HERE: &str = "\0\0";
 /// The end of a name or a value in the text of a platform.
 const END: char = '\0';
+/// The time for which an action waits for a node with its platform.
+const WAIT: Duration = Duration::from_secs(30);
+/// The period in which the other nodes are checked meanwhile.
+const POLL: Duration = Duration::from_millis(200);
 /// The most texts of platforms that are kept to be shared, and the longest, in bytes.
 const MAX_TEXTS: usize = 1000;
 const MAX_TEXT: usize = 4096;
@@ -31,16 +36,73 @@ const MAX_TEXT: usize = 4096;
 #[derive(Clone)]
 pub struct PeerPlatforms {
     meets: Arc<dyn Fn(&str) -> bool + Send + Sync>,
+    values: Arc<dyn Fn(&str) -> Vec<String> + Send + Sync>,
+    wait: Duration,
     /// The texts of platforms. Actions of one platform share one.
     texts: Arc<Mutex<HashSet<Arc<str>>>>,
 }
 
 impl PeerPlatforms {
-    /// Wraps a function that returns whether another node meets a platform, given its text (see [`properties`]).
+    /// Wraps a function that returns whether another node meets a platform, given its text (see [`properties`]), or has
+    /// met it a while ago. It is called each second at least.
     pub fn new(meets: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
         Self {
             meets: Arc::new(meets),
+            values: Arc::new(|_| Vec::new()),
+            wait: WAIT,
             texts: Arc::default(),
+        }
+    }
+
+    /// Sets the function that returns the values of a property at the other nodes, for messages.
+    #[must_use]
+    pub fn with_values(
+        mut self,
+        values: impl Fn(&str) -> Vec<String> + Send + Sync + 'static,
+    ) -> Self {
+        self.values = Arc::new(values);
+        self
+    }
+
+    /// Sets the time for which an action waits for a node with its platform; by default 30 s.
+    #[must_use]
+    pub const fn waiting(mut self, wait: Duration) -> Self {
+        self.wait = wait;
+        self
+    }
+
+    /// Returns whether another node meets a platform.
+    pub(crate) fn meets(&self, platform: &str) -> bool {
+        (self.meets)(platform)
+    }
+
+    /// Waits until another node meets a platform. Returns false if none does in time, which counts from `since` on.
+    pub(crate) async fn wait_for(&self, platform: &str, since: Instant) -> bool {
+        while !self.meets(platform) {
+            if since.elapsed() >= self.wait {
+                return false;
+            }
+            sleep(POLL).await;
+        }
+        true
+    }
+
+    /// Returns what the other nodes have instead of a platform.
+    fn refusal(&self, platform: &str) -> String {
+        let unmet = properties(platform).find_map(|(name, value)| {
+            let values = (self.values)(name);
+            let is_met = values.iter().any(|found| accepts(name, found, value));
+            (!is_met).then_some((name, values))
+        });
+        match unmet {
+            Some((name, values)) if values.is_empty() => {
+                format!("no other node has {:?}", shorten(name))
+            }
+            Some((name, values)) => {
+                let values = values.join(", ");
+                format!("other nodes have {:?}: {}", shorten(name), shorten(&values))
+            }
+            None => "no other node that runs actions has all of its platform".to_owned(),
         }
     }
 
@@ -136,7 +198,14 @@ pub(crate) fn admit_platform(
     }
     let text = peers.text(platform, nodes == Nodes::Here);
     match checked {
-        Err(Failure::Unmet(_)) if nodes == Nodes::All && (peers.meets)(&text) => Ok(text),
+        Err(Failure::Unmet(_)) if nodes == Nodes::All && peers.meets(&text) => Ok(text),
+        Err(Failure::Unmet(why)) if nodes == Nodes::All => {
+            let why = format!("{why}; {}", peers.refusal(&text));
+            Err(Failure::NoNode {
+                platform: text,
+                why,
+            })
+        }
         checked => checked.map(|()| text),
     }
 }
@@ -302,10 +371,11 @@ mod tests {
         for unmet in [
             admit(&[("gpu", "2")], Nodes::Guest),
             admit(&[("gpu", "2")], Nodes::Here),
-            admit(&[("a", "1"), ("gpu", "2")], Nodes::All),
         ] {
             assert!(matches!(unmet, Err(Failure::Unmet(_))), "{unmet:?}");
         }
+        let unmet = admit(&[("a", "1"), ("gpu", "2")], Nodes::All);
+        assert!(matches!(unmet, Err(Failure::NoNode { .. })), "{unmet:?}");
         let malformed = admit(&[("a", "1\0")], Nodes::All);
         assert!(matches!(malformed, Err(Failure::Invalid { .. })));
     }
