@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use gorego_config::{Config, Ui};
 use gorego_telemetry::web::METRICS;
 
-use crate::cli::VERSION;
+use crate::{cli::VERSION, execution::is_worker};
 
 /// Renders the banner as complete lines: the address of gorego, the addresses of the page and the metrics if they are
 /// served, and how actions are executed, with their limits, or why they are not.
@@ -39,7 +39,7 @@ pub(crate) fn banner(
     }
     let scheme = if config.tls.enabled { "grpcs" } else { "grpc" };
     let host = reachable(address);
-    let kind = if executes.is_ok() {
+    let kind = if executes.is_ok() && !is_worker(config) {
         "executor"
     } else {
         "cache"

@@ -45,6 +45,8 @@ pub(crate) enum Command {
     Tail(Tail),
     /// Lists the nodes of the cluster of a running gorego, and their load.
     Peers(Peers),
+    /// Gives the work of a running node to the others of its cluster, and waits until it has none. New actions are refused.
+    Drain(Drain),
     /// Prepares a cluster of nodes.
     #[command(subcommand)]
     Cluster(Cluster),
@@ -92,6 +94,14 @@ pub(crate) struct Peers {
     /// Prints the JSON of `/api/v1/peers`.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// The options of `drain`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub(crate) struct Drain {
+    /// Lets a node that was drained accept actions again.
+    #[arg(long)]
+    pub(crate) undo: bool,
 }
 
 /// The options of `explain`.

@@ -1,5 +1,6 @@
 //! The executor's settings, from the configuration and the machine.
 
+mod entry;
 mod isolation;
 mod persistent;
 mod preview;
@@ -18,7 +19,7 @@ use std::{
 };
 
 use gorego_cluster::runner::Cluster;
-use gorego_config::{Config, LoadedConfig, Pairs, UnknownPlatform};
+use gorego_config::{Config, LoadedConfig, Pairs, Role, UnknownPlatform};
 use gorego_execution::{
     BuildRootError, Executor, NodeWorker, Options, PeerPlatforms, ProbeError, VerifiedWorker,
 };
@@ -85,6 +86,10 @@ pub(crate) enum Error {
     Probe(#[from] ProbeError),
     #[error("cluster.node_id: {0}")]
     Node(#[from] NameError),
+    #[error(
+        "cluster.role: worker, but no actions are executed: {0}; accepted: execution.enabled: true, or the role node"
+    )]
+    IdleWorker(String),
 }
 
 /// Returns the first of the users that actions run as; `None` if they run as gorego's own.
@@ -109,12 +114,14 @@ fn check_access(build_root: &Path) -> Result<(), Error> {
 #[derive(Debug)]
 pub(crate) struct LocalExecutor {
     pub(crate) executor: Arc<Executor>,
-    worker: Arc<NodeWorker>,
+    /// The worker; `None` at an entry point, whose actions run on other nodes.
+    worker: Option<Arc<NodeWorker>>,
     /// The verification of actions, which ends with the executor.
     tasks: TaskTracker,
     /// The counts of the attempts, if metrics are served.
     attempts: Option<Arc<AttemptCounts>>,
-    level: Level,
+    /// The isolation of actions that run here.
+    level: Option<Level>,
     drain: Duration,
     /// The limits of actions, as lines for the banner.
     limits: Vec<String>,
@@ -122,7 +129,8 @@ pub(crate) struct LocalExecutor {
 
 impl LocalExecutor {
     /// Creates the executor, if actions are executed. Counts its attempts if it is `metered`. Returns how actions are
-    /// executed, or why they are not. Fails if the configuration demands what cannot be had.
+    /// executed, or why they are not. A `node` of a cluster that executes none is an entry point. Fails if the
+    /// configuration demands what cannot be had.
     pub(crate) async fn new(
         loaded: &LoadedConfig,
         start: Start,
@@ -130,23 +138,32 @@ impl LocalExecutor {
         metered: bool,
         node: Option<(Generation, PeerPlatforms)>,
     ) -> Result<(Option<Self>, Result<Vec<String>, String>), Error> {
-        let off = |why| Ok((None, Err(why)));
-        let launcher = match start {
-            Start::On(launcher) => launcher,
-            Start::Off(why) => return off(why),
-        };
         let Some(stores) = tiers.executor.clone() else {
-            return off("there is no local cache".to_owned());
+            return Ok((None, Err("there is no local cache".to_owned())));
         };
-        match Self::create(loaded, launcher, stores, metered, node).await {
-            Ok(executor) => {
-                let how = executor.summary(&loaded.config);
-                Ok((Some(executor), Ok(how)))
+        let why = match start {
+            Start::Off(why) => why,
+            Start::On(launcher) => {
+                let stores = stores.clone();
+                let created = Self::create(loaded, launcher, stores, metered, node.clone());
+                match created.await {
+                    Ok(executor) => {
+                        let how = executor.summary(&loaded.config);
+                        return Ok((Some(executor), Ok(how)));
+                    }
+                    Err(error) => {
+                        let why = switch::unless_set(&loaded.config, error)?;
+                        tracing::warn!("actions are not executed: {why}");
+                        why
+                    }
+                }
             }
-            Err(error) => {
-                let why = switch::unless_set(&loaded.config, error)?;
-                tracing::warn!("actions are not executed: {why}");
-                off(why)
+        };
+        match node {
+            None => Ok((None, Err(why))),
+            Some(node) => {
+                let (executor, how) = Self::entry(&loaded.config, stores, node, why)?;
+                Ok((Some(executor), Ok(vec![how])))
             }
         }
     }
@@ -197,33 +214,41 @@ impl LocalExecutor {
         };
         let (running, checks) = VerifiedWorker::new(running, config.execution.verify.get());
         let memory = Arc::clone(worker.memory());
-        let executor = Executor::new(options, blobs, lookups, generation, running, memory);
+        let executor = Executor::new(options, blobs, lookups, generation, Some(running), memory);
+        let executor = if is_worker(config) {
+            executor.for_nodes()
+        } else {
+            executor
+        };
         let executor = Arc::new(executor);
         let tasks = TaskTracker::new();
         tasks.spawn(executor.verify(Arc::clone(&worker), checks));
         Ok(Self {
             executor,
             tasks,
-            worker,
+            worker: Some(worker),
             attempts,
-            level,
+            level: Some(level),
             limits,
             drain: config.limits.drain_timeout.mul_f64(DRAIN),
         })
     }
 
-    /// Returns how actions are executed, as lines for the banner.
+    /// Returns how actions are executed, as lines for the banner; those of clients unless the node is a worker.
     fn summary(&self, config: &Config) -> Vec<String> {
         let users = match first_user(config) {
             Some(first) => format!("as users from {first} on"),
             None => "as this user".to_owned(),
         };
-        let (_, level) = isolation::describe(&self.level);
+        let level = self.level.as_ref().map(isolation::describe);
+        let level = level.map_or_else(String::new, |(_, meaning)| meaning);
         let (concurrency, dir) = (concurrency(config), build_root(config));
         let dir = dir.display();
         let how =
             format!("executing up to {concurrency} actions at once in {dir}, {users}, {level}");
-        [vec![how], self.limits.clone()].concat()
+        let role = "for other nodes only (cluster.role: worker)".to_owned();
+        let role = is_worker(config).then_some(role);
+        [vec![how], self.limits.clone(), Vec::from_iter(role)].concat()
     }
 
     /// Returns the sources of the metrics, if they are served, and of the page.
@@ -232,10 +257,10 @@ impl LocalExecutor {
     }
 
     fn metrics(&self) -> Option<telemetry::Execution> {
-        let (executor, worker) = (Arc::clone(&self.executor), Arc::clone(&self.worker));
+        let (executor, worker) = (Arc::clone(&self.executor), self.worker.clone()?);
         Some(telemetry::Execution {
             attempts: self.attempts.clone()?,
-            level: isolation::describe(&self.level).0,
+            level: isolation::describe(self.level.as_ref()?).0,
             read: Box::new(move || report::report(&executor, &worker)),
         })
     }
@@ -255,8 +280,15 @@ impl LocalExecutor {
         self.executor.shut_down(left).await;
         self.tasks.close();
         self.tasks.wait().await;
-        self.worker.close().await;
+        if let Some(worker) = &self.worker {
+            worker.close().await;
+        }
     }
+}
+
+/// Whether this node takes actions of other nodes only.
+pub(crate) fn is_worker(config: &Config) -> bool {
+    config.cluster.enabled && config.cluster.role == Role::Worker
 }
 
 /// Returns the means by which memory and processes of actions are limited, and what is therefore not contained.

@@ -7,6 +7,7 @@ mod builds;
 mod cli;
 mod cluster;
 mod descriptors;
+mod drain;
 mod execution;
 mod listen;
 mod memory;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         Some(Command::Peers(options)) => (terminal::peers(options, &load), EXIT_NO_SERVER),
         Some(Command::Ps(options)) => (terminal::ps(options, &load), EXIT_NO_SERVER),
         Some(Command::Tail(options)) => (terminal::tail(options, &load), EXIT_NO_SERVER),
+        Some(Command::Drain(options)) => (drain::run(options, load), EXIT_NO_SERVER),
         Some(Command::Cluster(Cluster::Certs(options))) => {
             (cluster::certs::run(options), EXIT_START)
         }

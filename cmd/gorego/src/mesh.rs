@@ -1,5 +1,6 @@
 //! This node in its cluster: its port for other nodes, its links, and what it does for their actions.
 
+mod fitting;
 mod generation;
 mod record;
 mod routes;
@@ -31,7 +32,10 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Status;
 
-pub(crate) use self::source::{counts, peers};
+pub(crate) use self::{
+    fitting::takes,
+    source::{counts, peers},
+};
 use self::{routes::ClusterRoutes, work::NodeWork};
 use crate::{
     backing::given,
@@ -132,13 +136,8 @@ impl Mesh {
     /// Returns this run of the node, whose number is larger than that of any before, and the platforms of the others.
     pub(crate) fn node(&self, config: &Config) -> Result<(Generation, PeerPlatforms), Error> {
         let generation = generation::next(&config.local_cache.dir, &self.name)?;
-        let joined = Arc::clone(&self.joined);
-        let meets = move |platform: &str| {
-            let nodes = joined.get().map(|cluster| cluster.view().nodes);
-            let mut nodes = nodes.into_iter().flatten();
-            nodes.any(|node| node.state != "self" && work::fits(&node.record, platform))
-        };
-        Ok((generation, PeerPlatforms::new(meets)))
+        let platforms = fitting::platforms(Arc::clone(&self.joined));
+        Ok((generation, platforms))
     }
 
     /// Joins the cluster. Needs no other node to be there.

@@ -285,6 +285,7 @@ impl Tiers {
         Health {
             disk: self.local.as_ref().map(|local| local.health()),
             breaker: self.breaker.clone(),
+            draining: None,
             shutdown,
         }
     }

@@ -9,6 +9,7 @@ use std::{
 
 use gorego_cluster::runner::Cluster;
 use gorego_config::{self as config, Config, LoadedConfig};
+use gorego_execution::Executor;
 use gorego_grpc::Limits;
 use gorego_server as server;
 use gorego_storage::Chain;
@@ -27,6 +28,7 @@ use crate::{
     builds,
     cli::VERSION,
     descriptors::Descriptors,
+    drain::Control,
     execution::{self, LocalExecutor},
     listen::listen,
     memory::Parts,
@@ -124,7 +126,14 @@ async fn serve(
     }
     let calls = Calls::new(traces::sampling(&config.telemetry));
     let observer = Arc::new(CallObserver(calls.clone()));
-    let (health, healthy) = publish_health(&tiers, &tasks, &shutdown);
+    let drains = executor
+        .as_ref()
+        .zip(mesh.as_ref())
+        .and_then(|(executor, mesh)| {
+            let nodes = (&executor.executor, &mesh.cluster);
+            accept_drains(config, nodes, &tasks, &shutdown)
+        });
+    let (health, healthy) = publish_health(&tiers, &tasks, &shutdown, drains);
     let builds = recorded.map(|(builds, worker)| {
         observers.spawn(worker.run(observing.clone()));
         builds
@@ -183,13 +192,37 @@ async fn serve(
     Ok(served?)
 }
 
+/// Carries out the commands of `gorego drain` until the shutdown. Returns whether the node drains.
+fn accept_drains(
+    config: &Config,
+    (executor, cluster): (&Arc<Executor>, &Arc<Cluster>),
+    tasks: &TaskTracker,
+    shutdown: &CancellationToken,
+) -> Option<watch::Receiver<bool>> {
+    let (draining, drains) = watch::channel(false);
+    match Control::listen(&config.local_cache.dir, executor, cluster, draining) {
+        Ok(control) => {
+            tasks.spawn(shutdown.clone().run_until_cancelled_owned(control.serve()));
+            Some(drains)
+        }
+        Err(error) => {
+            tracing::warn!(%error, "`gorego drain` does not reach this node");
+            None
+        }
+    }
+}
+
 /// Publishes the health of the server until it shuts down.
 fn publish_health(
     tiers: &Tiers,
     tasks: &TaskTracker,
     shutdown: &CancellationToken,
+    draining: Option<watch::Receiver<bool>>,
 ) -> (Health, watch::Receiver<bool>) {
-    let health = tiers.health(shutdown.clone());
+    let health = Health {
+        draining,
+        ..tiers.health(shutdown.clone())
+    };
     let (ready, healthy) = watch::channel(true);
     tasks.spawn(health.clone().publish(ready));
     tasks.spawn(shutdown.clone().run_until_cancelled_owned(tiers.probe()));

@@ -78,8 +78,8 @@ pub struct Cluster {
 
 /// A demand on the task.
 enum Order {
-    /// Take no more work.
-    Drain,
+    /// Take no more work, or take it again.
+    Drain(bool),
     /// Leave the cluster.
     Leave(oneshot::Sender<()>),
 }
@@ -171,7 +171,12 @@ impl Cluster {
     /// Tells other nodes that this one takes no more work.
     pub async fn drain(&self) {
         // Fails if the task has ended.
-        let _ = self.orders.send(Order::Drain).await;
+        let _ = self.orders.send(Order::Drain(true)).await;
+    }
+
+    /// Tells other nodes that this one takes work again.
+    pub async fn resume(&self) {
+        let _ = self.orders.send(Order::Drain(false)).await;
     }
 
     /// Delivers the ends of actions of others, tells the other nodes that this one leaves, and ends its tasks. Takes a
@@ -222,7 +227,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
                 // Packets that arrived come before timers that wait for them.
                 biased;
                 Some(order) = orders.recv() => match order {
-                    Order::Drain => self.drain(),
+                    Order::Drain(draining) => self.drain(draining),
                     Order::Leave(left) => return self.leave(&mut events, left).await,
                 },
                 Some(event) = events.recv() => self.on_link(event),
@@ -453,13 +458,15 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
         *self.view.lock() = view;
     }
 
-    fn drain(&mut self) {
+    fn drain(&mut self, draining: bool) {
         let mut record = self.membership.me().clone();
-        record.draining = true;
+        record.draining = draining;
         let now = self.now();
         match self.membership.update(record, now) {
             Ok(()) => self.parts.links.set_record(self.membership.me().to_proto()),
-            Err(why) => tracing::warn!(%why, "other nodes do not learn that this one drains"),
+            Err(why) => {
+                tracing::warn!(%why, draining, "other nodes do not learn whether this one drains")
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use gorego_scheduler::Kind;
 use gorego_storage::{BlobStore, Digest, Error, InstanceName};
 use reapi::{
     shapes::Shaped,
-    v2::{Action, Command, ExecuteRequest, RequestMetadata},
+    v2::{Action, Command, ExecuteRequest, Platform, RequestMetadata},
 };
 
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
     action::CheckedAction,
     command::{check_command, normalize},
     inputs::{Loaded, Resident, load},
-    platform::{admit_platform, network_of},
+    platform::{Nodes, admit_platform, network_of},
 };
 
 /// The largest action in bytes: some digests, a platform and a salt.
@@ -91,6 +91,8 @@ pub(crate) struct Admission<'a> {
     pub(crate) queued: SystemTime,
     pub(crate) kind: Kind,
     pub(crate) entry: Option<Arc<str>>,
+    /// Set if the action runs here and is not handed over.
+    pub(crate) is_here: bool,
 }
 
 /// Returns the kind of an action.
@@ -121,6 +123,7 @@ pub(crate) async fn admit_again(
         action,
         queued: SystemTime::now(),
         entry: None,
+        is_here: true,
     };
     admission.job(&ExecuteRequest::default()).await
 }
@@ -198,14 +201,21 @@ impl Admission<'_> {
         command: &Command,
     ) -> Result<(Network, Option<PersistentWish>, Arc<str>), Failure> {
         check_command(command)?;
+        let any = Platform::default();
         let (field, platform) = match &self.action.platform {
-            Some(platform) => ("action.platform", Some(platform)),
-            None => ("command.platform", command.platform.as_ref()),
+            Some(platform) => ("action.platform", platform),
+            None => (
+                "command.platform",
+                command.platform.as_ref().unwrap_or(&any),
+            ),
         };
-        platform.map_or(Ok((Network::Usual, None, "".into())), |platform| {
-            let text = admit_platform(field, platform, self.options, self.entry.is_some())?;
-            Ok((network_of(platform), PersistentWish::of(platform), text))
-        })
+        let nodes = match &self.entry {
+            Some(_) => Nodes::Guest,
+            None if self.is_here => Nodes::Here,
+            None => Nodes::All,
+        };
+        let text = admit_platform(field, platform, self.options, nodes)?;
+        Ok((network_of(platform), PersistentWish::of(platform), text))
     }
 
     fn check_size(&self, inputs: &Inputs) -> Result<(), Failure> {

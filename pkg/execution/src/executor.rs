@@ -1,6 +1,7 @@
 //! The executor: the front of the scheduler for clients.
 
 mod tokens;
+mod unmet;
 mod watching;
 
 pub use watching::{CurrentAction, OperationPage, RecentAction};
@@ -22,7 +23,10 @@ use reapi::{
     v2::{ExecuteRequest, ExecuteResponse, RequestMetadata},
 };
 use ring::rand::{SecureRandom as _, SystemRandom};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::{
+    sync::{Mutex, Semaphore},
+    time::Instant,
+};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -62,6 +66,8 @@ pub struct Executor {
     admissions: Admissions,
     /// The clients that may begin to follow a log.
     readers: Arc<Semaphore>,
+    /// Set if actions come from other nodes only.
+    is_for_nodes: bool,
     /// Held while running commands are measured, so that few calls cannot keep all processors busy.
     measuring: Mutex<()>,
     /// The start of the runner's clock.
@@ -82,23 +88,32 @@ pub enum Execution {
 }
 
 impl Executor {
-    /// Creates an executor with one worker, in the current tokio runtime. `actions` returns complete results only, and
-    /// the worker records `memory`.
+    /// Creates an executor with one worker, in the current tokio runtime; without one, all actions run on other nodes.
+    /// `actions` returns complete results only, and the worker records `memory`.
     pub fn new(
-        options: Options,
+        mut options: Options,
         blobs: Arc<dyn BlobStore>,
         actions: Arc<dyn ActionCache>,
         generation: Generation,
-        worker: Arc<dyn Worker<Job, ExecuteResponse>>,
+        worker: Option<Arc<dyn Worker<Job, ExecuteResponse>>>,
         memory: Arc<MemoryHistory>,
     ) -> Self {
         let runner = Runner::new(options.scheduler.clone());
-        let capacity = Capacity {
-            slots: usize::try_from(options.concurrency).unwrap_or(usize::MAX),
-            memory: options.memory.saturating_sub(options.idle_memory()),
-        };
-        runner.add_worker(WorkerId::new(&options.node), capacity, worker);
         let stop = CancellationToken::new();
+        if let Some(worker) = worker {
+            let capacity = Capacity {
+                slots: usize::try_from(options.concurrency).unwrap_or(usize::MAX),
+                memory: options.memory.saturating_sub(options.idle_memory()),
+            };
+            runner.add_worker(WorkerId::new(&options.node), capacity, worker);
+        } else {
+            (options.concurrency, options.memory) = (0, 0);
+            options.platform.clear();
+        }
+        if let Some(peers) = options.peer_platforms.clone() {
+            let ending = unmet::end(runner.clone(), options.clone(), peers);
+            TaskTracker::new().spawn(stop.clone().run_until_cancelled_owned(ending));
+        }
         let renewal = renew(
             runner.clone(),
             Arc::clone(&blobs),
@@ -118,14 +133,29 @@ impl Executor {
             tokens: Tokens::new(),
             admissions: Admissions::default(),
             readers: Arc::new(Semaphore::new(MAX_READERS)),
+            is_for_nodes: false,
             measuring: Mutex::default(),
             epoch: SystemTime::now(),
             _stop: stop.drop_guard(),
         }
     }
 
+    /// Refuses the actions of clients, and takes those of other nodes only.
+    #[must_use]
+    pub fn for_nodes(self) -> Self {
+        Self {
+            is_for_nodes: true,
+            ..self
+        }
+    }
+
+    /// Whether clients may execute actions.
+    pub const fn is_for_clients(&self) -> bool {
+        !self.is_for_nodes
+    }
+
     /// Checks an action and returns its cached result, or queues it (REAPI `Execute`). A cached result reserves
-    /// `memory`. Every failure is found before the action is queued.
+    /// `memory`. Every failure is found before the action is queued. With `is_here`, the action is not handed over.
     pub async fn execute(
         &self,
         instance: InstanceName,
@@ -133,22 +163,35 @@ impl Executor {
         request: &ExecuteRequest,
         metadata: Option<&RequestMetadata>,
         memory: &Budget,
+        is_here: bool,
     ) -> Result<Execution, Failure> {
-        let admitted = self
-            .admit(instance, digest, request, metadata, memory)
-            .await;
+        let begin = Instant::now();
+        let admitted = loop {
+            let admitted = self.admit(&instance, digest, request, metadata, memory, is_here);
+            match (admitted.await, &self.options.peer_platforms) {
+                // Nothing is in memory meanwhile but the request.
+                (Err(Failure::NoNode { platform, why }), Some(peers)) => {
+                    if !peers.wait_for(&platform, begin).await {
+                        break Err(Failure::Unmet(why));
+                    }
+                }
+                (admitted, _) => break admitted,
+            }
+        };
         self.admissions.record(&admitted);
         admitted
     }
 
     async fn admit(
         &self,
-        instance: InstanceName,
+        instance: &InstanceName,
         digest: &Digest,
         request: &ExecuteRequest,
         metadata: Option<&RequestMetadata>,
         memory: &Budget,
+        is_here: bool,
     ) -> Result<Execution, Failure> {
+        self.check_role()?;
         let queued = SystemTime::now();
         check_inline(&request.inline_output_files)?;
         let (digest, action) = read_action(&*self.blobs, digest).await?;
@@ -156,11 +199,11 @@ impl Executor {
         let id = self.random_id()?;
         let head = OperationHead {
             queued: Some(queued),
-            ..self.head(&instance, id, digest)
+            ..self.head(instance, id, digest)
         };
         if !request.skip_cache_lookup
             && !action.do_not_cache
-            && let Some(found) = self.cached(&instance, &digest, memory).await?
+            && let Some(found) = self.cached(instance, &digest, memory).await?
         {
             let cached = CachedExecution { head, found };
             return Ok(Execution::Cached(Box::new(cached)));
@@ -169,12 +212,13 @@ impl Executor {
             options: &self.options,
             blobs: &*self.blobs,
             resident: &self.resident,
-            instance,
+            instance: instance.clone(),
             digest,
             kind: kind_of(&action, metadata),
             action,
             queued,
             entry: None,
+            is_here,
         };
         let job = match admission.job(request).await {
             Err(failure @ Failure::Missing(_)) if failure.is_long() => {
@@ -186,6 +230,20 @@ impl Executor {
         let request = to_schedule(job, request, metadata, memory);
         let watch = self.runner.submit(id, &request).map_err(refused)?;
         Ok(Execution::Queued(Box::new(Watcher::new(watch, head))))
+    }
+
+    /// The settings. Without a worker, there are no slots, no memory and no platform.
+    pub const fn options(&self) -> &Options {
+        &self.options
+    }
+
+    fn check_role(&self) -> Result<(), Failure> {
+        if self.is_for_nodes {
+            let why = "this node runs actions of other nodes only (`cluster.role: worker`): send them to a node of the \
+                       cluster with `cluster.role: node`";
+            return Err(Failure::Unmet(why.to_owned()));
+        }
+        Ok(())
     }
 
     /// Returns what an action is read and checked with.
@@ -242,6 +300,7 @@ impl Executor {
 
     /// Watches an operation (REAPI `WaitExecution`).
     pub fn wait(&self, name: &str) -> Result<Watcher, Failure> {
+        self.check_role()?;
         let (head, id) = self.find_own(name)?;
         let watch = self.runner.watch(id);
         let watch = watch.ok_or_else(|| unknown(name))?;

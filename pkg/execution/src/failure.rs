@@ -1,6 +1,6 @@
 //! The failures of executions, and their gRPC statuses.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use gorego_storage::{Compressor, Digest, Error, InstanceName, ReadName};
 use prost::Message;
@@ -31,6 +31,14 @@ pub enum Failure {
     /// The action cannot run on this node. `FAILED_PRECONDITION` without violations, so that clients do not repeat it.
     #[error("{0}")]
     Unmet(String),
+    /// No node has the platform now. `FAILED_PRECONDITION`, if none with it joins in time.
+    #[error("{why}")]
+    NoNode {
+        /// The text of the platform.
+        platform: Arc<str>,
+        /// What the nodes have.
+        why: String,
+    },
     /// The queue is full. `RESOURCE_EXHAUSTED` with a delay for a retry.
     #[error("{0}")]
     QueueFull(String),
@@ -107,7 +115,7 @@ impl Failure {
     /// Returns the code of the status.
     pub const fn code(&self) -> Code {
         match self {
-            Self::Missing(_) | Self::Unmet(_) => Code::FailedPrecondition,
+            Self::Missing(_) | Self::Unmet(_) | Self::NoNode { .. } => Code::FailedPrecondition,
             Self::Invalid { .. } => Code::InvalidArgument,
             Self::QueueFull(_) | Self::NoSpace(_) => Code::ResourceExhausted,
             Self::TimedOut(_) => Code::DeadlineExceeded,

@@ -87,6 +87,7 @@ impl Executor {
             action,
             queued: guest.queued,
             entry: Some(guest.entry),
+            is_here: true,
         };
         admission.job(&request).await
     }

@@ -1,10 +1,11 @@
 //! The platform that an action requires, beside that of this node.
 
-use std::{collections::HashSet, fmt, sync::Arc};
+use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
 use gorego_storage::shorten;
 use parking_lot::Mutex;
 use reapi::v2::{Platform, platform::Property};
+use tokio::time::{Instant, sleep};
 
 use crate::{Failure, Network, Options};
 
@@ -19,8 +20,14 @@ const NETWORK: (&str, &str) = ("network", "on");
 /// The value of the configuration that accepts every value.
 const ANY: &str = "*";
 
+/// The beginning of the text of a platform for this node only: a property without a name, which no other node has.
+const HERE: &str = "\0\0";
 /// The end of a name or a value in the text of a platform.
 const END: char = '\0';
+/// The time for which an action waits for a node with its platform.
+const WAIT: Duration = Duration::from_secs(30);
+/// The period in which the other nodes are checked meanwhile.
+const POLL: Duration = Duration::from_millis(200);
 /// The most texts of platforms that are kept to be shared, and the longest, in bytes.
 const MAX_TEXTS: usize = 1000;
 const MAX_TEXT: usize = 4096;
@@ -29,29 +36,87 @@ const MAX_TEXT: usize = 4096;
 #[derive(Clone)]
 pub struct PeerPlatforms {
     meets: Arc<dyn Fn(&str) -> bool + Send + Sync>,
+    values: Arc<dyn Fn(&str) -> Vec<String> + Send + Sync>,
+    wait: Duration,
     /// The texts of platforms. Actions of one platform share one.
     texts: Arc<Mutex<HashSet<Arc<str>>>>,
 }
 
 impl PeerPlatforms {
-    /// Wraps a function that returns whether another node meets a platform, given its text (see [`properties`]).
+    /// Wraps a function that returns whether another node meets a platform, given its text (see [`properties`]), or has
+    /// met it a while ago. It is called each second at least.
     pub fn new(meets: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
         Self {
             meets: Arc::new(meets),
+            values: Arc::new(|_| Vec::new()),
+            wait: WAIT,
             texts: Arc::default(),
         }
     }
 
-    /// Returns the text of a platform, which is the same for all orders of its properties.
-    pub(crate) fn text(&self, platform: &Platform) -> Arc<str> {
+    /// Sets the function that returns the values of a property at the other nodes, for messages.
+    #[must_use]
+    pub fn with_values(
+        mut self,
+        values: impl Fn(&str) -> Vec<String> + Send + Sync + 'static,
+    ) -> Self {
+        self.values = Arc::new(values);
+        self
+    }
+
+    /// Sets the time for which an action waits for a node with its platform; by default 30 s.
+    #[must_use]
+    pub const fn waiting(mut self, wait: Duration) -> Self {
+        self.wait = wait;
+        self
+    }
+
+    /// Returns whether another node meets a platform.
+    pub(crate) fn meets(&self, platform: &str) -> bool {
+        (self.meets)(platform)
+    }
+
+    /// Waits until another node meets a platform. Returns false if none does in time, which counts from `since` on.
+    pub(crate) async fn wait_for(&self, platform: &str, since: Instant) -> bool {
+        while !self.meets(platform) {
+            if since.elapsed() >= self.wait {
+                return false;
+            }
+            sleep(POLL).await;
+        }
+        true
+    }
+
+    /// Returns what the other nodes have instead of a platform.
+    fn refusal(&self, platform: &str) -> String {
+        let unmet = properties(platform).find_map(|(name, value)| {
+            let values = (self.values)(name);
+            let is_met = values.iter().any(|found| accepts(name, found, value));
+            (!is_met).then_some((name, values))
+        });
+        match unmet {
+            Some((name, values)) if values.is_empty() => {
+                format!("no other node has {:?}", shorten(name))
+            }
+            Some((name, values)) => {
+                let values = values.join(", ");
+                format!("other nodes have {:?}: {}", shorten(name), shorten(&values))
+            }
+            None => "no other node that runs actions has all of its platform".to_owned(),
+        }
+    }
+
+    /// Returns the text of a platform, which is the same for all orders of its properties; with `is_here`, that of an
+    /// action that no other node gets.
+    pub(crate) fn text(&self, platform: &Platform, is_here: bool) -> Arc<str> {
         let needed = |property: &&Property| !property.name.starts_with(PERSISTENT_WORKER);
         let needed = platform.properties.iter().filter(needed);
         let mut needed: Vec<_> = needed.map(|it| (&*it.name, &*it.value)).collect();
         needed.sort_unstable();
         let pairs = needed.into_iter();
-        let text: String = pairs
-            .flat_map(|(name, value)| [name, "\0", value, "\0"])
-            .collect();
+        let pairs = pairs.flat_map(|(name, value)| [name, "\0", value, "\0"]);
+        let begin = is_here.then_some(HERE);
+        let text: String = begin.into_iter().chain(pairs).collect();
         if text.len() > MAX_TEXT {
             return text.into();
         }
@@ -90,21 +155,38 @@ pub fn accepts(name: &str, accepted: &str, value: &str) -> bool {
 /// Returns whether this node has every property in the text of a platform.
 pub(crate) fn fits(options: &Options, text: &str) -> bool {
     options.ignore_unknown_platform
-        || properties(text).all(|(name, value)| has(options, name, value))
+        || properties(text.strip_prefix(HERE).unwrap_or(text))
+            .all(|(name, value)| has(options, name, value))
 }
 
-/// Returns the text of `platform` for the scheduler, if there are other nodes. Fails if neither this node nor another has
-/// every property. Actions of other nodes need those of this one.
+/// The nodes that may run an action.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Nodes {
+    /// All of the cluster.
+    All,
+    /// This one, which got the action from a client that had it handed on.
+    Here,
+    /// This one, which got the action from another node of the cluster.
+    Guest,
+}
+
+/// Returns the text of `platform` for the scheduler, if there are other nodes. Fails if none of `nodes` has every
+/// property.
 pub(crate) fn admit_platform(
     field: &str,
     platform: &Platform,
     options: &Options,
-    is_guest: bool,
+    nodes: Nodes,
 ) -> Result<Arc<str>, Failure> {
-    let checked = check_platform(field, platform, options);
-    let Some(peers) = options.peer_platforms.as_ref().filter(|_| !is_guest) else {
+    let mut checked = check_platform(field, platform, options);
+    let peers = options.peer_platforms.as_ref();
+    let Some(peers) = peers.filter(|_| nodes != Nodes::Guest) else {
         return checked.map(|()| "".into());
     };
+    if options.concurrency == 0 && !matches!(checked, Err(Failure::Invalid { .. })) {
+        let why = "this node runs no actions (`execution.enabled`)";
+        checked = Err(Failure::Unmet(why.to_owned()));
+    }
     let is_malformed = |property: &Property| {
         [&property.name, &property.value]
             .iter()
@@ -114,9 +196,16 @@ pub(crate) fn admit_platform(
         let field = format!("{field}.properties");
         return Err(Failure::invalid(field, "contain a NUL character"));
     }
-    let text = peers.text(platform);
+    let text = peers.text(platform, nodes == Nodes::Here);
     match checked {
-        Err(Failure::Unmet(_)) if (peers.meets)(&text) => Ok(text),
+        Err(Failure::Unmet(_)) if nodes == Nodes::All && peers.meets(&text) => Ok(text),
+        Err(Failure::Unmet(why)) if nodes == Nodes::All => {
+            let why = format!("{why}; {}", peers.refusal(&text));
+            Err(Failure::NoNode {
+                platform: text,
+                why,
+            })
+        }
         checked => checked.map(|()| text),
     }
 }
@@ -268,32 +357,67 @@ mod tests {
             peer_platforms: Some(PeerPlatforms::new(gpu)),
             ..crate::testing::options()
         };
-        let admit = |properties: &[(&str, &str)], is_guest| {
-            admit_platform("platform", &platform(properties), &options, is_guest)
+        let admit = |properties: &[(&str, &str)], nodes| {
+            admit_platform("platform", &platform(properties), &options, nodes)
         };
-        let own = admit(&[("a", "1")], false).unwrap();
-        let of_peer = admit(&[("persistentWorkerKey", "k"), ("gpu", "2")], false).unwrap();
+        let own = admit(&[("a", "1")], Nodes::All).unwrap();
+        let of_peer = admit(&[("persistentWorkerKey", "k"), ("gpu", "2")], Nodes::All).unwrap();
         assert!(fits(&options, &own) && fits(&options, ""));
         assert!(!fits(&options, &of_peer));
         assert!(Arc::ptr_eq(
             &of_peer,
-            &admit(&[("gpu", "2")], false).unwrap()
+            &admit(&[("gpu", "2")], Nodes::All).unwrap()
         ));
         for unmet in [
-            admit(&[("gpu", "2")], true),
-            admit(&[("a", "1"), ("gpu", "2")], false),
+            admit(&[("gpu", "2")], Nodes::Guest),
+            admit(&[("gpu", "2")], Nodes::Here),
         ] {
             assert!(matches!(unmet, Err(Failure::Unmet(_))), "{unmet:?}");
         }
-        let malformed = admit(&[("a", "1\0")], false);
+        let unmet = admit(&[("a", "1"), ("gpu", "2")], Nodes::All);
+        assert!(matches!(unmet, Err(Failure::NoNode { .. })), "{unmet:?}");
+        let malformed = admit(&[("a", "1\0")], Nodes::All);
         assert!(matches!(malformed, Err(Failure::Invalid { .. })));
+    }
+
+    #[test]
+    fn a_platform_for_this_node_only_fits_it_and_no_other() {
+        let options = Options {
+            platform: [("a".to_owned(), vec!["1".to_owned()])].into(),
+            peer_platforms: Some(PeerPlatforms::new(|_| true)),
+            ..crate::testing::options()
+        };
+        let here = admit_platform("", &platform(&[("a", "1")]), &options, Nodes::Here).unwrap();
+        assert!(fits(&options, &here));
+        assert_eq!(properties(&here).next(), Some(("", "")));
+        let none = admit_platform("", &platform(&[]), &options, Nodes::Here).unwrap();
+        assert!(fits(&options, &none));
+    }
+
+    #[test]
+    fn an_entry_point_admits_what_another_node_runs() {
+        let is_gpu = |text: &str| properties(text).all(|(name, _)| name == "gpu");
+        let options = Options {
+            concurrency: 0,
+            peer_platforms: Some(PeerPlatforms::new(is_gpu)),
+            ..crate::testing::options()
+        };
+        let admit = |properties: &[(&str, &str)], nodes| {
+            admit_platform("platform", &platform(properties), &options, nodes)
+        };
+        for met in [&[][..], &[("gpu", "1")]] {
+            assert!(admit(met, Nodes::All).is_ok());
+            let here = admit(met, Nodes::Here);
+            assert!(matches!(here, Err(Failure::Unmet(_))), "{here:?}");
+        }
+        assert!(admit(&[("a", "1")], Nodes::All).is_err());
     }
 
     #[test]
     fn the_text_of_a_platform_does_not_depend_on_the_order() {
         let peers = PeerPlatforms::new(|_| true);
-        let one = peers.text(&platform(&[("b", ""), ("a", "2"), ("a", "1")]));
-        let other = peers.text(&platform(&[("a", "1"), ("b", ""), ("a", "2")]));
+        let one = peers.text(&platform(&[("b", ""), ("a", "2"), ("a", "1")]), false);
+        let other = peers.text(&platform(&[("a", "1"), ("b", ""), ("a", "2")]), false);
         assert_eq!(one, other);
         let read: Vec<_> = properties(&one).collect();
         assert_eq!(read, [("a", "1"), ("a", "2"), ("b", "")]);

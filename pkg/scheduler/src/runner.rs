@@ -1,11 +1,13 @@
 //! The runner: a scheduler with a clock, watchers, and workers of this process.
 
+mod closed;
 mod foreign;
 mod idle;
 mod peers;
 #[cfg(test)]
 mod tests;
 
+pub use closed::Elsewhere;
 pub use foreign::{Foreign, ForeignSlot};
 pub use idle::IdleSlot;
 
@@ -86,6 +88,8 @@ struct RunnerState<J, O> {
     attempts: HashMap<AttemptId, CancellationToken>,
     /// The receiver of the attempts that peers have to stop.
     stops: Option<mpsc::UnboundedSender<AttemptId>>,
+    /// Returns whether a peer runs actions with these requirements, while this node leaves them to peers.
+    elsewhere: Option<Elsewhere>,
 }
 
 impl<J, O> Shared<J, O> {
@@ -153,6 +157,7 @@ where
             stages: HashMap::new(),
             attempts: HashMap::new(),
             stops: None,
+            elsewhere: None,
         };
         let shared = Arc::new(Shared {
             start: Instant::now(),
@@ -329,9 +334,11 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Claimant<J, O> {
 
     /// Claims work for a free slot, and starts it. Returns false if there is none.
     fn claim(&self) -> bool {
-        let fits = |platform: &str| self.worker.fits(platform);
         let stop = self.stop.child_token();
         let claimed = self.shared.apply(|state, now| {
+            let elsewhere = state.elsewhere.clone();
+            let is_left = |platform: &str| elsewhere.as_ref().is_some_and(|it| it(platform));
+            let fits = |platform: &str| self.worker.fits(platform) && !is_left(platform);
             let claimed = state.scheduler.claim(&self.id, fits, now)?;
             let attempt = match &claimed {
                 Claimed::Own(grant) => grant.attempt,

@@ -1,6 +1,7 @@
 //! The state machine: events of clients. Those of workers are in its modules.
 
 mod claim;
+mod closed;
 mod foreign;
 mod idle;
 mod list;
@@ -64,6 +65,8 @@ pub struct Scheduler<J, O> {
     draining: bool,
     /// Set while queued executions are left to peers.
     hands_over: bool,
+    /// Set while neither new operations nor actions of other nodes are accepted.
+    is_closed: bool,
     next: u64,
     ends: Ends,
     recent: Recent,
@@ -84,6 +87,7 @@ impl<J, O> Scheduler<J, O> {
             effects: Vec::new(),
             draining: false,
             hands_over: false,
+            is_closed: false,
             next: 0,
             ends: Ends::default(),
             recent: Recent::default(),
@@ -106,7 +110,7 @@ impl<J, O> Scheduler<J, O> {
     ) -> Result<Stage<O>, Refused> {
         // One operation of each running execution is not counted.
         let waiting = self.operations.count_live().saturating_sub(self.executing);
-        if self.draining {
+        if self.draining || self.is_closed {
             return Err(Refused::Draining);
         }
         if self.operations.get(id).is_some() {
@@ -232,9 +236,7 @@ impl<J, O> Scheduler<J, O> {
         self.draining = true;
         self.hands_over = hands_over;
         self.stop_idle(None);
-        for number in self.foreign.keys().copied().collect::<Vec<_>>() {
-            self.set_actions(number, 0);
-        }
+        self.forget_foreign();
     }
 
     fn end_all(&mut self, which: impl Fn(&Execution<J>) -> bool, now: Time) {

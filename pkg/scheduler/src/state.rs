@@ -72,7 +72,7 @@ pub enum Refused {
     #[error("the queue is full: {0} operations wait")]
     Full(usize),
     /// The scheduler is draining.
-    #[error("the executor is shutting down")]
+    #[error("the executor takes no new actions: it drains or shuts down")]
     Draining,
     /// The id belongs to another operation.
     #[error("operation {0} exists")]

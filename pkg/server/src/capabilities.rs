@@ -65,7 +65,8 @@ impl Reapi {
             digest_functions,
             ..ExecutionCapabilities::default()
         };
-        if self.options.executor.is_none() {
+        let executor = self.options.executor.as_ref();
+        if !executor.is_some_and(|executor| executor.is_for_clients()) {
             return functions;
         }
         let priorities = vec![PriorityRange {

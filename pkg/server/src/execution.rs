@@ -20,11 +20,12 @@ impl Reapi {
         })
     }
 
-    /// `Execute`. A cached result is the only message; other actions are queued.
+    /// `Execute`. A cached result is the only message; other actions are queued. With `is_here`, they are not handed over.
     pub(crate) async fn execute(
         &self,
         request: ExecuteRequest,
         metadata: Option<Box<RequestMetadata>>,
+        is_here: bool,
     ) -> Result<Body, Status> {
         let executor = self.executor()?;
         let instance = digests::instance(&request.instance_name)?;
@@ -32,7 +33,7 @@ impl Reapi {
         let digest = digests::digest("action_digest", function, request.action_digest.as_ref())?;
         let results = &self.options.memory.results;
         let metadata = metadata.as_deref();
-        let execution = executor.execute(instance, &digest, &request, metadata, results);
+        let execution = executor.execute(instance, &digest, &request, metadata, results, is_here);
         match execution.await.map_err(|failure| from_failure(&failure))? {
             Execution::Queued(watcher) => Ok(self.watch(*watcher)),
             Execution::Ended(operation) => Body::reply(self.transport(), &operation).await,

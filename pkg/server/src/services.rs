@@ -25,6 +25,9 @@ const EXECUTION: &str = "build.bazel.remote.execution.v2.Execution";
 const OPERATIONS: &str = "google.longrunning.Operations";
 const CAS: &str = "build.bazel.remote.execution.v2.ContentAddressableStorage";
 
+/// The header of an action that the caller has handed over already: it runs here.
+const FORWARDED: &str = "x-gorego-forwarded-from";
+
 /// The largest requests without blobs, in bytes: names and a digest or two.
 const SMALL: u64 = 64 * 1024;
 /// The largest action results and lists of blobs to read, in bytes. The default limit of gRPC clients, so that all
@@ -50,8 +53,8 @@ pub async fn serve(
 /// The part of a call's headers, and of its peer, that its answer needs.
 #[derive(Debug)]
 pub(crate) enum Context {
-    /// The client, for a call of `Execute`.
-    Client(Option<Box<RequestMetadata>>),
+    /// The client, for a call of `Execute`, and whether the action is not handed over.
+    Client(Option<Box<RequestMetadata>>, bool),
     /// The caller of a method of the extension.
     Extension(Box<Peer>),
 }
@@ -163,7 +166,8 @@ impl Service for Reapi {
         let metadata = headers.get(metadata::HEADER);
         let metadata = metadata.filter(|_| split(path) == (EXECUTION, "Execute"));
         let metadata = metadata.and_then(|value| metadata::decode(value.as_bytes()));
-        Ok(Context::Client(metadata.map(Box::new)))
+        let is_here = headers.contains_key(FORWARDED);
+        Ok(Context::Client(metadata.map(Box::new), is_here))
     }
 
     async fn call(
@@ -172,8 +176,8 @@ impl Service for Reapi {
         context: Self::Context,
         requests: Messages,
     ) -> Result<Body, Status> {
-        let metadata = match (context, &self.options.extension) {
-            (Context::Client(metadata), _) => metadata,
+        let (metadata, is_here) = match (context, &self.options.extension) {
+            (Context::Client(metadata, is_here), _) => (metadata, is_here),
             (Context::Extension(peer), Some(extension)) => {
                 return extension.call(path, *peer, requests).await;
             }
@@ -200,7 +204,7 @@ impl Service for Reapi {
                 self.unary(requests, SMALL, get).boxed()
             }
             (EXECUTION, "Execute") => {
-                let execute = |_: &Self, request| self.execute(request, metadata);
+                let execute = |_: &Self, request| self.execute(request, metadata, is_here);
                 self.unary(requests, MEDIUM, execute).boxed()
             }
             (EXECUTION, "WaitExecution") => {

@@ -12,10 +12,7 @@ use gorego_storage::DigestFunction;
 use tokio::net::TcpListener;
 
 use super::Error;
-use crate::{
-    cli::VERSION,
-    execution::{self, LocalExecutor},
-};
+use crate::{cli::VERSION, execution::LocalExecutor};
 
 /// An address of another machine, from which the system's choice of an own address is read. Nothing is sent there.
 const ELSEWHERE: [&str; 2] = ["192.0.2.1:9", "[2001:db8::1]:9"];
@@ -26,11 +23,11 @@ pub(super) fn of(
     executor: &LocalExecutor,
     listener: &TcpListener,
 ) -> Result<Record, Error> {
-    let options = execution::options(config);
-    let platform = options.platform.into_iter();
+    let options = executor.executor.options();
+    let platform = options.platform.iter();
     let platform = platform.flat_map(|(name, values)| {
-        let pair = move |value| (name.clone(), value);
-        values.into_iter().map(pair)
+        let pair = |value: &String| (name.clone(), value.clone());
+        values.iter().map(pair)
     });
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let record = Record {

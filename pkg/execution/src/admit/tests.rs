@@ -104,6 +104,7 @@ impl Fixture {
             action,
             queued: SystemTime::now(),
             entry: None,
+            is_here: false,
         };
         admission.job(&self.request).await
     }

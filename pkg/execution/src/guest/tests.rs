@@ -69,7 +69,7 @@ fn executor(store: &Arc<MemoryStore>) -> Executor {
         Arc::clone(store) as _,
         Arc::clone(store) as _,
         Generation::new("node", 1).unwrap(),
-        worker,
+        Some(worker),
         Arc::new(MemoryHistory::open(
             "/nonexistent/1".into(),
             "/nonexistent/2".into(),

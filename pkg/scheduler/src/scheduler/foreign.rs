@@ -62,7 +62,7 @@ impl<J, O> Scheduler<J, O> {
     /// none.
     pub fn set_foreign(&mut self, entry: &Generation, counts: &[(Need, usize)]) {
         let mut numbers = BTreeMap::new();
-        for (need, actions) in counts.iter().filter(|_| !self.draining) {
+        for (need, actions) in counts.iter().filter(|_| !self.draining && !self.is_closed) {
             let number: &mut usize = numbers.entry(need.rounded()).or_default();
             *number = number.saturating_add(*actions);
         }
@@ -99,6 +99,13 @@ impl<J, O> Scheduler<J, O> {
     /// The number of reserved slots for actions of other nodes.
     pub fn count_foreign(&self) -> usize {
         self.ledger.foreign().count()
+    }
+
+    /// Forgets the queues of all nodes.
+    pub(super) fn forget_foreign(&mut self) {
+        for number in self.foreign.keys().copied().collect::<Vec<_>>() {
+            self.set_actions(number, 0);
+        }
     }
 
     fn foreign_of(&self, entry: &Generation) -> Vec<(u64, Need)> {

@@ -14,6 +14,8 @@ pub struct Health {
     pub disk: Option<watch::Receiver<bool>>,
     /// The state of the backing cache's circuit breaker. `None` without a backing cache.
     pub breaker: Option<watch::Receiver<BreakerState>>,
+    /// Whether the server drains. `None` if it cannot.
+    pub draining: Option<watch::Receiver<bool>>,
     /// Cancelled when the shutdown begins.
     pub shutdown: CancellationToken,
 }
@@ -47,7 +49,9 @@ impl Health {
         let disk = self.disk.as_ref().map(|usable| disk(*usable.borrow()));
         let backing = self.breaker.as_ref();
         let backing = backing.map(|state| backing_cache(*state.borrow(), is_local));
-        let server = server(self.shutdown.is_cancelled());
+        let draining = self.draining.as_ref();
+        let is_draining = draining.is_some_and(|draining| *draining.borrow());
+        let server = server(self.shutdown.is_cancelled(), is_draining);
         let parts: Vec<_> = [Some(server), disk, backing]
             .into_iter()
             .flatten()
@@ -67,6 +71,7 @@ impl Health {
             tokio::select! {
                 () = changed(&mut self.disk) => {}
                 () = changed(&mut self.breaker) => {}
+                () = changed(&mut self.draining) => {}
                 () = shutdown.cancelled() => return,
             }
         }
@@ -83,15 +88,15 @@ async fn changed<T>(source: &mut Option<watch::Receiver<T>>) {
     std::future::pending::<()>().await;
 }
 
-const fn server(is_ending: bool) -> Part {
+const fn server(is_ending: bool, is_draining: bool) -> Part {
     Part {
         name: Cow::Borrowed("server"),
-        ok: !is_ending,
+        ok: !is_ending && !is_draining,
         required: true,
-        state: Cow::Borrowed(if is_ending {
-            "shutting down"
-        } else {
-            "serving"
+        state: Cow::Borrowed(match (is_ending, is_draining) {
+            (true, _) => "shutting down",
+            (false, true) => "draining",
+            (false, false) => "serving",
         }),
     }
 }
@@ -146,6 +151,7 @@ mod tests {
         let health = Health {
             disk: disk.map(|usable| watch::channel(usable).1),
             breaker: breaker.map(|state| watch::channel(state).1),
+            draining: None,
             shutdown: CancellationToken::new(),
         };
         if ends {
@@ -195,6 +201,7 @@ mod tests {
         let health = Health {
             disk: None,
             breaker: Some(breaker),
+            draining: None,
             shutdown: shutdown.clone(),
         };
         let (sender, mut ready) = watch::channel(true);

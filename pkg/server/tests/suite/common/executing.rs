@@ -99,7 +99,7 @@ impl ExecutingServer {
             Arc::clone(&blobs),
             Arc::clone(&actions),
             generation,
-            worker,
+            Some(worker),
             Arc::default(),
         );
         let executor = Arc::new(executor);

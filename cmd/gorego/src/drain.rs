@@ -1,0 +1,187 @@
+//! `gorego drain`: a node of a cluster gives its work to the others, and stays up.
+//!
+//! The command and the node speak over a socket in the data directory, which only the node's user reaches: one line from
+//! the command, then lines from the node until the work has ended.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io::{self, BufRead as _, BufReader, Write as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::{fs::DirBuilderExt as _, net::UnixStream as Client},
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use gorego_cluster::runner::Cluster;
+use gorego_config::LoadedConfig;
+use gorego_execution::Executor;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader as Lines},
+    net::{UnixListener, UnixStream},
+    sync::watch,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+use crate::{cli::Drain, mesh::takes, print};
+
+/// The folder in the data directory, and the socket in it.
+const FOLDER: &str = "control";
+const SOCKET: &str = "socket";
+/// The lines of the command.
+const DRAIN: &str = "drain";
+const UNDO: &str = "undo";
+/// The last line of the node.
+const DONE: &str = "done";
+/// The longest line of the command, in bytes, and the time for it.
+const MAX_LINE: u64 = 16;
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The most commands at once.
+const MAX_COMMANDS: usize = 16;
+/// The period in which the remaining work is counted, and peers are looked for.
+const PERIOD: Duration = Duration::from_millis(500);
+
+/// Returns a path of the socket. It is short whatever that of the folder is, since those of sockets are limited.
+fn path(folder: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd()))
+}
+
+/// The node's end of the socket.
+#[derive(Debug)]
+pub(crate) struct Control {
+    listener: UnixListener,
+    executor: Arc<Executor>,
+    cluster: Arc<Cluster>,
+    draining: watch::Sender<bool>,
+}
+
+impl Control {
+    /// Listens for commands in the data directory `data`. `draining` is set while the node drains.
+    pub(crate) fn listen(
+        data: &Path,
+        executor: &Arc<Executor>,
+        cluster: &Arc<Cluster>,
+        draining: watch::Sender<bool>,
+    ) -> io::Result<Self> {
+        let folder = data.join(FOLDER);
+        match DirBuilder::new().mode(0o700).create(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let folder = File::open(folder)?;
+        let path = path(&folder);
+        // That of an earlier run.
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        Ok(Self {
+            listener: UnixListener::bind(path)?,
+            executor: Arc::clone(executor),
+            cluster: Arc::clone(cluster),
+            draining,
+        })
+    }
+
+    /// Carries out commands, for ever.
+    pub(crate) async fn serve(self) {
+        let control = Arc::new(self);
+        let mut commands = JoinSet::new();
+        loop {
+            tokio::select! {
+                accepted = control.listener.accept(), if commands.len() < MAX_COMMANDS => {
+                    match accepted {
+                        Ok((stream, _)) => {
+                            commands.spawn(Arc::clone(&control).command(stream));
+                        }
+                        Err(_) => sleep(PERIOD).await,
+                    }
+                }
+                Some(_) = commands.join_next() => {}
+            }
+        }
+    }
+
+    async fn command(self: Arc<Self>, mut stream: UnixStream) {
+        let mut line = String::new();
+        let mut lines = Lines::new((&mut stream).take(MAX_LINE));
+        let read = timeout(PATIENCE, lines.read_line(&mut line)).await;
+        if !matches!(read, Ok(Ok(_))) {
+            return;
+        }
+        match line.trim_end() {
+            DRAIN => self.drain(&mut stream).await,
+            UNDO => self.undo(&mut stream).await,
+            _ => {}
+        }
+    }
+
+    async fn drain(&self, stream: &mut UnixStream) {
+        tracing::info!("draining: new actions are refused");
+        self.draining.send_replace(true);
+        self.cluster.drain().await;
+        let scheduler = self.executor.scheduler();
+        let mut told = None;
+        while *self.draining.borrow() {
+            let cluster = Arc::clone(&self.cluster);
+            scheduler.close(Some(Arc::new(move |platform| takes(&cluster, platform))));
+            let left = scheduler.unfinished();
+            if left == 0 {
+                tracing::info!("drained");
+                return say(stream, DONE).await;
+            }
+            if told.replace(left) != Some(left) {
+                say(stream, &format!("{left} actions left")).await;
+            }
+            sleep(PERIOD).await;
+        }
+        say(stream, "the drain was undone").await;
+    }
+
+    async fn undo(&self, stream: &mut UnixStream) {
+        self.draining.send_replace(false);
+        self.executor.scheduler().close(None);
+        self.cluster.resume().await;
+        tracing::info!("no longer draining: actions are accepted");
+        say(stream, DONE).await;
+    }
+}
+
+/// Sends a line. The drain goes on if the command has ended.
+async fn say(stream: &mut UnixStream, line: &str) {
+    let _ = stream.write_all(format!("{line}\n").as_bytes()).await;
+}
+
+/// Drains the node with this configuration, and waits until it has no work left; or ends the drain.
+pub(crate) fn run(
+    options: &Drain,
+    load: impl Fn() -> Result<LoadedConfig, String>,
+) -> Result<(), String> {
+    let folder = load()?.config.local_cache.dir.join(FOLDER);
+    let connect = || {
+        let opened = File::open(&folder)?;
+        Client::connect(path(&opened))
+    };
+    let mut stream = connect().map_err(|why| {
+        let dir = folder.display();
+        format!("no node of a cluster answers in {dir}: {why}; the configuration has to be that of the node")
+    })?;
+    let command = if options.undo { UNDO } else { DRAIN };
+    let asked = writeln!(stream, "{command}");
+    asked.map_err(|why| format!("cannot ask the node: {why}"))?;
+    let mut last = String::new();
+    for line in BufReader::new(stream).lines() {
+        let line = line.map_err(|why| format!("the node is gone: {why}"))?;
+        if line == DONE {
+            return Ok(());
+        }
+        print(&line);
+        last = line;
+    }
+    Err(format!(
+        "not drained: the connection to the node ended after: {last}"
+    ))
+}

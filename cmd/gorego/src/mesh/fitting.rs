@@ -1,0 +1,114 @@
+//! The platforms of the other nodes, as places for actions.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use gorego_cluster::{
+    record::Record,
+    runner::{Cluster, View},
+};
+use gorego_execution::PeerPlatforms;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::work::fits;
+
+/// The time for which actions wait for a node that is gone.
+const GRACE: Duration = Duration::from_mins(5);
+/// The most values of a property that a message names.
+const MAX_VALUES: usize = 20;
+
+/// Returns the other nodes that take actions.
+fn takers(view: View) -> impl Iterator<Item = Arc<Record>> {
+    let nodes = view.nodes.into_iter();
+    let takers = nodes.filter(|node| ["alive", "suspect"].contains(&node.state));
+    let records = takers.map(|node| node.record);
+    records.filter(|record| record.slots > 0)
+}
+
+/// Returns whether another node takes actions of a platform now.
+pub(crate) fn takes(cluster: &Cluster, platform: &str) -> bool {
+    takers(cluster.view()).any(|record| fits(&record, platform))
+}
+
+/// The nodes that took actions in the last minutes, by name.
+#[derive(Debug, Default)]
+struct Seen(BTreeMap<String, (Arc<Record>, Instant)>);
+
+impl Seen {
+    fn update(&mut self, takers: impl Iterator<Item = Arc<Record>>) {
+        let now = Instant::now();
+        for record in takers {
+            let name = record.node.node().to_owned();
+            self.0.insert(name, (record, now));
+        }
+        self.0
+            .retain(|_, (_, seen)| now.saturating_duration_since(*seen) < GRACE);
+    }
+
+    fn meets(&self, platform: &str) -> bool {
+        self.0.values().any(|(record, _)| fits(record, platform))
+    }
+
+    fn values(&self, name: &str) -> Vec<String> {
+        let records = self.0.values();
+        let values = records.flat_map(|(record, _)| record.values(name).map(str::to_owned));
+        let mut values: Vec<_> = values.collect();
+        values.sort_unstable();
+        values.dedup();
+        values.truncate(MAX_VALUES);
+        values
+    }
+}
+
+/// Returns the platforms of the other nodes that take actions, or took some in the last five minutes.
+pub(super) fn platforms(joined: Arc<OnceLock<Arc<Cluster>>>) -> PeerPlatforms {
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let named = Arc::clone(&seen);
+    let meets = move |platform: &str| {
+        let mut seen = seen.lock();
+        if let Some(cluster) = joined.get() {
+            seen.update(takers(cluster.view()));
+        }
+        seen.meets(platform)
+    };
+    PeerPlatforms::new(meets).with_values(move |name| named.lock().values(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use gorego_scheduler::Generation;
+
+    use super::*;
+
+    fn node(name: &str, gpu: &str) -> Arc<Record> {
+        Arc::new(Record {
+            node: Generation::new(name, 1).unwrap(),
+            address: "127.0.0.1:1".to_owned(),
+            slots: 1,
+            memory: 1,
+            cores: 1,
+            platform: [("gpu".to_owned(), gpu.to_owned())].into(),
+            version: String::new(),
+            draining: false,
+            backing: 0,
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_platform_is_met_for_five_minutes_after_its_last_node_is_gone() {
+        let mut seen = Seen::default();
+        seen.update([node("a", "1"), node("b", "2")].into_iter());
+        assert_eq!(seen.values("gpu"), ["1", "2"]);
+        tokio::time::advance(GRACE - Duration::from_secs(1)).await;
+        seen.update([node("b", "3")].into_iter());
+        assert!(seen.meets("gpu\x001\0") && seen.meets("gpu\x003\0"));
+        assert!(!seen.meets("gpu\x002\0"));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        seen.update(std::iter::empty());
+        assert!(!seen.meets("gpu\x001\0") && seen.meets("gpu\x003\0"));
+    }
+}

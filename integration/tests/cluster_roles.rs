@@ -1,0 +1,189 @@
+//! Tests of nodes with different roles.
+#![cfg(test)]
+
+use gorego_integration::{
+    binary,
+    cluster::{self, Node},
+    executor::{Gate, TestAction, request, succeeded},
+    process::{self, Process},
+    server::forget_settings,
+    web,
+};
+use reapi::v2::execution_stage::Value;
+use tonic::{Code, IntoRequest as _};
+
+/// One action at a time on each node.
+const ONE: &str = "execution.concurrency=1";
+/// A node that runs no actions itself.
+const ENTRY: &str = "execution.enabled=false";
+/// A node that takes actions of others only.
+const WORKER: &str = "cluster.role=worker";
+
+/// Starts a node `b` with these settings that joins `a`, and waits until both know each other.
+async fn join(a: &Node, more: &[&str]) -> Node {
+    let b = Node::start("b", &a.mesh.to_string(), more).await;
+    for node in [a, &b] {
+        node.wait_for_members(&["a", "b"]).await;
+    }
+    b
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_actions_of_an_entry_point_run_on_other_nodes() {
+    let a = Node::start("a", "", &[ENTRY]).await;
+    let log = a
+        .server
+        .wait_for_log("executing actions on other nodes only");
+    assert!(log.contains("execution.enabled is false"), "{log}");
+    let b = join(&a, &[ONE]).await;
+    let peers = a.peers().await;
+    assert_eq!(peers[0]["slots"], 0);
+
+    let mut gate = Gate::new();
+    let script = format!("{}; echo out | tee file", gate.pass());
+    let mut action = a
+        .executor
+        .start(&TestAction::script(&script).output("file"))
+        .await;
+    gate.wait_for_starts(1);
+    assert_eq!(a.places().await, ["b"]);
+    gate.open();
+    let result = succeeded(action.response().await);
+    assert_eq!(a.executor.file(&result, "file").await, "out\n");
+    drop(b);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_takes_actions_from_other_nodes_only() {
+    let a = Node::start("a", "", &[ENTRY]).await;
+    let b = join(&a, &[ONE, WORKER]).await;
+    let refused = b.executor.refusal(&TestAction::script("true")).await;
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(
+        refused.message().contains("`cluster.role: node`"),
+        "{refused:?}"
+    );
+
+    let mut gate = Gate::new();
+    let script = format!("{}; echo done", gate.pass());
+    let mut own = a.executor.start(&TestAction::script(&script)).await;
+    own.reach(Value::Executing).await;
+    let mut elsewhere = b.executor.wait(&own.name).await.unwrap();
+    gate.open();
+    for messages in [&mut own, &mut elsewhere] {
+        let result = succeeded(messages.response().await);
+        assert_eq!(b.executor.stdout(&result).await, "done\n");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_action_that_was_forwarded_is_not_handed_over() {
+    let [a, b] = cluster::start::<2>(&[ONE]).await;
+    let mut gate = Gate::new();
+    let script = |name: &str| TestAction::script(&format!("{}; echo {name}", gate.pass()));
+    let (first, forwarded, last) = (script("first"), script("forwarded"), script("last"));
+    let mut first = a.executor.start(&first).await;
+    first.reach(Value::Executing).await;
+    let own = a.places().await;
+
+    let digest = a.executor.upload(&forwarded).await;
+    let to = if own == ["a"] { &a } else { &b };
+    let mut call = request(&digest).into_request();
+    call.metadata_mut()
+        .insert("x-gorego-forwarded-from", "proxy".parse().unwrap());
+    let mut forwarded = to.executor.begin(call).await.unwrap();
+    forwarded.reach(Value::Queued).await;
+    // The other node is free, and takes one that came later.
+    let mut last = to.executor.start(&last).await;
+    last.reach(Value::Executing).await;
+    gate.wait_for_starts(2);
+    assert_eq!(gate.starts(), 2);
+    for _ in 0..3 {
+        gate.open();
+    }
+    for messages in [&mut first, &mut last, &mut forwarded] {
+        succeeded(messages.response().await);
+    }
+}
+
+/// Starts `gorego drain` for a node, with these arguments in addition.
+fn drain(node: &Node, more: &[&str]) -> Process {
+    let mut command = process::command(binary::gorego());
+    forget_settings(&mut command);
+    let dir = format!("local_cache.dir={}", node.server.data().display());
+    command.current_dir("/").arg("drain").args(more);
+    Process::spawn(command.args(["--set", &dir]))
+}
+
+async fn wait_for_readiness(node: &Node, status: u16) {
+    let is_met = |response: &web::Response| response.status == status;
+    web::wait_for(node.server.metrics(), "/readyz", is_met).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drained_node_has_no_work_and_takes_it_again_when_told() {
+    let a = Node::start("a", "", &[ONE, "execution.platform=pool=a"]).await;
+    let b = join(&a, &[ONE]).await;
+    let mut gate = Gate::new();
+    let mut actions = Vec::new();
+    // The first two run, each on a node of its own. No other node than the first has the pool.
+    for (number, pool) in [Some("a"), None, Some("a"), None].into_iter().enumerate() {
+        let action = TestAction::script(&format!("{}; echo {number}", gate.pass()));
+        let action = match pool {
+            Some(pool) => action.property("pool", pool),
+            None => action,
+        };
+        actions.push(a.executor.start(&action).await);
+        gate.wait_for_starts((number + 1).min(2));
+    }
+
+    let mut draining = drain(&a, &[]);
+    wait_for_readiness(&a, 503).await;
+    let refused = a
+        .executor
+        .refusal(&TestAction::script("echo refused"))
+        .await;
+    assert_eq!(refused.code(), Code::Unavailable);
+    for _ in 0..4 {
+        gate.open();
+    }
+    for mut action in actions {
+        succeeded(action.response().await);
+    }
+    assert!(draining.wait().success());
+
+    let own = b.executor.start(&TestAction::script(&gate.pass())).await;
+    gate.wait_for_starts(5);
+    let waits = TestAction::script(&format!("{}; echo other", gate.pass()));
+    let waits = b.executor.start(&waits).await;
+    assert_eq!(b.places().await, ["b"]);
+    assert!(drain(&a, &["--undo"]).wait().success());
+    wait_for_readiness(&a, 200).await;
+    gate.wait_for_starts(6);
+    assert_eq!(b.places().await, ["a", "b"]);
+    gate.open();
+    gate.open();
+    for mut action in [own, waits] {
+        succeeded(action.response().await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_action_waits_for_a_node_with_its_platform() {
+    let a = Node::start("a", "", &[ONE]).await;
+    let client = a.executor.clone();
+    let action = |name: &str| TestAction::script(&format!("echo {name}")).property("pool", "b");
+    let first = action("first");
+    let first = tokio::spawn(async move { client.execute(&first).await });
+    let mut b = join(&a, &[ONE, "execution.platform=pool=b"]).await;
+    succeeded(first.await.unwrap());
+
+    // A node that was there a moment ago may come back.
+    b.server.kill();
+    a.wait_for_members(&["a"]).await;
+    let mut second = a.executor.start(&action("second")).await;
+    second.reach(Value::Queued).await;
+    let b = b.restart().await;
+    succeeded(second.response().await);
+    drop(b);
+}

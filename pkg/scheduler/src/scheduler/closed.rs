@@ -1,0 +1,38 @@
+//! A scheduler that is closed for a time, and executions that no node can run.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use super::Scheduler;
+use crate::state::{End, Outcome, Time};
+
+impl<J, O> Scheduler<J, O> {
+    /// Refuses new operations and the queues of other nodes, or accepts them again. What is queued and running goes on.
+    pub fn set_closed(&mut self, is_closed: bool) {
+        self.is_closed = is_closed;
+        if is_closed {
+            self.forget_foreign();
+        }
+        self.wake();
+    }
+
+    /// Returns the requirements of the queued executions, each once.
+    pub fn queued_platforms(&self) -> BTreeSet<Arc<str>> {
+        let classes = self.queue.executions();
+        let queued = classes.filter(|(_, executions)| *executions > 0);
+        queued
+            .filter_map(|(class, _)| class.platform.clone())
+            .collect()
+    }
+
+    /// Ends the queued executions with these requirements, with this outcome.
+    pub fn end_queued(&mut self, platform: &str, outcome: Outcome<O>, now: Time) {
+        let queued = self.executions.iter().filter(|(_, execution)| {
+            execution.running.is_none() && execution.class.platform.as_deref() == Some(platform)
+        });
+        let queued: Vec<_> = queued.map(|(number, _)| *number).collect();
+        let end = End::Outcome(Arc::new(outcome.value));
+        for number in queued {
+            self.end_execution(number, &end, outcome.bytes, now);
+        }
+    }
+}
