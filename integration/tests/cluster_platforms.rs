@@ -43,7 +43,10 @@ async fn actions_run_on_the_node_that_has_their_platform() {
     gate.open_for(3);
     for (node, mut messages) in crowd {
         let result = succeeded(messages.response().await);
-        assert_eq!(node.executor.stdout(&result).await, format!("{}\n", node.name));
+        assert_eq!(
+            node.executor.stdout(&result).await,
+            format!("{}\n", node.name)
+        );
     }
     assert_eq!(gate.starts(), 3);
 }
@@ -56,7 +59,10 @@ async fn an_action_that_fits_no_node_is_refused() {
         let refused = node.executor.refusal(&action).await;
         assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
         assert!(refused.message().contains("gpu=3"), "{refused}");
-        assert!(refused.message().contains("execution.platform"), "{refused}");
+        assert!(
+            refused.message().contains("execution.platform"),
+            "{refused}"
+        );
     }
 }
 

@@ -116,8 +116,9 @@ impl BlobStore for Owners {
         let (mut own, mut asked) = (Vec::new(), Vec::new());
         for digest in &missing {
             let first = nodes.first(digest, self.asked());
-            // The copy here counts only if this node is an owner. Else the caller copies it to the owners.
-            if first.iter().take(self.replicas).any(Option::is_none) {
+            // The copy here counts only if this node is the only owner. Else the caller copies it to the owners, unless
+            // another node has it.
+            if first.iter().take(self.replicas).all(Option::is_none) {
                 own.push(*digest);
             }
             asked.push((*digest, first.into_iter().flatten().collect::<Vec<_>>()));
