@@ -1,9 +1,13 @@
 //! Clusters of real servers on loopback.
 
+mod certs;
+mod crowd;
+
 use std::net::SocketAddr;
 
 use serde_json::Value;
 
+pub use self::{certs::Certs, crowd::Crowd};
 use crate::{
     executor::{Executor, ON},
     server::Server,
@@ -79,6 +83,15 @@ impl Node {
     pub async fn peers(&self) -> Vec<Value> {
         let peers = web::get(self.server.metrics(), "/api/v1/peers").await;
         nodes(&peers)
+    }
+
+    /// Waits until this node knows the node of this name to be in this state.
+    pub async fn wait_for_state(&self, name: &str, state: &str) {
+        let is_met = |response: &web::Response| {
+            let mut nodes = nodes(response).into_iter();
+            nodes.any(|node| node["name"] == name && node["state"] == state)
+        };
+        web::wait_for(self.server.metrics(), "/api/v1/peers", is_met).await;
     }
 
     /// Waits until this node knows the nodes of exactly these names as alive, itself included.

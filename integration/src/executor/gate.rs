@@ -152,6 +152,13 @@ impl Gate {
         self.open_with("");
     }
 
+    /// Lets this many scripts continue.
+    pub fn open_for(&mut self, count: usize) {
+        for _ in 0..count {
+            self.open();
+        }
+    }
+
     /// Lets one script continue, with a word that the script has in its variable `line`.
     pub fn open_with(&mut self, word: &str) {
         let token = format!("{word}\n");

@@ -1,10 +1,12 @@
 //! Calls to the services of other nodes, whose messages pass through encoded.
 
+use std::error::Error as _;
+
 use bytes::{Buf as _, BufMut as _, Bytes};
-use futures::{StreamExt as _, stream::BoxStream};
+use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use http::uri::PathAndQuery;
 use tonic::{
-    Request, Status,
+    Code, Request, Status,
     client::Grpc,
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
     transport::Channel,
@@ -24,7 +26,17 @@ pub async fn call(
     let ready = client.ready().await;
     ready.map_err(|why| Status::unavailable(why.to_string()))?;
     let answer = client.server_streaming(Request::new(request), path, Encoded);
-    Ok(answer.await?.into_inner().boxed())
+    let answer = answer.await.map_err(broken)?;
+    Ok(answer.into_inner().map_err(broken).boxed())
+}
+
+/// Returns the error of a call: `UNAVAILABLE` if the connection broke, for which tonic has `UNKNOWN`.
+fn broken(status: Status) -> Status {
+    match status.code() {
+        // That of another node has no source.
+        Code::Unknown if status.source().is_some() => Status::unavailable(status.message()),
+        _ => status,
+    }
 }
 
 /// Takes messages as they are.

@@ -1,0 +1,154 @@
+//! Tests of blobs and results that nodes share.
+#![cfg(test)]
+
+use gorego_integration::{
+    backing::Backing,
+    client::Client,
+    cluster::{self, Crowd, Node},
+    content::{blob, digest_of, result_of},
+    executor::{Gate, TestAction, request, succeeded},
+};
+
+/// One action at a time on each node.
+const ONE: &str = "execution.concurrency=1";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outputs_outlive_the_node_that_made_them() {
+    let [a, mut b, c] = cluster::start::<3>(&[ONE]).await;
+    let mut gate = Gate::new();
+    let mut held = Vec::new();
+    for at in [&a, &c] {
+        let script = format!("{}; : {}", gate.pass(), at.name);
+        held.push(at.executor.start(&TestAction::script(&script)).await);
+        gate.wait_for_starts(held.len());
+    }
+    // The only free slot is that of the node that is killed, unless an action before runs there.
+    let mut results = Vec::new();
+    for number in 0..4 {
+        let script = format!("head -c 200000 /dev/zero; echo {number} | tee file");
+        let action = TestAction::script(&script).output("file").output("none");
+        results.push(succeeded(a.executor.execute(&action).await));
+    }
+    b.server.kill();
+    for (number, result) in results.iter().enumerate() {
+        for at in [&a, &c] {
+            let line = format!("{number}\n");
+            assert_eq!(at.executor.file(result, "file").await, line);
+            assert!(at.executor.stdout(result).await.ends_with(&line));
+        }
+    }
+    gate.open_for(3);
+    for mut messages in held {
+        succeeded(messages.response().await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn acknowledged_blobs_outlive_the_node_that_took_them() {
+    let [a, b, mut c] = cluster::start::<3>(&[]).await;
+    let small: Vec<_> = (0..20).map(|seed| blob(seed, 1000)).collect();
+    let large: Vec<_> = (0..5).map(|seed| blob(100 + seed, 3 << 20)).collect();
+    let at = &c.executor.client;
+    at.batch_upload(&small).await.unwrap();
+    for blob in &large {
+        at.upload_whole(blob).await.unwrap();
+    }
+    c.server.kill();
+    let blobs: Vec<_> = small.iter().chain(&large).collect();
+    let digests: Vec<_> = blobs.iter().map(|blob| digest_of(blob)).collect();
+    for node in [&a, &b] {
+        let client = &node.executor.client;
+        let missing = client.find_missing(digests.clone()).await.unwrap();
+        assert!(missing.is_empty(), "{missing:?} at {}", node.name);
+        for (digest, content) in digests.iter().zip(&blobs) {
+            client.compare(digest, content).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_of_one_node_is_a_hit_at_all() {
+    let [a, mut b, c] = cluster::start::<3>(&[]).await;
+    let mut gate = Gate::new();
+    let script = format!("{}; echo made | tee file", gate.pass());
+    let action = TestAction::script(&script).output("file");
+    gate.open_for(4);
+    let made = succeeded(b.executor.execute(&action).await);
+    let digest = action.blobs().0;
+
+    let stored = blob(1, 1000);
+    let other = digest_of(b"an action");
+    let client = &b.executor.client;
+    client
+        .batch_upload(std::slice::from_ref(&stored))
+        .await
+        .unwrap();
+    let result = result_of([digest_of(&stored)]);
+    client.put_action(&other, result.clone()).await.unwrap();
+
+    b.server.kill();
+    for node in [&a, &c] {
+        let client = &node.executor.client;
+        let found = client.get_action(&digest).await.unwrap();
+        assert_eq!(found.output_files, made.output_files);
+        let found = client.get_action(&other).await.unwrap();
+        assert_eq!(found.output_files, result.output_files);
+        let mut cached = node.executor.begin(request(&digest)).await.unwrap();
+        let response = cached.response().await;
+        assert!(response.cached_result);
+        assert_eq!(
+            node.executor.file(&succeeded(response), "file").await,
+            "made\n"
+        );
+    }
+    assert_eq!(gate.starts(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outputs_of_all_nodes_reach_the_backing_cache() {
+    let backing = Backing::gorego(&[]);
+    let target = format!("backing_cache.target={}", backing.grpc_url());
+    let [a, b] = cluster::start::<2>(&[ONE, &target]).await;
+    let mut gate = Gate::new();
+    let mut crowd = Vec::new();
+    for number in 0..2 {
+        let script = format!("{}; cat input; echo {number} | tee file", gate.pass());
+        let action = TestAction::script(&script);
+        let action = action.input("input", blob(number, 100).escape_ascii().to_string());
+        crowd.push((
+            a.executor.start(&action.clone().output("file")).await,
+            number,
+        ));
+    }
+    gate.wait_for_starts(2);
+    assert_eq!(a.places().await, ["a", "b"]);
+    gate.open_for(2);
+    let client = Client::connect(backing.address()).await;
+    for (mut messages, number) in crowd {
+        let result = succeeded(messages.response().await);
+        let line = format!("{number}\n");
+        for node in [&a, &b] {
+            assert_eq!(node.executor.file(&result, "file").await, line);
+        }
+        let digest = result.output_files[0].digest.as_ref().unwrap();
+        assert_eq!(client.download(digest).await.unwrap(), line);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_starts_empty_reads_what_the_others_have() {
+    let [a] = cluster::start::<1>(&[ONE]).await;
+    let content = blob(1, 3 << 20);
+    a.executor.client.upload_whole(&content).await.unwrap();
+    let b = Node::start("b", &a.mesh.to_string(), &[ONE]).await;
+    b.wait_for_members(&["a", "b"]).await;
+    b.executor
+        .client
+        .compare(&digest_of(&content), &content)
+        .await;
+    let mut gate = Gate::new();
+    let crowd = Crowd::start(&b, &gate, 2).await;
+    gate.wait_for_starts(2);
+    gate.open_for(2);
+    crowd.finish(&a).await;
+}

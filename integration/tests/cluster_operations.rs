@@ -1,0 +1,150 @@
+//! Tests of operations that clients ask other nodes about.
+#![cfg(test)]
+
+use gorego_integration::{
+    cluster::{self, Node},
+    executor::{Executor, Gate, Messages, TestAction, outcome, succeeded},
+};
+use reapi::{
+    longrunning::{
+        GetOperationRequest, ListOperationsRequest, Operation, operations_client::OperationsClient,
+    },
+    v2::execution_stage::Value,
+};
+use tonic::{Code, Status, transport::Channel};
+
+/// One action at a time on each node.
+const ONE: &str = "execution.concurrency=1";
+
+fn operations(of: &Executor) -> OperationsClient<Channel> {
+    OperationsClient::new(of.client.channel())
+}
+
+async fn get(at: &Executor, name: &str) -> Result<Operation, Status> {
+    let request = GetOperationRequest {
+        name: name.to_owned(),
+    };
+    let response = operations(at).get_operation(request).await;
+    response.map(tonic::Response::into_inner)
+}
+
+/// Returns the names on all pages with one operation each, sorted. They are those of the actions, with which the names of
+/// the clients' operations begin.
+async fn listed(at: &Executor) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = ListOperationsRequest {
+            page_size: 1,
+            page_token,
+            ..ListOperationsRequest::default()
+        };
+        let page = operations(at).list_operations(request).await.unwrap();
+        let page = page.into_inner();
+        assert!(page.operations.len() <= 1, "{page:?}");
+        names.extend(page.operations.into_iter().map(|operation| operation.name));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            names.sort();
+            return names;
+        }
+    }
+}
+
+/// Starts an action at a node, and waits until it runs somewhere.
+async fn running(node: &Node, gate: &Gate, number: usize) -> Messages {
+    let script = format!("{}; echo {} {number}", gate.pass(), node.name);
+    let mut messages = node.executor.start(&TestAction::script(&script)).await;
+    messages.reach(Value::Executing).await;
+    messages
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_node_answers_for_the_operations_of_all() {
+    let nodes = cluster::start::<3>(&[ONE]).await;
+    let mut gate = Gate::new();
+    let mut own = Vec::new();
+    for node in &nodes {
+        own.push(running(node, &gate, 0).await);
+    }
+    gate.wait_for_starts(3);
+    let mut names: Vec<_> = own.iter().map(|messages| messages.name.clone()).collect();
+    names.sort();
+    let mut elsewhere = Vec::new();
+    for at in &nodes {
+        let listed = listed(&at.executor).await;
+        assert_eq!(listed.len(), names.len(), "{listed:?} at {}", at.name);
+        for (listed, name) in listed.iter().zip(&names) {
+            assert!(name.starts_with(listed.as_str()), "{listed} at {}", at.name);
+            assert!(!get(&at.executor, listed).await.unwrap().done);
+        }
+        for name in &names {
+            let operation = get(&at.executor, name).await.unwrap();
+            assert_eq!((&operation.name, operation.done), (name, false));
+            let mut messages = at.executor.wait(name).await.unwrap();
+            messages.reach(Value::Executing).await;
+            elsewhere.push(messages);
+        }
+    }
+    gate.open_for(3);
+    for mut messages in own.into_iter().chain(elsewhere) {
+        succeeded(messages.response().await);
+    }
+    for at in &nodes {
+        for name in &names {
+            assert!(get(&at.executor, name).await.unwrap().done);
+        }
+        assert!(listed(&at.executor).await.is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_node_cancels_the_operations_of_all() {
+    let nodes = cluster::start::<3>(&[ONE]).await;
+    let gate = Gate::new();
+    for owner in &nodes {
+        for (number, at) in nodes.iter().enumerate() {
+            let mut messages = running(owner, &gate, number).await;
+            at.executor.cancel(&messages.name).await.unwrap();
+            let (code, _) = outcome(&messages.response().await);
+            assert_eq!(code, Code::Cancelled, "of {} at {}", owner.name, at.name);
+        }
+    }
+    gate.wait_for_end_of_processes();
+}
+
+/// Checks that no node has an operation of this name.
+async fn is_unknown(nodes: &[&Node], name: &str) {
+    for at in nodes {
+        let at = &at.executor;
+        let answers = [
+            at.wait(name).await.map(drop),
+            get(at, name).await.map(drop),
+            at.cancel(name).await,
+        ];
+        for answer in answers {
+            assert_eq!(answer.unwrap_err().code(), Code::NotFound, "{name}");
+        }
+        assert!(listed(at).await.is_empty(), "after {name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operations_of_a_killed_or_restarted_node_are_not_found() {
+    let [a, b, mut c] = cluster::start::<3>(&[ONE]).await;
+    let gate = Gate::new();
+    let lost = running(&c, &gate, 0).await.name;
+    let dropped = a.executor.wait(&lost).await.unwrap();
+    c.server.kill();
+    let broken = { dropped }.ended().await.unwrap_err();
+    assert_eq!(broken.code(), Code::Unavailable, "{broken}");
+    for node in [&a, &b] {
+        node.wait_for_members(&["a", "b"]).await;
+    }
+    is_unknown(&[&a, &b], &lost).await;
+    let c = c.restart().await;
+    for node in [&a, &b, &c] {
+        node.wait_for_members(&["a", "b", "c"]).await;
+    }
+    is_unknown(&[&a, &b, &c], &lost).await;
+}

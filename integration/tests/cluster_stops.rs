@@ -1,0 +1,106 @@
+//! Tests of nodes that stop, pause and join while actions run.
+#![cfg(test)]
+
+use gorego_integration::{
+    cluster::{self, Crowd, Node},
+    executor::{Gate, TestAction, succeeded},
+};
+use rustix::process::Signal;
+
+/// One action at a time on each node.
+const ONE: &str = "execution.concurrency=1";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_pauses_shortly_keeps_its_action() {
+    let [a, b] = cluster::start::<2>(&[ONE]).await;
+    let mut gate = Gate::new();
+    let crowd = Crowd::start(&a, &gate, 2).await;
+    gate.wait_for_starts(2);
+    b.server.signal(Signal::STOP);
+    a.wait_for_state("b", "suspect").await;
+    b.server.signal(Signal::CONT);
+    a.wait_for_state("b", "alive").await;
+    gate.open_for(2);
+    crowd.finish(&a).await;
+    assert_eq!(gate.starts(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_action_that_runs_again_ends_once_though_the_paused_node_goes_on() {
+    let [a, b] = cluster::start::<2>(&[ONE]).await;
+    let mut gate = Gate::new();
+    let crowd = Crowd::start(&a, &gate, 2).await;
+    gate.wait_for_starts(2);
+    b.server.signal(Signal::STOP);
+    gate.open_for(2);
+    // The action of the paused node has ended there, and begins again.
+    gate.wait_for_starts(3);
+    b.server.signal(Signal::CONT);
+    a.wait_for_state("b", "alive").await;
+    gate.open();
+    crowd.finish(&a).await;
+    // All slots are free.
+    let mut other = Gate::new();
+    let crowd = Crowd::start(&a, &other, 2).await;
+    other.wait_for_starts(2);
+    other.open_for(2);
+    crowd.finish(&a).await;
+    assert_eq!((gate.starts(), other.starts()), (3, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_asked_to_stop_hands_its_queue_over() {
+    let [a, mut b] = cluster::start::<2>(&[ONE, "limits.drain_timeout=60s"]).await;
+    let mut gate = Gate::new();
+    let crowd = Crowd::start(&b, &gate, 5).await;
+    gate.wait_for_starts(2);
+    b.server.ask_to_stop();
+    a.wait_for_state("b", "draining").await;
+    gate.open_for(5);
+    crowd.finish(&a).await;
+    assert!(b.server.wait().success());
+    assert_eq!(gate.starts(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_joins_takes_queued_actions() {
+    let [a] = cluster::start::<1>(&[ONE]).await;
+    let mut gate = Gate::new();
+    let crowd = Crowd::start(&a, &gate, 4).await;
+    gate.wait_for_starts(1);
+    let b = Node::start("b", &a.mesh.to_string(), &[ONE]).await;
+    gate.wait_for_starts(2);
+    assert_eq!(a.places().await, ["a", "b"]);
+    let c = Node::start("c", &b.mesh.to_string(), &[ONE]).await;
+    gate.wait_for_starts(3);
+    assert_eq!(a.places().await, ["a", "b", "c"]);
+    gate.open_for(4);
+    crowd.finish(&c).await;
+    assert_eq!(gate.starts(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_action_of_two_clients_ends_once_though_a_node_is_killed() {
+    let [a, b, mut c] = cluster::start::<3>(&["execution.concurrency=4"]).await;
+    let gate = Gate::new();
+    let mut actions = Vec::new();
+    for number in 0..60 {
+        for node in [&a, &b] {
+            let line = format!("{} {number}\n", node.name);
+            let script = format!("{}; cat input | tee file", gate.report());
+            let action = TestAction::script(&script);
+            let action = action.input("input", line.clone()).output("file");
+            actions.push((node, line, node.executor.start(&action).await));
+        }
+        if number == 30 {
+            gate.wait_for_starts(20);
+            c.server.kill();
+        }
+    }
+    for (node, line, mut messages) in actions {
+        let result = succeeded(messages.response().await);
+        assert_eq!(node.executor.stdout(&result).await, line);
+        assert_eq!(node.executor.file(&result, "file").await, line);
+    }
+    assert!((120..150).contains(&gate.starts()), "{}", gate.starts());
+}
