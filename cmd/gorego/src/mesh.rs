@@ -21,11 +21,11 @@ use gorego_cluster::{
     runner::{Cluster, Components, Options},
 };
 use gorego_config::{Config, DiscoveryMode};
-use gorego_execution::PeerPlatforms;
+use gorego_execution::{Executor, PeerPlatforms};
 use gorego_grpc::{Body, Messages, Peer};
 use gorego_limits::Budget;
 use gorego_scheduler::Generation;
-use gorego_server::{self as server, Extension};
+use gorego_server::{self as server, Extension, READ_LOG, read_guest_log};
 use gorego_tls::{ClientTls, ClusterFiles, ClusterTls, NodeIdentity};
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -237,7 +237,11 @@ impl Joined {
             // A call of another node ends here, so that there are no loops.
             chain: Arc::default(),
             routes: None,
-            extension: Some(Arc::new(LinkService(self.links))),
+            takers: Some(self.routes),
+            extension: Some(Arc::new(LinkService {
+                links: self.links,
+                executor: Arc::clone(&executor.executor),
+            })),
             ..options
         };
         let shutdown = CancellationToken::new();
@@ -309,17 +313,23 @@ fn settings(
     Some(settings)
 }
 
-/// The service of links on the port for nodes.
+/// The service of links and logs on the port for nodes.
 #[derive(Debug)]
-struct LinkService(Arc<Links>);
+struct LinkService {
+    links: Arc<Links>,
+    executor: Arc<Executor>,
+}
 
 #[async_trait]
 impl Extension for LinkService {
     fn serves(&self, path: &str) -> bool {
-        path == Links::PATH
+        path == Links::PATH || path == READ_LOG
     }
 
-    async fn call(&self, _: &str, peer: Peer, requests: Messages) -> Result<Body, Status> {
-        self.0.link(&peer, requests).await
+    async fn call(&self, path: &str, peer: Peer, requests: Messages) -> Result<Body, Status> {
+        if path == READ_LOG {
+            return read_guest_log(&self.executor, requests).await;
+        }
+        self.links.link(&peer, requests).await
     }
 }

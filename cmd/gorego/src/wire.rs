@@ -150,6 +150,7 @@ async fn serve(
     let options = server::Options {
         executor: executor.as_ref().map(|local| Arc::clone(&local.executor)),
         routes: mesh.as_ref().map(|mesh| Arc::clone(&mesh.routes)),
+        takers: mesh.as_ref().map(|mesh| Arc::clone(&mesh.routes)),
         ..options(config, descriptors, parts, tls, healthy, observer, chain)
     };
     let served = match (mesh, &executor, tiers.mesh_stores()) {
@@ -240,6 +241,7 @@ fn options(
         chain,
         executor: None,
         routes: None,
+        takers: None,
         extension: None,
     }
 }

@@ -3,7 +3,7 @@
 mod tokens;
 mod watching;
 
-pub use watching::{CurrentAction, OperationPage, RecentAction};
+pub use watching::{CurrentAction, GuestLog, Log, OperationPage, RecentAction};
 
 use std::{
     fmt,
@@ -34,6 +34,7 @@ use crate::{
     action::CheckedAction,
     admit::{Admission, kind_of, read_action},
     command::check_inline,
+    guest::GuestJobs,
     inputs::Resident,
     leases::renew,
     operation::{CachedExecution, OperationHead, Watcher},
@@ -62,6 +63,7 @@ pub struct Executor {
     admissions: Admissions,
     /// The clients that may begin to follow a log.
     readers: Arc<Semaphore>,
+    guests: GuestJobs,
     /// Held while running commands are measured, so that few calls cannot keep all processors busy.
     measuring: Mutex<()>,
     /// The start of the runner's clock.
@@ -118,6 +120,7 @@ impl Executor {
             tokens: Tokens::new(),
             admissions: Admissions::default(),
             readers: Arc::new(Semaphore::new(MAX_READERS)),
+            guests: GuestJobs::default(),
             measuring: Mutex::default(),
             epoch: SystemTime::now(),
             _stop: stop.drop_guard(),
@@ -191,6 +194,10 @@ impl Executor {
     /// Returns what an action is read and checked with.
     pub(crate) fn parts(&self) -> (&Options, &dyn BlobStore, &Resident) {
         (&self.options, &*self.blobs, &self.resident)
+    }
+
+    pub(crate) const fn guest_jobs(&self) -> &GuestJobs {
+        &self.guests
     }
 
     async fn cached(

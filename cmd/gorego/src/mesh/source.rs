@@ -41,7 +41,7 @@ fn node(node: &NodeView) -> PeerNode {
         platform: platform
             .map(|(name, value)| format!("{name}={value}"))
             .collect(),
-        round_trip_ms: None,
+        round_trip_ms: node.round_trip.map(|trip| 1000.0 * trip.as_secs_f64()),
     }
 }
 
@@ -53,9 +53,14 @@ pub(crate) fn counts(cluster: &Cluster) -> ClusterReport {
         *members.entry(node.state).or_default() += 1;
     }
     let counts = view.counts;
+    let round_trips = view.nodes.iter().filter_map(|node| {
+        let name = node.record.node.node().to_owned();
+        Some((name, node.round_trip?.as_secs_f64()))
+    });
     ClusterReport {
         members: members.into_iter().collect(),
         links: view.nodes.iter().filter(|node| node.has_link).count() as u64,
+        round_trips: round_trips.collect(),
         offered: counts.offered.values().sum(),
         given: counts.given,
         taken: counts.taken,

@@ -9,7 +9,7 @@ use gorego_execution::{
     properties,
 };
 use gorego_limits::Call;
-use gorego_scheduler::{ActionKey, Generation, Grant, Report};
+use gorego_scheduler::{ActionKey, AttemptId, Generation, Grant, Report};
 use gorego_storage::BlobStore;
 use prost::Message as _;
 use reapi::{
@@ -102,9 +102,13 @@ impl Work<Job, ExecuteResponse> for NodeWork {
         let (instance, action) = (guest.instance.clone(), guest.action);
         let job = self.executor.guest(guest).await;
         let job = job.map_err(|failure| failed_attempt(&failure))?;
+        if let Some(attempt) = &grant.attempt {
+            let attempt = AttemptId::new(attempt.execution, attempt.number);
+            self.executor.show_guest(entry, attempt, &job);
+        }
         Ok(Grant {
             // That of the slot replaces it.
-            attempt: gorego_scheduler::AttemptId::new(0, 0),
+            attempt: AttemptId::new(0, 0),
             key: ActionKey { instance, action },
             job,
             target: metadata.target_id.into(),
