@@ -10,13 +10,12 @@ mod work;
 
 use std::{sync::Arc, time::Duration};
 
-use futures::future::pending;
 use gorego_scheduler::{AttemptId, Foreign, ForeignSlot, Generation, Need, Phase, Runner, Time};
 use parking_lot::Mutex;
 use reapi::gorego::cluster::{Done, Load, frame::Content};
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::task::TaskTracker;
 
@@ -37,6 +36,8 @@ pub use work::Work;
 const IDLE: Duration = Duration::from_mins(1);
 /// The period in which the view is refreshed, and idle links are closed.
 const UPKEEP: Duration = Duration::from_millis(500);
+/// The time by which packets that arrived may delay the membership.
+const LATE: Duration = Duration::from_millis(300);
 /// The time in which ends of actions are delivered, and the farewell is sent, at the end.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -145,6 +146,8 @@ impl Cluster {
             view: Arc::clone(&view),
             start,
             load: Load::default(),
+            next_load: Time::ZERO,
+            next_upkeep: Time::ZERO,
             cluster: options.cluster,
         };
         tasks.spawn(dials::discover(
@@ -196,6 +199,8 @@ struct Task<J, O> {
     start: Instant,
     /// The load that was sent last.
     load: Load,
+    next_load: Time,
+    next_upkeep: Time,
 }
 
 impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
@@ -210,21 +215,9 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
         mut orders: mpsc::Receiver<Order>,
         load_period: Duration,
     ) {
-        let mut upkeep = interval(UPKEEP);
-        let mut load = interval(load_period);
-        for ticker in [&mut upkeep, &mut load] {
-            ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        }
         loop {
-            let gossip = self.start + self.membership.deadline();
-            let handover = self.handover.deadline();
-            let handover = handover.map(|deadline| self.start + deadline);
-            let handover = async {
-                match handover {
-                    Some(deadline) => sleep_until(deadline).await,
-                    None => pending().await,
-                }
-            };
+            let due = self.start + self.deadline();
+            let mut is_due = false;
             tokio::select! {
                 // Packets that arrived come before timers that wait for them.
                 biased;
@@ -241,15 +234,37 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
                     let now = self.now();
                     self.handover.queue_changed(now, &mut self.parts);
                 }
-                () = sleep_until(gossip) => self.membership.tick(self.start.elapsed()),
-                () = handover => {
-                    let now = self.now();
-                    self.handover.tick(now, &mut self.parts);
-                }
-                _ = load.tick() => self.send_load(),
-                _ = upkeep.tick() => self.keep_up(),
+                () = sleep_until(due) => is_due = true,
             }
+            self.keep_time(is_due, load_period);
             self.carry_out();
+        }
+    }
+
+    /// Returns the time of the next work that no event starts.
+    fn deadline(&self) -> Time {
+        let others = [self.membership.deadline(), self.next_load, self.next_upkeep];
+        let all = others.into_iter().chain(self.handover.deadline());
+        all.min().unwrap_or_default()
+    }
+
+    /// Does what is due, also while events arrive all the time.
+    fn keep_time(&mut self, is_due: bool, load_period: Duration) {
+        let now = self.now();
+        let gossip = self.membership.deadline();
+        if gossip <= now && (is_due || now.saturating_sub(gossip) >= LATE) {
+            self.membership.tick(now);
+        }
+        if self.handover.deadline().is_some_and(|due| due <= now) {
+            self.handover.tick(now, &mut self.parts);
+        }
+        if self.next_load <= now {
+            self.next_load = now + load_period;
+            self.send_load();
+        }
+        if self.next_upkeep <= now {
+            self.next_upkeep = now + UPKEEP;
+            self.keep_up();
         }
     }
 
@@ -363,6 +378,12 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
                 Effect::Down { node, why } => {
                     tracing::info!(%node, ?why, "a node is gone");
                     has_changed = true;
+                    // A link that is up is better news than gossip.
+                    if !self.parts.links.is_up(&node) {
+                        let now = self.now();
+                        let down = Down::Refused;
+                        self.handover.link_down(&node, down, now, &mut self.parts);
+                    }
                 }
                 Effect::Conflict { holder, address } => {
                     self.parts.warn_of_namesake(&holder, &address)

@@ -108,40 +108,49 @@ impl InUse for Shared {
 
 #[async_trait]
 impl BlobStore for Owners {
+    /// A blob that this node has is missing until the other owners have it, too: the caller then copies it to these.
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
         let nodes = self.peers.nodes();
         let mut unique = HashSet::new();
         let mut missing = digests.to_vec();
         missing.retain(|digest| !digest.is_empty_blob() && unique.insert(*digest));
-        let (mut own, mut asked) = (Vec::new(), Vec::new());
-        for digest in &missing {
-            let first = nodes.first(digest, self.asked());
-            // The copy here counts only if this node is an owner. Else the caller copies it to the owners.
-            if first.iter().take(self.replicas).any(Option::is_none) {
-                own.push(*digest);
-            }
-            asked.push((*digest, first.into_iter().flatten().collect::<Vec<_>>()));
+        let mut here: HashSet<Digest> = missing.iter().copied().collect();
+        for lacking in self.local.find_missing(&missing).await? {
+            here.remove(&lacking);
         }
-        let mut present: HashSet<Digest> = own.iter().copied().collect();
-        for lacking in self.local.find_missing(&own).await? {
-            present.remove(&lacking);
-        }
-        let mut batches = BTreeMap::<u64, (Arc<Peer>, Vec<Digest>)>::new();
-        asked.retain(|(digest, _)| !present.contains(digest));
         let near = nodes.near();
-        for (digest, mut peers) in asked {
+        let mut batches = BTreeMap::<u64, (Arc<Peer>, Vec<Digest>)>::new();
+        for digest in &missing {
+            let is_here = here.contains(digest);
+            let asked = if is_here { self.replicas } else { self.asked() };
+            let mut peers: Vec<_> = nodes.first(digest, asked).into_iter().flatten().collect();
             let is_new = |near: &Arc<Peer>| peers.iter().all(|peer| peer.id() != near.id());
-            peers.extend(near.clone().filter(is_new));
+            let near = near.clone().filter(|near| !is_here && is_new(near));
+            peers.extend(near);
             for peer in peers {
                 let batch = batches.entry(peer.id());
-                batch.or_insert_with(|| (peer, Vec::new())).1.push(digest);
+                batch.or_insert_with(|| (peer, Vec::new())).1.push(*digest);
             }
         }
-        let lookups = batches.into_values();
-        let lookups =
-            lookups.map(|(peer, batch)| async move { self.peers.present_at(&peer, batch).await });
-        present.extend(future::join_all(lookups).await.into_iter().flatten());
-        missing.retain(|digest| !present.contains(digest));
+        let lookups = batches.into_values().map(|(peer, batch)| async move {
+            let present = self.peers.present_at(&peer, batch.clone()).await;
+            (batch, present)
+        });
+        let (mut found, mut copied) = (HashSet::new(), here.clone());
+        for (batch, present) in future::join_all(lookups).await {
+            for lacking in batch.iter().filter(|digest| !present.contains(digest)) {
+                copied.remove(lacking);
+            }
+            found.extend(present);
+        }
+        missing.retain(|digest| {
+            let is_present = if here.contains(digest) {
+                &copied
+            } else {
+                &found
+            };
+            !is_present.contains(digest)
+        });
         Ok(missing)
     }
 

@@ -60,7 +60,8 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
         if let Some(address) = address {
             self.dial_at(node, &address);
         } else {
-            let result = Err(DialError::Unreachable("its address is unknown".to_owned()));
+            // It is no member any more.
+            let result = Err(DialError::Refused);
             let node = node.clone();
             // Fails if this node has left the cluster.
             let _ = self.told.send(Told::Dialed { node, result });
