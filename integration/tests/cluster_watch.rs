@@ -8,20 +8,27 @@ use std::{
 
 use gorego_integration::{
     binary,
+    client::add_request_metadata,
     cluster::{self, Node},
-    executor::{Gate, Messages, TestAction, succeeded},
+    collector::{Collector, CollectorProtocol, Span},
+    executor::{Gate, Messages, TestAction, request, succeeded},
+    metrics::Metrics,
     process::{self, Process},
+    web,
 };
 use prost::Message as _;
 use reapi::{
     bytestream::{ReadRequest, ReadResponse, byte_stream_client::ByteStreamClient},
-    v2::{ExecuteOperationMetadata, execution_stage::Value},
+    v2::{ExecuteOperationMetadata, RequestMetadata, execution_stage::Value},
 };
 use serde_json::Value as Json;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
 
 /// One action at a time on each node.
 const ONE: &str = "execution.concurrency=1";
+const BUILD: &str = "0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f0";
+/// The bytes of a blob that is not read in a batch.
+const LARGE: usize = 3 << 20;
 
 /// Begins to read the log of this name at a node.
 async fn read(node: &Node, name: &str, offset: i64) -> Result<Streaming<ReadResponse>, Status> {
@@ -162,4 +169,93 @@ async fn ps_names_the_node_of_an_action_and_tail_prints_its_output() {
     succeeded(messages.response().await);
     first.open();
     succeeded(running.response().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_action_on_another_node_is_in_the_trace_of_its_client() {
+    let collector = Collector::start(CollectorProtocol::Grpc).await;
+    let (endpoint, always) = (collector.setting(), "telemetry.tracing_sample_ratio=1");
+    let [a, b] = cluster::start::<2>(&[ONE, &endpoint, always]).await;
+    let (mut first, mut running) = occupy(&a).await;
+    let mut gate = Gate::new();
+    let action = TestAction::script(&format!("{}; exit 3", gate.pass()));
+    let digest = a.executor.upload(&action).await;
+    let mut request = Request::new(request(&digest));
+    let metadata = RequestMetadata {
+        tool_invocation_id: BUILD.to_owned(),
+        target_id: "//pkg:target".to_owned(),
+        action_mnemonic: "Javac".to_owned(),
+        ..RequestMetadata::default()
+    };
+    add_request_metadata(request.metadata_mut(), &metadata);
+    let mut messages = a.executor.begin(request).await.unwrap();
+    gate.wait_for_starts(1);
+    assert_eq!(a.places().await, ["a", "b"]);
+    gate.open();
+    let response = messages.response().await;
+    assert_eq!(response.result.unwrap().exit_code, 3);
+
+    let trace = BUILD.replace('-', "");
+    let of_build = |spans: &[Span], name: &str| {
+        let mut spans = spans.iter();
+        let found = spans.find(|span| span.trace == trace && span.name.ends_with(name));
+        found.cloned()
+    };
+    let names = ["/Execute", "prepare", "execution"];
+    let spans = collector.wait_for(|spans| names.iter().all(|it| of_build(spans, it).is_some()));
+    let spans = spans.await;
+    let [execute, prepare, execution] = names.map(|name| of_build(&spans, name).unwrap());
+    assert_eq!(prepare.parent, execute.id);
+    assert_eq!(execution.parent, prepare.id);
+    for (name, value) in [
+        ("invocation_id", BUILD),
+        ("target", "//pkg:target"),
+        ("mnemonic", "Javac"),
+    ] {
+        assert_eq!(prepare.get(name), value);
+    }
+    first.open();
+    succeeded(running.response().await);
+    drop(b);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_and_peers_have_the_round_trip_the_starts_and_the_bytes() {
+    let [a, b] = cluster::start::<2>(&[ONE]).await;
+    let (mut first, mut running) = occupy(&a).await;
+    let mut gate = Gate::new();
+    let large = vec![7; LARGE];
+    let script = format!("cat input > output; {}", gate.pass());
+    let action = TestAction::script(&script).input("input", large);
+    let mut messages = a.executor.start(&action.output("output")).await;
+    gate.wait_for_starts(1);
+    gate.open();
+    succeeded(messages.response().await);
+    first.open();
+    succeeded(running.response().await);
+    let is_counted =
+        |metrics: &Metrics| metrics.get("gorego_cluster_taken_actions_total") == Some(1);
+    let of_b = Metrics::wait_for(b.server.metrics(), is_counted).await;
+    assert_eq!(of_b.get("gorego_cluster_start_seconds_count"), Some(1));
+    // What the action needs, and what it made, moved once between the nodes at least.
+    let moved = |metrics: &Metrics| {
+        let names =
+            ["read", "written"].map(|name| format!("gorego_cluster_blobs_{name}_bytes_total"));
+        names
+            .map(|name| metrics.get(&name).unwrap())
+            .iter()
+            .sum::<u64>()
+    };
+    let of_a = Metrics::of(a.server.metrics()).await;
+    assert!(moved(&of_a) + moved(&of_b) >= LARGE as u64);
+    for (node, peer) in [(&a, "b"), (&b, "a")] {
+        let trip = format!("gorego_cluster_link_round_trip_seconds{{node=\"{peer}\"}}");
+        Metrics::wait_for(node.server.metrics(), |metrics| metrics.has(&trip)).await;
+        let is_met = |response: &web::Response| {
+            let json = response.json();
+            let mut nodes = json["nodes"].as_array().expect("a list").iter();
+            nodes.any(|node| node["name"] == peer && node["round_trip_ms"].is_number())
+        };
+        web::wait_for(node.server.metrics(), "/api/v1/peers", is_met).await;
+    }
 }

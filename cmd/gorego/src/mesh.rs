@@ -31,7 +31,7 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Status;
 
-pub(crate) use self::source::{counts, peers};
+pub(crate) use self::source::{Counters, counts, peers};
 use self::{routes::ClusterRoutes, work::NodeWork};
 use crate::{
     backing::given,
@@ -73,6 +73,7 @@ pub(crate) struct Mesh {
     tasks: TaskTracker,
     windows: Budget,
     peers: Arc<Peers>,
+    counters: Counters,
     /// The cluster, once this node has joined.
     joined: Arc<OnceLock<Arc<Cluster>>>,
 }
@@ -80,6 +81,7 @@ pub(crate) struct Mesh {
 /// A node that has joined.
 pub(crate) struct Joined {
     pub(crate) cluster: Arc<Cluster>,
+    pub(crate) counters: Counters,
     pub(crate) routes: Arc<dyn server::Routes>,
     links: Arc<Links>,
     listener: TcpListener,
@@ -108,7 +110,9 @@ impl Mesh {
         let tasks = TaskTracker::new();
         let (of_nodes, following) = (tls.clone(), tasks.clone());
         let settings = move |member: &Member| settings(of_nodes.as_ref()?, &following, member);
-        let peers = Peers::new(&name, connect(windows, settings));
+        let counters = Counters::default();
+        let connect = connect(windows, Arc::clone(&counters.traffic), settings);
+        let peers = Peers::new(&name, connect);
         Ok(Some(Self {
             listener,
             tls,
@@ -116,6 +120,7 @@ impl Mesh {
             tasks,
             windows: windows.clone(),
             peers: Arc::new(peers),
+            counters,
             joined: Arc::default(),
         }))
     }
@@ -170,7 +175,8 @@ impl Mesh {
             max_nodes: max_nodes(config),
         });
         let executor = Arc::clone(&executor.executor);
-        let work = NodeWork::new(&executor, tiers);
+        let starts = Arc::clone(&self.counters.starts);
+        let work = NodeWork::new(&executor, tiers, starts);
         let components = Components {
             links: (Arc::clone(&links), events),
             discovery: Discovery::new(places(config)),
@@ -196,6 +202,7 @@ impl Mesh {
         Ok(Joined {
             routes: Arc::new(routes),
             cluster,
+            counters: self.counters,
             links,
             listener: self.listener,
             tls: self.tls,

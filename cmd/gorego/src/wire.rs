@@ -133,11 +133,10 @@ async fn serve(
         let tls = tls.clone();
         let certificates = Arc::new(move || certificates(tls.as_ref(), backing_tls.as_ref()));
         let parts = (&tiers, executor.as_ref().map(LocalExecutor::sources));
-        let cluster = mesh.as_ref().map(|mesh| &mesh.cluster);
         let site = site::site(
             config,
             parts,
-            cluster,
+            mesh.as_ref(),
             builds,
             health,
             calls,

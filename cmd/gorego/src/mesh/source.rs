@@ -1,12 +1,25 @@
 //! The cluster, as the page and the metrics show it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use gorego_cluster::runner::{Cluster, NodeView};
+use gorego_storage::Traffic;
 use gorego_telemetry::{
-    ClusterReport,
+    ClusterReport, StartTimes,
     web::{PeerList, PeerNode, PeerSource},
 };
+
+/// What is counted about the cluster beside its own numbers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Counters {
+    /// The blobs that are read from other nodes and written to them.
+    pub(crate) traffic: Arc<Traffic>,
+    /// The times until actions of other nodes started here.
+    pub(crate) starts: Arc<StartTimes>,
+}
 
 /// Returns the source of the page.
 pub(crate) fn peers(cluster: &Arc<Cluster>) -> PeerSource {
@@ -46,7 +59,7 @@ fn node(node: &NodeView) -> PeerNode {
 }
 
 /// Returns the numbers for the metrics.
-pub(crate) fn counts(cluster: &Cluster) -> ClusterReport {
+pub(crate) fn counts(cluster: &Cluster, counters: &Counters) -> ClusterReport {
     let view = cluster.view();
     let mut members = BTreeMap::from(["alive", "suspect", "draining", "down"].map(|it| (it, 0)));
     for node in view.nodes.iter().filter(|node| node.state != "self") {
@@ -69,6 +82,8 @@ pub(crate) fn counts(cluster: &Cluster) -> ClusterReport {
             ("lease", counts.lost),
             ("node_lost", counts.gone),
         ],
-        ..ClusterReport::default()
+        starts: Arc::clone(&counters.starts),
+        read_bytes: counters.traffic.read.load(Relaxed),
+        written_bytes: counters.traffic.written.load(Relaxed),
     }
 }
