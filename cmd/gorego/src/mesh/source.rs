@@ -12,7 +12,7 @@ use gorego_telemetry::{
     web::{PeerList, PeerNode, PeerSource},
 };
 
-/// What is counted about the cluster beside its own numbers.
+/// Counts beside those that the cluster keeps itself.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Counters {
     /// The blobs that are read from other nodes and written to them.
