@@ -22,11 +22,11 @@ use gorego_cluster::{
     runner::{Cluster, Components, Options},
 };
 use gorego_config::{Config, DiscoveryMode};
-use gorego_execution::PeerPlatforms;
+use gorego_execution::{Executor, PeerPlatforms};
 use gorego_grpc::{Body, Messages, Peer};
 use gorego_limits::Budget;
 use gorego_scheduler::Generation;
-use gorego_server::{self as server, Extension};
+use gorego_server::{self as server, Extension, READ_LOG, read_guest_log};
 use gorego_tls::{ClientTls, ClusterFiles, ClusterTls, NodeIdentity};
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -34,7 +34,7 @@ use tonic::Status;
 
 pub(crate) use self::{
     fitting::takes,
-    source::{counts, peers},
+    source::{Counters, counts, peers},
 };
 use self::{routes::ClusterRoutes, work::NodeWork};
 use crate::{
@@ -77,6 +77,7 @@ pub(crate) struct Mesh {
     tasks: TaskTracker,
     windows: Budget,
     peers: Arc<Peers>,
+    counters: Counters,
     /// The cluster, once this node has joined.
     joined: Arc<OnceLock<Arc<Cluster>>>,
 }
@@ -84,6 +85,7 @@ pub(crate) struct Mesh {
 /// A node that has joined.
 pub(crate) struct Joined {
     pub(crate) cluster: Arc<Cluster>,
+    pub(crate) counters: Counters,
     pub(crate) routes: Arc<dyn server::Routes>,
     links: Arc<Links>,
     listener: TcpListener,
@@ -112,7 +114,9 @@ impl Mesh {
         let tasks = TaskTracker::new();
         let (of_nodes, following) = (tls.clone(), tasks.clone());
         let settings = move |member: &Member| settings(of_nodes.as_ref()?, &following, member);
-        let peers = Peers::new(&name, connect(windows, settings));
+        let counters = Counters::default();
+        let connect = connect(windows, Arc::clone(&counters.traffic), settings);
+        let peers = Peers::new(&name, connect);
         Ok(Some(Self {
             listener,
             tls,
@@ -120,6 +124,7 @@ impl Mesh {
             tasks,
             windows: windows.clone(),
             peers: Arc::new(peers),
+            counters,
             joined: Arc::default(),
         }))
     }
@@ -169,7 +174,8 @@ impl Mesh {
             max_nodes: max_nodes(config),
         });
         let executor = Arc::clone(&executor.executor);
-        let work = NodeWork::new(&executor, tiers);
+        let starts = Arc::clone(&self.counters.starts);
+        let work = NodeWork::new(&executor, tiers, starts);
         let components = Components {
             links: (Arc::clone(&links), events),
             discovery: Discovery::new(places(config)),
@@ -195,6 +201,7 @@ impl Mesh {
         Ok(Joined {
             routes: Arc::new(routes),
             cluster,
+            counters: self.counters,
             links,
             listener: self.listener,
             tls: self.tls,
@@ -236,7 +243,11 @@ impl Joined {
             // A call of another node ends here, so that there are no loops.
             chain: Arc::default(),
             routes: None,
-            extension: Some(Arc::new(LinkService(self.links))),
+            takers: Some(self.routes),
+            extension: Some(Arc::new(LinkService {
+                links: self.links,
+                executor: Arc::clone(&executor.executor),
+            })),
             ..options
         };
         let shutdown = CancellationToken::new();
@@ -308,17 +319,23 @@ fn settings(
     Some(settings)
 }
 
-/// The service of links on the port for nodes.
+/// The service of links and logs on the port for nodes.
 #[derive(Debug)]
-struct LinkService(Arc<Links>);
+struct LinkService {
+    links: Arc<Links>,
+    executor: Arc<Executor>,
+}
 
 #[async_trait]
 impl Extension for LinkService {
     fn serves(&self, path: &str) -> bool {
-        path == Links::PATH
+        path == Links::PATH || path == READ_LOG
     }
 
-    async fn call(&self, _: &str, peer: Peer, requests: Messages) -> Result<Body, Status> {
-        self.0.link(&peer, requests).await
+    async fn call(&self, path: &str, peer: Peer, requests: Messages) -> Result<Body, Status> {
+        if path == READ_LOG {
+            return read_guest_log(&self.executor, requests).await;
+        }
+        self.links.link(&peer, requests).await
     }
 }

@@ -2,7 +2,6 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use gorego_cluster::runner::Cluster;
 use gorego_config::{self as config, Config};
 use gorego_storage::BreakerState;
 use gorego_telemetry::{
@@ -25,7 +24,7 @@ type Certificates = Arc<dyn Fn() -> Vec<Certificate> + Send + Sync>;
 pub(crate) fn site(
     config: &Config,
     (tiers, executor): (&Tiers, Option<(Option<Execution>, ActionSource)>),
-    cluster: Option<&Arc<Cluster>>,
+    mesh: Option<&mesh::Joined>,
     builds: Option<Builds>,
     health: Health,
     calls: Calls,
@@ -37,9 +36,9 @@ pub(crate) fn site(
     sources.spans_dropped = spans_dropped;
     let (execution, actions) = executor.unzip();
     sources.execution = execution.flatten();
-    sources.cluster = cluster.map(|cluster| {
-        let cluster = Arc::clone(cluster);
-        Box::new(move || mesh::counts(&cluster)) as _
+    sources.cluster = mesh.map(|mesh| {
+        let (cluster, counters) = (Arc::clone(&mesh.cluster), mesh.counters.clone());
+        Box::new(move || mesh::counts(&cluster, &counters)) as _
     });
     Site {
         version: VERSION,
@@ -54,7 +53,7 @@ pub(crate) fn site(
         pprof: config.telemetry.pprof,
         builds,
         actions,
-        peers: cluster.map(mesh::peers),
+        peers: mesh.map(|mesh| mesh::peers(&mesh.cluster)),
         health,
         components: Box::new(components(config, tiers, certificates)),
     }

@@ -142,11 +142,10 @@ async fn serve(
         let tls = tls.clone();
         let certificates = Arc::new(move || certificates(tls.as_ref(), backing_tls.as_ref()));
         let parts = (&tiers, executor.as_ref().map(LocalExecutor::sources));
-        let cluster = mesh.as_ref().map(|mesh| &mesh.cluster);
         let site = site::site(
             config,
             parts,
-            cluster,
+            mesh.as_ref(),
             builds,
             health,
             calls,
@@ -159,6 +158,7 @@ async fn serve(
     let options = server::Options {
         executor: executor.as_ref().map(|local| Arc::clone(&local.executor)),
         routes: mesh.as_ref().map(|mesh| Arc::clone(&mesh.routes)),
+        takers: mesh.as_ref().map(|mesh| Arc::clone(&mesh.routes)),
         ..options(config, descriptors, parts, tls, healthy, observer, chain)
     };
     let served = match (mesh, &executor, tiers.mesh_stores()) {
@@ -273,6 +273,7 @@ fn options(
         chain,
         executor: None,
         routes: None,
+        takers: None,
         extension: None,
     }
 }

@@ -43,7 +43,7 @@ pub use tls::follow;
 
 /// The most bytes of a frame.
 pub const MAX_FRAME: usize = 64 * 1024;
-/// The time after which a ping is sent on a link on which nothing else was sent.
+/// The period of pings on a link.
 const PING: Duration = Duration::from_secs(1);
 /// The time after which a link is broken on which nothing was received.
 const SILENCE: Duration = Duration::from_secs(4);
@@ -235,6 +235,12 @@ impl Links {
         let table = self.table.lock();
         let worked = *table.link(peer)?.worked.lock();
         Some(worked.elapsed())
+    }
+
+    /// Returns the last round trip of a ping; `None` without a link, before the first answer, and for a peer that does not
+    /// answer.
+    pub fn round_trip(&self, peer: &Generation) -> Option<Duration> {
+        self.table.lock().link(peer)?.outbox.round_trip()
     }
 
     /// Closes all links, and refuses new ones. Returns once they are down, after a few seconds at most. Meanwhile the

@@ -4,7 +4,7 @@ mod tokens;
 mod unmet;
 mod watching;
 
-pub use watching::{CurrentAction, OperationPage, RecentAction};
+pub use watching::{CurrentAction, GuestLog, Log, OperationPage, RecentAction};
 
 use std::{
     fmt,
@@ -38,6 +38,7 @@ use crate::{
     action::CheckedAction,
     admit::{Admission, kind_of, read_action},
     command::check_inline,
+    guest::GuestJobs,
     inputs::Resident,
     leases::renew,
     operation::{CachedExecution, OperationHead, Watcher},
@@ -68,6 +69,7 @@ pub struct Executor {
     readers: Arc<Semaphore>,
     /// Set if actions come from other nodes only.
     is_for_nodes: bool,
+    guests: GuestJobs,
     /// Held while running commands are measured, so that few calls cannot keep all processors busy.
     measuring: Mutex<()>,
     /// The start of the runner's clock.
@@ -134,6 +136,7 @@ impl Executor {
             admissions: Admissions::default(),
             readers: Arc::new(Semaphore::new(MAX_READERS)),
             is_for_nodes: false,
+            guests: GuestJobs::default(),
             measuring: Mutex::default(),
             epoch: SystemTime::now(),
             _stop: stop.drop_guard(),
@@ -249,6 +252,10 @@ impl Executor {
     /// Returns what an action is read and checked with.
     pub(crate) fn parts(&self) -> (&Options, &dyn BlobStore, &Resident) {
         (&self.options, &*self.blobs, &self.resident)
+    }
+
+    pub(crate) const fn guest_jobs(&self) -> &GuestJobs {
+        &self.guests
     }
 
     async fn cached(

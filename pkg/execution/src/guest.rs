@@ -4,10 +4,12 @@
 //! inputs through its own stores, and stores the outputs there, but not the result. The entry node stores that once it
 //! finds all outputs through its own stores.
 
+mod jobs;
 #[cfg(test)]
 mod tests;
 mod wire;
 
+pub(crate) use jobs::GuestJobs;
 pub use wire::{decode_report, encode_report};
 
 use std::{

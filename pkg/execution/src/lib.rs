@@ -34,7 +34,9 @@ mod worker;
 
 pub use command::NODE_PROPERTIES;
 pub use counts::{Admissions, InputCounts, VerificationCounts};
-pub use executor::{CurrentAction, Execution, Executor, OperationPage, RecentAction};
+pub use executor::{
+    CurrentAction, Execution, Executor, GuestLog, Log, OperationPage, RecentAction,
+};
 pub use failure::Failure;
 pub use gorego_scheduler::LogName;
 pub use guest::{GuestAction, Publisher, decode_report, encode_report, failed_attempt};

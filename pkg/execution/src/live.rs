@@ -19,7 +19,14 @@ const PIECE: usize = 12 * 1024;
 
 /// The current or last run of a job's command; none before the first starts and after the end of its attempt.
 #[derive(Debug, Default)]
-pub struct Live(watch::Sender<Option<LiveRun>>);
+pub struct Live(watch::Sender<Runs>);
+
+#[derive(Clone, Debug, Default)]
+struct Runs {
+    current: Option<LiveRun>,
+    /// Set if no other run follows.
+    has_ended: bool,
+}
 
 /// A run of a command. Its logs can be read until the next run, so that no reader misses a short one.
 #[derive(Clone, Debug)]
@@ -36,8 +43,8 @@ pub(crate) struct LiveGuard<'a>(&'a Live);
 
 impl Drop for LiveGuard<'_> {
     fn drop(&mut self) {
-        self.0.0.send_modify(|run| {
-            if let Some(run) = run {
+        self.0.0.send_modify(|runs| {
+            if let Some(run) = &mut runs.current {
                 run.command = None;
             }
         });
@@ -52,23 +59,30 @@ impl Live {
         [stdout, stderr]: [File; 2],
         command: LiveCommand,
     ) -> LiveGuard<'_> {
-        self.0.send_replace(Some(LiveRun {
+        let current = Some(LiveRun {
             number,
             stdout: Arc::new(stdout),
             stderr: Arc::new(stderr),
             command: Some(command),
-        }));
+        });
+        self.0.send_replace(Runs {
+            current,
+            has_ended: false,
+        });
         LiveGuard(self)
     }
 
-    /// Releases the logs of the last run.
-    pub(crate) fn end(&self) {
-        self.0.send_replace(None);
+    /// Releases the logs of the last run. `is_last` ends the readers that wait for another one.
+    pub(crate) fn end(&self, is_last: bool) {
+        self.0.send_replace(Runs {
+            current: None,
+            has_ended: is_last,
+        });
     }
 
     /// Returns the command, if it runs.
     pub(crate) fn command(&self) -> Option<LiveCommand> {
-        self.0.borrow().as_ref()?.command.clone()
+        self.0.borrow().current.as_ref()?.command.clone()
     }
 
     /// Returns a reader of a log of this run, which may not have begun yet.
@@ -94,7 +108,7 @@ impl Live {
 /// A reader that follows a log while it is written. It holds the log's file, and nothing else of the action.
 #[derive(Debug)]
 pub struct LogReader {
-    runs: watch::Receiver<Option<LiveRun>>,
+    runs: watch::Receiver<Runs>,
     number: u32,
     kind: LogKind,
     file: Option<Arc<File>>,
@@ -134,21 +148,21 @@ impl LogReader {
     /// Returns whether the command still runs.
     fn is_running(&mut self) -> bool {
         let is_job_there = self.runs.has_changed().is_ok();
-        let run = self.runs.borrow_and_update();
-        is_job_there
-            && (run.as_ref()).is_some_and(|run| run.number == self.number && run.command.is_some())
+        let runs = self.runs.borrow_and_update();
+        let run = runs.current.as_ref();
+        is_job_there && run.is_some_and(|run| run.number == self.number && run.command.is_some())
     }
 
     /// Waits for the run. `None` if the job ends without it.
     async fn open(&mut self) -> Option<Arc<File>> {
         if self.file.is_none() {
             let (number, kind) = (self.number, self.kind);
-            let is_due = |run: &Option<LiveRun>| {
-                let run = run.as_ref();
-                run.is_some_and(|run| run.number >= number)
+            let is_due = |runs: &Runs| {
+                let run = runs.current.as_ref();
+                runs.has_ended || run.is_some_and(|run| run.number >= number)
             };
-            let run = self.runs.wait_for(is_due).await.ok()?.clone();
-            let run = run.filter(|run| run.number == number)?;
+            let runs = self.runs.wait_for(is_due).await.ok()?.clone();
+            let run = runs.current.filter(|run| run.number == number)?;
             self.file = Some(match kind {
                 LogKind::Stdout => run.stdout,
                 LogKind::Stderr => run.stderr,
@@ -221,8 +235,17 @@ mod tests {
         let live = Live::default();
         let reader = read(&live, 2);
         drop(live.show(1, logs("one"), LiveCommand::default()));
-        live.end();
+        live.end(false);
         drop(live);
         assert_eq!(rest(reader).await, "");
+    }
+
+    #[tokio::test]
+    async fn a_reader_whose_run_never_begins_ends_with_the_last_run() {
+        let live = Live::default();
+        let reader = read(&live, 1);
+        live.end(true);
+        assert_eq!(rest(reader).await, "");
+        assert_eq!(rest(read(&live, 1)).await, "");
     }
 }

@@ -94,6 +94,10 @@ impl OperationHead {
                 processor_ms: milliseconds(usage.processor),
                 resident_bytes: usage.resident_bytes,
             }),
+            node: action
+                .running
+                .as_ref()
+                .map_or_else(String::new, |running| running.worker.to_string()),
         };
         let stage = action.running.map_or(Stage::Queued, Stage::<()>::Executing);
         let (value, running) = stage_of(&stage);

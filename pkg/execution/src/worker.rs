@@ -189,7 +189,7 @@ impl NodeWorker {
             begin,
         };
         let ended = self.attempt(&run).await;
-        job.live.end();
+        job.live.end(job.entry.is_some());
         let failure = match ended {
             Ok(response) => return Report::Done(publish::outcome(response)),
             Err(_) if stop.is_cancelled() => return Report::Stopped,

@@ -4,6 +4,8 @@ mod logs;
 mod upload;
 mod write;
 
+pub use logs::{READ_LOG, read_guest_log};
+
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use gorego_execution::LogName;
@@ -36,7 +38,7 @@ impl Reapi {
         let limit = u64::try_from(request.read_limit)
             .map_err(|_| invalid_field("read_limit", "negative; 0 means no limit"))?;
         if let Some(log) = LogName::parse(&request.resource_name) {
-            return self.read_log(&log, offset, limit);
+            return self.read_log(&log, offset, limit).await;
         }
         let name = ReadName::parse(&request.resource_name)
             .map_err(|why| invalid_field("resource_name", why))?;

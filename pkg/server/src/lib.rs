@@ -17,6 +17,7 @@ mod routes;
 mod services;
 mod status;
 
+pub use bytestream::{READ_LOG, read_guest_log};
 pub use extension::Extension;
 pub use options::{Limits, Memory, Options, Stores};
 pub use routes::{Messages, Routes};

@@ -39,6 +39,8 @@ pub struct Options {
     pub executor: Option<Arc<Executor>>,
     /// The way to the nodes that own other operations; `None` without a cluster, and for calls of nodes.
     pub routes: Option<Arc<dyn Routes>>,
+    /// The way to the nodes that run actions of this one; `None` without a cluster.
+    pub takers: Option<Arc<dyn Routes>>,
     /// A further service; `None` for clients.
     pub extension: Option<Arc<dyn Extension>>,
 }
@@ -54,6 +56,7 @@ impl Default for Options {
             chain: Arc::default(),
             executor: None,
             routes: None,
+            takers: None,
             extension: None,
         }
     }

@@ -6,8 +6,10 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::trace::SpanContext;
+use prost::Message as _;
 use reapi::{metadata, v2::RequestMetadata};
 
 use crate::{traces::context, user_info};
@@ -45,6 +47,20 @@ impl Call {
                 .filter(|value| value.len() <= metadata::MAX_LEN)
                 .map(Box::from),
             metadata: OnceLock::new(),
+        }
+    }
+
+    /// Creates the context of a call that another node took, with the metadata that the client sent to it.
+    pub(crate) fn handed_over(
+        method: &'static str,
+        headers: &HeaderMap,
+        peer: SocketAddr,
+        sent: &RequestMetadata,
+    ) -> Self {
+        let header = STANDARD.encode(sent.encode_to_vec()).into_bytes();
+        Self {
+            header: (header.len() <= metadata::MAX_LEN).then(|| header.into()),
+            ..Self::new(method, headers, peer)
         }
     }
 
@@ -116,9 +132,6 @@ fn redact(sent: &mut RequestMetadata) {
 
 #[cfg(test)]
 mod tests {
-    use base64::{Engine as _, engine::general_purpose::STANDARD};
-    use prost::Message as _;
-
     use super::*;
 
     fn call(header: &str) -> Call {

@@ -20,5 +20,7 @@ pub mod web;
 pub use call::{Call, METADATA};
 pub use calls::{Calls, OngoingCall};
 pub use execution::{ActionOutcome, AttemptCounts, MeteredWorker};
-pub use metrics::{ClusterReport, Execution, ExecutionReport, Metrics, PendingWrites, Sources};
+pub use metrics::{
+    ClusterReport, Execution, ExecutionReport, Metrics, PendingWrites, Sources, StartTimes,
+};
 pub use stores::{BackingCalls, Counts, Metered};

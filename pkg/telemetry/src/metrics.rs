@@ -22,7 +22,7 @@ use prometheus_client::{
 };
 use tokio::{runtime::Handle, sync::watch};
 
-pub use self::cluster::ClusterReport;
+pub use self::cluster::{ClusterReport, StartTimes};
 use self::encode::{Encode, Metric, Source};
 pub use self::execution::{Execution, ExecutionReport};
 use crate::{BackingCalls, Calls};

@@ -3,6 +3,7 @@
 mod collector;
 pub mod context;
 mod export;
+pub mod handed_over;
 mod ids;
 pub mod request;
 

@@ -1,12 +1,25 @@
 //! The cluster, as the page and the metrics show it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use gorego_cluster::runner::{Cluster, NodeView};
+use gorego_storage::Traffic;
 use gorego_telemetry::{
-    ClusterReport,
+    ClusterReport, StartTimes,
     web::{PeerList, PeerNode, PeerSource},
 };
+
+/// Counts beside those that the cluster keeps itself.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Counters {
+    /// The blobs that are read from other nodes and written to them.
+    pub(crate) traffic: Arc<Traffic>,
+    /// The times until actions of other nodes started here.
+    pub(crate) starts: Arc<StartTimes>,
+}
 
 /// Returns the source of the page.
 pub(crate) fn peers(cluster: &Arc<Cluster>) -> PeerSource {
@@ -41,21 +54,26 @@ fn node(node: &NodeView) -> PeerNode {
         platform: platform
             .map(|(name, value)| format!("{name}={value}"))
             .collect(),
-        round_trip_ms: None,
+        round_trip_ms: node.round_trip.map(|trip| 1000.0 * trip.as_secs_f64()),
     }
 }
 
 /// Returns the numbers for the metrics.
-pub(crate) fn counts(cluster: &Cluster) -> ClusterReport {
+pub(crate) fn counts(cluster: &Cluster, counters: &Counters) -> ClusterReport {
     let view = cluster.view();
     let mut members = BTreeMap::from(["alive", "suspect", "draining", "down"].map(|it| (it, 0)));
     for node in view.nodes.iter().filter(|node| node.state != "self") {
         *members.entry(node.state).or_default() += 1;
     }
     let counts = view.counts;
+    let round_trips = view.nodes.iter().filter_map(|node| {
+        let name = node.record.node.node().to_owned();
+        Some((name, node.round_trip?.as_secs_f64()))
+    });
     ClusterReport {
         members: members.into_iter().collect(),
         links: view.nodes.iter().filter(|node| node.has_link).count() as u64,
+        round_trips: round_trips.collect(),
         offered: counts.offered.values().sum(),
         given: counts.given,
         taken: counts.taken,
@@ -64,6 +82,8 @@ pub(crate) fn counts(cluster: &Cluster) -> ClusterReport {
             ("lease", counts.lost),
             ("node_lost", counts.gone),
         ],
-        ..ClusterReport::default()
+        starts: Arc::clone(&counters.starts),
+        read_bytes: counters.traffic.read.load(Relaxed),
+        written_bytes: counters.traffic.written.load(Relaxed),
     }
 }

@@ -8,9 +8,9 @@ use gorego_execution::{
     Executor, GuestAction, Job, Publisher, accepts, decode_report, encode_report, failed_attempt,
     properties,
 };
-use gorego_limits::Call;
-use gorego_scheduler::{ActionKey, Generation, Grant, Report};
+use gorego_scheduler::{ActionKey, AttemptId, Generation, Grant, Report};
 use gorego_storage::BlobStore;
+use gorego_telemetry::{Call, StartTimes, traces::handed_over};
 use prost::Message as _;
 use reapi::{
     gorego::cluster::{self as proto, Done},
@@ -27,10 +27,11 @@ pub(super) struct NodeWork {
     /// The tier from which other nodes read.
     local: Arc<dyn BlobStore>,
     publisher: Publisher,
+    starts: Arc<StartTimes>,
 }
 
 impl NodeWork {
-    pub(super) fn new(executor: &Arc<Executor>, tiers: &Tiers) -> Self {
+    pub(super) fn new(executor: &Arc<Executor>, tiers: &Tiers, starts: Arc<StartTimes>) -> Self {
         let stores = tiers.executor.as_ref().map(|stores| &stores.worker);
         let (blobs, results) = stores.map_or_else(
             || {
@@ -47,6 +48,7 @@ impl NodeWork {
             local: local.unwrap_or_else(|| Arc::clone(&blobs)),
             publisher: Publisher::new(Arc::clone(&blobs), results),
             blobs,
+            starts,
         }
     }
 }
@@ -72,10 +74,15 @@ impl Work<Job, ExecuteResponse> for NodeWork {
     }
 
     fn describe(&self, grant: &Grant<Job>) -> proto::Grant {
+        let (metadata, traceparent) = grant.job.origin.run(|| {
+            let call = Call::current();
+            let sent = call.as_ref().and_then(|call| call.metadata().cloned());
+            (sent.unwrap_or_default(), handed_over::traceparent())
+        });
         let metadata = RequestMetadata {
             target_id: grant.target.to_string(),
             action_mnemonic: grant.mnemonic.to_string(),
-            ..RequestMetadata::default()
+            ..metadata
         };
         let waited = u64::try_from(grant.waited.as_millis());
         proto::Grant {
@@ -83,6 +90,7 @@ impl Work<Job, ExecuteResponse> for NodeWork {
             alone: grant.alone,
             run: grant.run.into(),
             metadata: metadata.encode_to_vec().into(),
+            traceparent,
             waited_ms: waited.unwrap_or(u64::MAX),
             ..grant.job.to_grant()
         }
@@ -100,11 +108,16 @@ impl Work<Job, ExecuteResponse> for NodeWork {
         })?;
         let metadata = guest.metadata.clone().unwrap_or_default();
         let (instance, action) = (guest.instance.clone(), guest.action);
-        let job = self.executor.guest(guest).await;
+        let prepared = self.executor.guest(guest);
+        let job = handed_over::prepare(&metadata, &grant.traceparent, prepared).await;
         let job = job.map_err(|failure| failed_attempt(&failure))?;
+        if let Some(attempt) = &grant.attempt {
+            let attempt = AttemptId::new(attempt.execution, attempt.number);
+            self.executor.show_guest(entry, attempt, &job);
+        }
         Ok(Grant {
             // That of the slot replaces it.
-            attempt: gorego_scheduler::AttemptId::new(0, 0),
+            attempt: AttemptId::new(0, 0),
             key: ActionKey { instance, action },
             job,
             target: metadata.target_id.into(),
@@ -114,6 +127,10 @@ impl Work<Job, ExecuteResponse> for NodeWork {
             run: u16::try_from(grant.run).unwrap_or(u16::MAX),
             waited: Duration::from_millis(grant.waited_ms),
         })
+    }
+
+    fn starts(&self, since: Duration) {
+        self.starts.observe(since);
     }
 
     async fn encode(&self, report: Report<ExecuteResponse>) -> Done {
@@ -127,7 +144,7 @@ impl Work<Job, ExecuteResponse> for NodeWork {
         job: &Job,
         done: Done,
     ) -> Report<ExecuteResponse> {
-        let call = Call::current().near_to(node.node().into());
+        let call = gorego_limits::Call::current().near_to(node.node().into());
         let report = call.scope(decode_report(done, &*self.blobs)).await;
         self.publisher.report(job, report, node.node()).await
     }

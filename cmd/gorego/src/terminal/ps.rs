@@ -22,6 +22,8 @@ struct Row<'a> {
     resident_bytes: Option<u64>,
     attempts: u64,
     operations: u64,
+    /// The node that runs the action; empty for a queued one.
+    node: &'a str,
     mnemonic: &'a str,
     target: &'a str,
     build: &'a str,
@@ -50,6 +52,7 @@ impl<'a> Row<'a> {
             resident_bytes: usage.map(|usage| usage.resident_bytes),
             attempts: state.attempts,
             operations: state.operations,
+            node: &state.node,
             mnemonic: &request.action_mnemonic,
             target: &request.target_id,
             build: &request.tool_invocation_id,
@@ -76,19 +79,25 @@ pub(super) fn render(listed: &[Listed]) -> String {
     let header = [
         "Operation",
         "Phase",
+        "Node",
         "Mnemonic",
         "Age",
         "CPU",
         "Memory",
         "Target",
     ];
-    let mut table = Table::new(3, header);
+    let mut table = Table::new(4, header);
     for action in listed {
         let usage = action.state.usage.as_ref();
         let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
         table.rows.push(vec![
             action.id().chars().take(SHOWN).collect(),
             clean(&action.state.phase),
+            if action.state.node.is_empty() {
+                "-".to_owned()
+            } else {
+                clean(&action.state.node)
+            },
             clean(&action.request.action_mnemonic),
             time(action.state.age_ms),
             or_none(usage.map(|usage| time(usage.processor_ms))),
@@ -129,6 +138,7 @@ mod tests {
             state: ActionState {
                 phase: phase.to_owned(),
                 age_ms: 61_500,
+                node: if phase == "run" { "build-7" } else { "" }.to_owned(),
                 usage,
                 ..ActionState::default()
             },
@@ -148,15 +158,16 @@ mod tests {
         ];
         assert_eq!(
             render(&actions),
-            "Operation     Phase  Mnemonic     Age    CPU   Memory  Target\n\
-             0123456789ab  run    CppCompile  62 s  1.5 s  300 MiB  //app:main\n\
-             123456789abc  queue  CppCompile  62 s      -        -  //app:\\u{1b}[2J\n\
+            "Operation     Phase  Node     Mnemonic     Age    CPU   Memory  Target\n\
+             0123456789ab  run    build-7  CppCompile  62 s  1.5 s  300 MiB  //app:main\n\
+             123456789abc  queue  -        CppCompile  62 s      -        -  //app:\\u{1b}[2J\n\
              1 action running, 1 queued\n"
         );
         assert_eq!(render(&[]), "No action is queued or running.\n");
         let json: serde_json::Value = serde_json::from_slice(&json(&actions).unwrap()).unwrap();
         assert_eq!(json[0]["processor_ms"], 1500);
         assert_eq!(json[1]["resident_bytes"], serde_json::Value::Null);
+        assert_eq!(json[0]["node"], "build-7");
         assert_eq!(json[1]["target"], "//app:\u{1b}[2J");
     }
 }

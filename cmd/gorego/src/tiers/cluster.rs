@@ -11,9 +11,10 @@ use gorego_cluster::blobs::{
 use gorego_config::Config;
 use gorego_limits::Budget;
 use gorego_server::Stores;
-use gorego_storage::span::Tier;
+use gorego_storage::{Traffic, span::Tier};
 use gorego_storage_local::LocalStore;
 use gorego_storage_remote::{BreakerOptions, RemoteAddress, RemoteOptions, RemoteStore};
+use gorego_telemetry::{Counts, Metered};
 use gorego_tls::ClientTls;
 use tokio::sync::watch;
 
@@ -44,9 +45,10 @@ pub(crate) struct ClusterStores {
 }
 
 /// Returns the way to create clients of other nodes. `tls` returns the settings of connections to a node, which proves
-/// that it is that node; `None` for plain text.
+/// that it is that node; `None` for plain text. The bytes of blobs count in `traffic`.
 pub(crate) fn connect(
     windows: &Budget,
+    traffic: Arc<Traffic>,
     tls: impl Fn(&Member) -> Option<watch::Receiver<ClientTls>> + Send + Sync + 'static,
 ) -> Connect {
     let windows = windows.clone();
@@ -64,8 +66,12 @@ pub(crate) fn connect(
         };
         let store = RemoteStore::new(&options).map_err(|why| why.to_string())?;
         let store = Arc::new(store);
+        let counts = Counts {
+            traffic: Arc::clone(&traffic),
+            ..Counts::default()
+        };
         Ok(PeerStores {
-            blobs: Arc::clone(&store) as _,
+            blobs: Arc::new(Metered::new(Arc::clone(&store), counts)),
             actions: store,
         })
     })

@@ -1,8 +1,8 @@
 //! The frames that wait to be sent on a link.
 
-use std::{collections::VecDeque, mem, sync::Arc};
+use std::{collections::VecDeque, mem, sync::Arc, time::Duration};
 
-use futures::{Stream, stream};
+use futures::{Stream, future::pending, stream};
 use parking_lot::Mutex;
 use prost::Message as _;
 use reapi::gorego::cluster::{Bye, Frame, Ping, frame::Content};
@@ -38,6 +38,16 @@ struct Queue {
     state: State,
     /// The latest end of a link that is being closed.
     deadline: Option<Instant>,
+    pings: Pings,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Pings {
+    /// The number of the last ping.
+    number: u64,
+    /// The time of the last ping; `None` once it is answered.
+    sent: Option<Instant>,
+    round_trip: Option<Duration>,
 }
 
 #[derive(Debug, Default)]
@@ -97,7 +107,9 @@ impl Outbox {
             return Err(SendError::Down);
         }
         let pushed = match frame.content {
-            Some(Content::Gossip(_)) => queue.gossip.push(frame, len, GOSSIP_BYTES),
+            Some(Content::Gossip(_) | Content::Ping(_)) => {
+                queue.gossip.push(frame, len, GOSSIP_BYTES)
+            }
             _ => queue.work.push(frame, len, WORK_BYTES),
         };
         drop(queue);
@@ -107,6 +119,38 @@ impl Outbox {
         }
         self.end(How::Broken("the peer reads too slowly".to_owned()));
         Err(SendError::Full)
+    }
+
+    /// Answers a ping of the peer, or takes an answer.
+    pub(crate) fn pinged(&self, ping: Ping) {
+        if ping.number != 0 {
+            // Fails if the link is about to end.
+            let _ = self.push(frame(Content::Ping(Ping {
+                number: 0,
+                answered: ping.number,
+            })));
+        }
+        let pings = &mut self.queue.lock().pings;
+        if ping.answered == pings.number
+            && let Some(sent) = pings.sent.take()
+        {
+            pings.round_trip = Some(sent.elapsed());
+        }
+    }
+
+    /// Returns the time between the last answered ping and its answer.
+    pub(crate) fn round_trip(&self) -> Option<Duration> {
+        self.queue.lock().pings.round_trip
+    }
+
+    fn next_ping(&self) -> Frame {
+        let pings = &mut self.queue.lock().pings;
+        pings.number += 1;
+        pings.sent = Some(Instant::now());
+        frame(Content::Ping(Ping {
+            number: pings.number,
+            answered: 0,
+        }))
     }
 
     /// Ends the link with `Bye` after the waiting frames.
@@ -165,9 +209,8 @@ impl Outbox {
         }
     }
 
-    /// Returns the next frame to send: gossip, another, or a ping when nothing was sent since `sent` for a second.
-    /// `None` at the end.
-    async fn next(&self, sent: Instant) -> Option<Frame> {
+    /// Returns the next frame to send: a ping at `ping_at`, gossip, or another. `None` at the end.
+    async fn next(&self, ping_at: Option<Instant>) -> Option<Frame> {
         let next = self.when(|queue| {
             if let Some(frame) = queue.gossip.pop().or_else(|| queue.work.pop()) {
                 return Some(Some(frame));
@@ -183,19 +226,29 @@ impl Outbox {
                 State::Ended(_) => Some(None),
             }
         });
+        let ping = async {
+            match ping_at {
+                Some(ping_at) => sleep_until(ping_at).await,
+                None => pending().await,
+            }
+        };
         tokio::select! {
             biased;
+            () = ping => Some(self.next_ping()),
             next = next => next,
-            () = sleep_until(sent + PING) => Some(frame(Content::Ping(Ping {}))),
         }
     }
 
     /// Returns the frames to send, in order. If the stream is dropped before its end, the link is broken.
     pub(crate) fn frames(self: Arc<Self>) -> impl Stream<Item = Frame> + Send + 'static {
         let sender = Sender(self);
-        stream::unfold((sender, Instant::now()), async |(sender, sent)| {
-            let frame = sender.0.next(sent).await?;
-            Some((frame, (sender, Instant::now())))
+        // The first frame comes before all pings.
+        stream::unfold((sender, None), async |(sender, ping_at)| {
+            let frame = sender.0.next(ping_at).await?;
+            let is_ping = matches!(&frame.content, Some(Content::Ping(ping)) if ping.number != 0);
+            let ping_at = ping_at.filter(|_| !is_ping);
+            let ping_at = ping_at.unwrap_or_else(|| Instant::now() + PING);
+            Some((frame, (sender, Some(ping_at))))
         })
     }
 }

@@ -76,7 +76,8 @@ impl Links {
                     *link.received.lock() = now;
                     match frame.content {
                         Some(Content::Bye(bye)) => return Err(How::Bye(bye.why)),
-                        None | Some(Content::Ping(_) | Content::Hello(_)) => {}
+                        Some(Content::Ping(ping)) => link.outbox.pinged(ping),
+                        None | Some(Content::Hello(_)) => {}
                         Some(_) => {
                             if is_work(&frame) {
                                 *link.worked.lock() = now;

@@ -41,8 +41,8 @@ pub(super) struct Parts<J, O> {
     pub(super) records: BTreeMap<Generation, Arc<Record>>,
     /// The peers with a link.
     pub(super) linked: BTreeMap<Generation, Linked>,
-    /// The slots that wait for an action of another node.
-    slots: HashMap<AttemptId, ForeignSlot<J, O>>,
+    /// The slots that wait for an action of another node, and the times of their claims.
+    slots: HashMap<AttemptId, (Instant, ForeignSlot<J, O>)>,
     /// The actions of other nodes here, by their slots.
     pub(super) taken: HashMap<AttemptId, Taken<J>>,
     /// The actions of this node at others, until nobody waits for them.
@@ -190,7 +190,8 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
     }
 
     pub(super) fn add_slot(&mut self, slot: ForeignSlot<J, O>) {
-        self.slots.insert(slot.claim.attempt, slot);
+        let now = Instant::now();
+        self.slots.insert(slot.claim.attempt, (now, slot));
     }
 
     /// Records that an action of another node has ended here.
@@ -345,7 +346,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
     }
 
     fn start(&mut self, slot: AttemptId, entry: &Generation, grant: proto::Grant) {
-        let Some(claimed) = self.slots.remove(&slot) else {
+        let Some((since, claimed)) = self.slots.remove(&slot) else {
             return;
         };
         self.counts.taken += 1;
@@ -372,6 +373,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
                     Some(Ok(granted)) => {
                         // The only one to set it.
                         let _ = job.set(Arc::clone(&granted.job));
+                        work.starts(since.elapsed());
                         claimed.run(granted, progress).await
                     }
                 };

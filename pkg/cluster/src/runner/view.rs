@@ -1,6 +1,6 @@
 //! The cluster, as a node shows it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use gorego_scheduler::Generation;
 use reapi::gorego::cluster::Load;
@@ -34,6 +34,8 @@ pub struct NodeView {
     pub given: u64,
     /// Set if there is a link to it.
     pub has_link: bool,
+    /// The last round trip of a message to it; `None` if it is not known.
+    pub round_trip: Option<Duration>,
 }
 
 /// The numbers of actions that were handed over. All but `offered` are totals since the start.
@@ -79,6 +81,7 @@ impl NodeView {
             taken: 0,
             given: 0,
             has_link: false,
+            round_trip: None,
         }
     }
 }
@@ -104,6 +107,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
                 taken,
                 given,
                 has_link: linked.is_some(),
+                round_trip: self.links.round_trip(&record.node),
                 ..NodeView::of(Arc::clone(record), Self::state_of(record, *state))
             }
         });

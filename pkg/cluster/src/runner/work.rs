@@ -1,5 +1,7 @@
 //! The work of a node for actions of others, and with actions that others ran.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use gorego_scheduler::{ActionKey, Generation, Grant, Report};
 use reapi::gorego::cluster::{self as proto, Done};
@@ -21,6 +23,9 @@ pub trait Work<J, O>: Send + Sync + 'static {
         entry: &Generation,
         grant: &proto::Grant,
     ) -> Result<Grant<J>, Report<O>>;
+
+    /// Records that an action of another node starts in a slot that was claimed `since` ago.
+    fn starts(&self, since: Duration);
 
     /// Encodes the end of an attempt for the node that owns it.
     async fn encode(&self, report: Report<O>) -> Done;

@@ -1,12 +1,22 @@
 //! Views of the operations of all clients: lists, and logs.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use gorego_sandbox::{LiveCommand, LiveUsage};
-use gorego_scheduler::{End, EndedAction, ListedAction, LogName, OperationName, Phase, Stage};
+use gorego_scheduler::{
+    AttemptId, End, EndedAction, ListedAction, LogKind, LogName, OperationName, Phase, Running,
+    Stage, WorkerId,
+};
 use gorego_storage::InstanceName;
-use reapi::{longrunning::Operation, v2::ExecuteResponse};
-use tokio::task::spawn_blocking;
+use reapi::{
+    gorego::cluster::{Attempt, Node, ReadLogRequest},
+    longrunning::Operation,
+    v2::ExecuteResponse,
+};
+use tokio::{sync::OwnedSemaphorePermit, task::spawn_blocking, time::sleep};
 
 use super::Executor;
 use crate::{Failure, Job, LogReader, operation::OperationHead};
@@ -15,6 +25,30 @@ use crate::{Failure, Job, LogReader, operation::OperationHead};
 const MAX_PAGE: usize = 1000;
 /// The most clients that follow a log at once. Each holds a file open.
 pub(super) const MAX_READERS: usize = 64;
+/// The interval in which a reader looks whether the node of an action has begun.
+const POLL: Duration = Duration::from_millis(100);
+
+/// The live log of a command.
+#[derive(Debug)]
+pub enum Log {
+    /// The command runs on this node.
+    Here(LogReader),
+    /// The command runs on another node.
+    Elsewhere(GuestLog),
+}
+
+/// The live log of a command that another node runs.
+#[derive(Debug)]
+pub struct GuestLog {
+    /// The name.
+    pub name: LogName,
+    /// The name of the node.
+    pub node: String,
+    /// The request for the log to that node.
+    pub request: ReadLogRequest,
+    attempt: AttemptId,
+    _permit: OwnedSemaphorePermit,
+}
 
 /// A queued or running action.
 #[derive(Debug)]
@@ -125,9 +159,59 @@ impl Executor {
         measured.unwrap_or_else(|_| vec![None; actions.len()])
     }
 
-    /// Returns a reader of a log from `offset` on, which follows the log until the command ends. A command that runs again
-    /// has another log, named in the next message about the operation.
-    pub fn log(&self, name: &LogName, offset: u64) -> Result<LogReader, Failure> {
+    /// Returns the log of this name from `offset` on. A command that runs again has another log, named in the next message
+    /// about the operation. Waits until the node that runs the action has begun.
+    pub async fn log(&self, name: &LogName, offset: u64) -> Result<Log, Failure> {
+        loop {
+            let (running, job) = self.logged(name)?;
+            if running.worker == WorkerId::new(&self.options.node) {
+                let permit = self.log_permit()?;
+                let reader = job.live.read(name.run, name.kind, offset, permit);
+                return Ok(Log::Here(reader));
+            }
+            if running.phase.is_some() {
+                return Ok(Log::Elsewhere(self.guest_log_of(name, &running, offset)?));
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    fn guest_log_of(
+        &self,
+        name: &LogName,
+        running: &Running,
+        offset: u64,
+    ) -> Result<GuestLog, Failure> {
+        let request = ReadLogRequest {
+            entry: Some(Node {
+                name: self.generation.node().to_owned(),
+                generation: self.generation.number(),
+            }),
+            attempt: Some(Attempt {
+                execution: running.attempt.execution(),
+                number: running.attempt.number(),
+            }),
+            run: name.run,
+            is_stderr: name.kind == LogKind::Stderr,
+            offset,
+        };
+        Ok(GuestLog {
+            name: name.clone(),
+            node: running.worker.to_string(),
+            attempt: running.attempt,
+            request,
+            _permit: self.log_permit()?,
+        })
+    }
+
+    /// Returns whether the command of a log may still run.
+    pub fn is_current(&self, log: &GuestLog) -> bool {
+        let running = self.logged(&log.name);
+        running.is_ok_and(|(running, _)| running.attempt == log.attempt)
+    }
+
+    /// Returns the attempt that writes a log, or will.
+    fn logged(&self, name: &LogName) -> Result<(Running, Arc<Job>), Failure> {
         let id = name.operation;
         let found = self
             .runner
@@ -137,21 +221,25 @@ impl Executor {
             let why = "the action ended a while ago, or this server has started again since";
             return Err(Failure::UnknownOperation(format!("no log {name}: {why}")));
         };
-        let is_current = match &stage {
-            Stage::Executing(running) => {
-                u32::from(running.run) == name.run && running.phase <= Some(Phase::Run)
-            }
-            Stage::Queued | Stage::Completed(_) => false,
+        let running = match stage {
+            Stage::Executing(running) => Some(running),
+            Stage::Queued | Stage::Completed(_) => None,
         };
-        let job = self.runner.job(id).filter(|_| is_current).ok_or_else(|| {
+        let running = running.filter(|running| {
+            u32::from(running.run) == name.run && running.phase <= Some(Phase::Run)
+        });
+        running.zip(self.runner.job(id)).ok_or_else(|| {
             let why = "the command has ended, and the result of the action has the log";
             Failure::UnknownOperation(format!("no log {name}: {why}"))
-        })?;
+        })
+    }
+
+    /// Returns the permit of a client that follows a log.
+    pub(crate) fn log_permit(&self) -> Result<OwnedSemaphorePermit, Failure> {
         let permit = Arc::clone(&self.readers).try_acquire_owned();
-        let permit = permit.map_err(|_| {
+        permit.map_err(|_| {
             let why = format!("{MAX_READERS} clients follow logs already; try again when one ends");
             Failure::QueueFull(why)
-        })?;
-        Ok(job.live.read(name.run, name.kind, offset, permit))
+        })
     }
 }

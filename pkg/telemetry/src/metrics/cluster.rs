@@ -1,8 +1,11 @@
 //! Metrics of the cluster.
 
-use std::fmt;
+use std::{fmt, sync::Arc, time::Duration};
+
+use prometheus_client::metrics::MetricType;
 
 use super::encode::{Encoder, Metric};
+use crate::durations::{BOUNDS, TracedSeconds};
 
 const MEMBERS: Metric = Metric::new("cluster_members", "Other nodes of the cluster by state.");
 const LINKS: Metric = Metric::new("cluster_links", "Links to other nodes.");
@@ -26,6 +29,10 @@ const REQUEUED: Metric = Metric::new(
     "cluster_requeued_actions",
     "Actions that were queued again after another node did not end them, by cause.",
 );
+const STARTS: Metric = Metric::seconds(
+    "cluster_start",
+    "The time from the claim of a free slot here to the start of another node's action in it.",
+);
 const READ: Metric = Metric::bytes(
     "cluster_blobs_read",
     "Bytes of blobs that this node read from others.",
@@ -35,9 +42,26 @@ const WRITTEN: Metric = Metric::bytes(
     "Bytes of blobs that this node wrote to others.",
 );
 
+/// The times from the claims of free slots to the starts of other nodes' actions in them.
+#[derive(Debug)]
+pub struct StartTimes(TracedSeconds);
+
+impl Default for StartTimes {
+    fn default() -> Self {
+        Self(TracedSeconds::new(BOUNDS))
+    }
+}
+
+impl StartTimes {
+    /// Records a start.
+    pub fn observe(&self, took: Duration) {
+        self.0.observe(took, None);
+    }
+}
+
 /// The numbers of a cluster, as one of its nodes knows them. All but `members`, `round_trips` and `offered` are totals
 /// since the start.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct ClusterReport {
     /// The number of other nodes by state.
     pub members: Vec<(&'static str, u64)>,
@@ -53,6 +77,8 @@ pub struct ClusterReport {
     pub taken: u64,
     /// The actions that were queued again after another node did not end them, by cause.
     pub requeued: Vec<(&'static str, u64)>,
+    /// The times until actions of other nodes started.
+    pub starts: Arc<StartTimes>,
     /// The bytes of blobs that were read from other nodes.
     pub read_bytes: u64,
     /// The bytes of blobs that were written to other nodes.
@@ -77,6 +103,8 @@ pub(super) fn encode(mut encoder: Encoder<'_>, now: &ClusterReport) -> fmt::Resu
         REQUEUED,
         causes.map(|(cause, number)| ([("cause", *cause)], *number)),
     )?;
+    let starts = encoder.descriptor(STARTS, MetricType::Histogram)?;
+    now.starts.0.encode(starts)?;
     encoder.counter(READ, now.read_bytes)?;
     encoder.counter(WRITTEN, now.written_bytes)
 }

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 
 /// The header with a trace, the parent span and the flag of sampled calls.
-static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+pub(super) static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// The header with the state of the tracing systems on the way.
 static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// The longest state that is forwarded, in bytes.

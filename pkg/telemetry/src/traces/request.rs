@@ -71,7 +71,7 @@ pub(crate) fn end(span: &Span, code: i32) {
     span.context().span().end();
 }
 
-fn context_of(span: &Span) -> Option<SpanContext> {
+pub(super) fn context_of(span: &Span) -> Option<SpanContext> {
     let context = span.context().span().span_context().clone();
     context.is_valid().then_some(context)
 }

@@ -25,7 +25,7 @@ impl Node {
         let mut config = Config::default();
         config.local_cache.dir = dir.path().to_owned();
         let memory = Parts::of(1 << 30, 3 << 20, 1024, true, true);
-        let connect = connect(&memory.downloads, |_| None);
+        let connect = connect(&memory.downloads, Arc::default(), |_| None);
         let cluster = ClusterStores {
             peers: Arc::new(Peers::new(name, connect)),
             replicas: 2,

@@ -39,12 +39,13 @@ async fn broken(node: &mut Node) -> Duration {
 }
 
 #[test]
-fn a_link_that_carries_nothing_stays_up() {
+fn a_link_that_carries_nothing_stays_up_and_measures_its_round_trip() {
     let mut sim = simulation();
     sim.client("b", async {
         let mut b = start("b").await;
-        b.up().await;
+        let peer = b.up().await;
         sleep(Duration::from_mins(5)).await;
+        assert!(b.links.round_trip(&peer).unwrap() < Duration::from_secs(1));
         assert_eq!(b.frame().await, claim(1));
         Ok(())
     });
@@ -52,8 +53,10 @@ fn a_link_that_carries_nothing_stays_up() {
         let mut a = start("a").await;
         let peer = a.links.dial(&format!("b:{PORT}"), None).await?;
         a.up().await;
+        assert_eq!(a.links.round_trip(&peer), None);
         sleep(Duration::from_mins(5)).await;
         assert!(a.events.is_empty());
+        assert!(a.links.round_trip(&peer).unwrap() < Duration::from_secs(1));
         assert!(a.links.idle_for(&peer).unwrap() >= Duration::from_mins(5));
         a.links.send(&peer, claim(1))?;
         sleep(Duration::from_secs(1)).await;
