@@ -113,7 +113,8 @@ impl Mesh {
         let listener = listener.map_err(|why| Error::Listen(address.to_string(), why))?;
         let tasks = TaskTracker::new();
         let (of_nodes, following) = (tls.clone(), tasks.clone());
-        let settings = move |member: &Member| settings(of_nodes.as_ref()?, &following, member);
+        let settings =
+            move |member: &Member| Some(settings(of_nodes.as_ref()?, &following, member));
         let counters = Counters::default();
         let connect = connect(windows, Arc::clone(&counters.traffic), settings);
         let peers = Peers::new(&name, connect);
@@ -196,7 +197,8 @@ impl Mesh {
         // Nothing else sets it.
         let _ = self.joined.set(Arc::clone(&cluster));
         let (of_nodes, following) = (self.tls.clone(), self.tasks.clone());
-        let settings = move |member: &Member| settings(of_nodes.as_ref()?, &following, member);
+        let settings =
+            move |member: &Member| Some(settings(of_nodes.as_ref()?, &following, member));
         let routes = ClusterRoutes::new(Arc::clone(&cluster), self.windows, settings);
         Ok(Joined {
             routes: Arc::new(routes),
@@ -313,10 +315,9 @@ fn settings(
     tls: &watch::Receiver<ClusterTls>,
     tasks: &TaskTracker,
     member: &Member,
-) -> Option<watch::Receiver<ClientTls>> {
+) -> watch::Receiver<ClientTls> {
     let node = member.node.node().to_owned();
-    let settings = follow(tasks, tls.clone(), move |tls| tls.client_for(Some(&node)));
-    Some(settings)
+    follow(tasks, tls.clone(), move |tls| tls.client_for(Some(&node)))
 }
 
 /// The service of links and logs on the port for nodes.

@@ -20,11 +20,13 @@ use crate::{
 /// A function that lists the current certificates.
 type Certificates = Arc<dyn Fn() -> Vec<Certificate> + Send + Sync>;
 
+/// The sources of the metrics and the page of an executor.
+type ExecutorSources = (Option<Execution>, ActionSource);
+
 /// Returns the site of a server.
 pub(crate) fn site(
     config: &Config,
-    (tiers, executor): (&Tiers, Option<(Option<Execution>, ActionSource)>),
-    mesh: Option<&mesh::Joined>,
+    (tiers, executor, mesh): (&Tiers, Option<ExecutorSources>, Option<&mesh::Joined>),
     builds: Option<Builds>,
     health: Health,
     calls: Calls,

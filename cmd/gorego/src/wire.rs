@@ -1,27 +1,28 @@
 //! The composition root: creates all parts from the configuration, runs them, and shuts them down in
 //! order.
 
+mod options;
+
 use std::{
     io::{self, Write as _},
-    num::NonZeroU64,
     sync::Arc,
 };
 
 use gorego_cluster::runner::Cluster;
 use gorego_config::{self as config, Config, LoadedConfig};
-use gorego_execution::Executor;
-use gorego_grpc::Limits;
 use gorego_server as server;
 use gorego_storage::Chain;
 use gorego_telemetry::{
     Calls,
-    traces::EndedSpans,
+    builds::{Builds, BuildsWorker},
+    traces::{Collector, EndedSpans},
     web::{self, Health},
 };
 use gorego_tls::{Certificate, ClientAuth, ClientTls, ServerFiles, ServerTls};
 use tokio::{net::TcpListener, runtime::Runtime, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::options::{options, parts};
 use crate::{
     backing,
     banner::banner,
@@ -32,7 +33,7 @@ use crate::{
     execution::{self, LocalExecutor},
     listen::listen,
     memory::Parts,
-    mesh::{self, Mesh},
+    mesh::{self, Joined, Mesh},
     meters::Meters,
     metrics::{self, CallObserver},
     reload::{self, Reloads},
@@ -81,14 +82,25 @@ pub(crate) fn run(
     ended
 }
 
-async fn serve(
-    loaded: &LoadedConfig,
-    spans: Option<EndedSpans>,
-    start: execution::Start,
-) -> Result<(), Error> {
+/// The parts of a server, none of which runs yet.
+struct Opened {
+    listener: TcpListener,
+    scraped: Option<TcpListener>,
+    descriptors: Descriptors,
+    parts: Parts,
+    chain: Arc<Chain>,
+    tls: Option<watch::Receiver<ServerTls>>,
+    backing_tls: Option<watch::Receiver<ClientTls>>,
+    collector: Option<Collector>,
+    tiers: Tiers,
+    recorded: Option<(Builds, BuildsWorker)>,
+    executor: Option<LocalExecutor>,
+    mesh: Option<Joined>,
+    reloads: Reloads,
+}
+
+async fn open(loaded: &LoadedConfig, start: execution::Start) -> Result<Opened, Error> {
     let config = &loaded.config;
-    let shutdown = CancellationToken::new();
-    let (signals, hangups) = (signals::handle(shutdown.clone())?, reload::hangups()?);
     let mut reloads = Reloads::default();
     let descriptors = Descriptors::claim(config.limits.max_connections);
     let redaction = builds::redaction(loaded).map_err(Error::Redact)?;
@@ -108,50 +120,70 @@ async fn serve(
     let node = mesh.as_ref().map(|mesh| mesh.node(config)).transpose()?;
     let executor = LocalExecutor::new(loaded, start, &tiers, scraped.is_some(), node);
     let (executor, mut how) = executor.await?;
-    let mesh =
-        mesh.map(|mesh| mesh.join((config, descriptors), executor.as_ref(), &mut how, &tiers));
-    let mesh = mesh.transpose()?;
+    let join = |mesh: Mesh| mesh.join((config, descriptors), executor.as_ref(), &mut how, &tiers);
+    let mesh = mesh.map(join).transpose()?;
     announce(config, &listener, scraped.as_ref(), &how)?;
+    Ok(Opened {
+        listener,
+        scraped,
+        descriptors,
+        parts,
+        chain,
+        tls,
+        backing_tls,
+        collector,
+        tiers,
+        recorded,
+        executor,
+        mesh,
+        reloads,
+    })
+}
+
+async fn serve(
+    loaded: &LoadedConfig,
+    spans: Option<EndedSpans>,
+    start: execution::Start,
+) -> Result<(), Error> {
+    let config = &loaded.config;
+    let shutdown = CancellationToken::new();
+    let (signals, hangups) = (signals::handle(shutdown.clone())?, reload::hangups()?);
+    let opened = open(loaded, start).await?;
+    let (tiers, executor, mesh) = (opened.tiers, opened.executor, opened.mesh);
 
     let tasks = TaskTracker::new();
-    let (signals, reloads) = (tasks.spawn(signals), tasks.spawn(reloads.run(hangups)));
+    let (signals, reloads) = (
+        tasks.spawn(signals),
+        tasks.spawn(opened.reloads.run(hangups)),
+    );
     let (evicting, observing) = (CancellationToken::new(), CancellationToken::new());
     if let Some(janitor) = tiers.janitor(config) {
         tasks.spawn(janitor.run(evicting.clone()));
     }
     let observers = TaskTracker::new();
     let dropped = spans.as_ref().map(|spans| Box::new(spans.dropped()) as _);
-    if let Some((spans, collector)) = spans.zip(collector) {
+    if let Some((spans, collector)) = spans.zip(opened.collector) {
         observers.spawn(spans.export(collector, VERSION, observing.clone()));
     }
     let calls = Calls::new(traces::sampling(&config.telemetry));
     let observer = Arc::new(CallObserver(calls.clone()));
-    let drains = executor
-        .as_ref()
-        .zip(mesh.as_ref())
-        .and_then(|(executor, mesh)| {
-            let nodes = (&executor.executor, &mesh.cluster);
-            accept_drains(config, nodes, &tasks, &shutdown)
-        });
+    let drains = accept_drains(
+        config,
+        (executor.as_ref(), mesh.as_ref()),
+        &tasks,
+        &shutdown,
+    );
     let (health, healthy) = publish_health(&tiers, &tasks, &shutdown, drains);
-    let builds = recorded.map(|(builds, worker)| {
+    let builds = opened.recorded.map(|(builds, worker)| {
         observers.spawn(worker.run(observing.clone()));
         builds
     });
-    if let Some(listener) = scraped {
-        let tls = tls.clone();
+    if let Some(listener) = opened.scraped {
+        let (tls, backing_tls) = (opened.tls.clone(), opened.backing_tls);
         let certificates = Arc::new(move || certificates(tls.as_ref(), backing_tls.as_ref()));
-        let parts = (&tiers, executor.as_ref().map(LocalExecutor::sources));
-        let site = site::site(
-            config,
-            parts,
-            mesh.as_ref(),
-            builds,
-            health,
-            calls,
-            certificates,
-            dropped,
-        );
+        let actions = executor.as_ref().map(LocalExecutor::sources);
+        let parts = (&tiers, actions, mesh.as_ref());
+        let site = site::site(config, parts, builds, health, calls, certificates, dropped);
         observers.spawn(web::serve(listener, site, observing.clone()));
     }
 
@@ -159,26 +191,17 @@ async fn serve(
         executor: executor.as_ref().map(|local| Arc::clone(&local.executor)),
         routes: mesh.as_ref().map(|mesh| Arc::clone(&mesh.routes)),
         takers: mesh.as_ref().map(|mesh| Arc::clone(&mesh.routes)),
-        ..options(config, descriptors, parts, tls, healthy, observer, chain)
+        ..options(
+            (config, opened.descriptors),
+            opened.parts,
+            opened.tls,
+            healthy,
+            observer,
+            opened.chain,
+        )
     };
-    let served = match (mesh, &executor, tiers.mesh_stores()) {
-        (Some(mesh), Some(executor), Some(stores)) => {
-            let cluster = Arc::clone(&mesh.cluster);
-            let serving = serve_and_save(
-                listener,
-                &tiers,
-                Some(executor),
-                Some(&cluster),
-                options.clone(),
-                shutdown,
-            );
-            mesh.serve(stores, executor, options, serving).await
-        }
-        _ => {
-            let executor = executor.as_ref();
-            serve_and_save(listener, &tiers, executor, None, options, shutdown).await
-        }
-    };
+    let parts = (executor, mesh);
+    let served = Box::pin(serve_all(opened.listener, &tiers, parts, options, shutdown)).await;
     tiers.close().await;
     // Uploads that wait for room need the janitor, so it ends after the last of them.
     evicting.cancel();
@@ -192,13 +215,34 @@ async fn serve(
     Ok(served?)
 }
 
+/// Serves clients, and other nodes if there is a cluster.
+async fn serve_all(
+    listener: TcpListener,
+    tiers: &Tiers,
+    (executor, mesh): (Option<LocalExecutor>, Option<Joined>),
+    options: server::Options,
+    shutdown: CancellationToken,
+) -> Result<(), gorego_grpc::Error> {
+    let executor = executor.as_ref();
+    let cluster = mesh.as_ref().map(|mesh| Arc::clone(&mesh.cluster));
+    let (cluster, for_nodes) = (cluster.as_deref(), options.clone());
+    let serving = serve_and_save(listener, tiers, (executor, cluster), options, shutdown);
+    match (mesh, executor, tiers.mesh_stores()) {
+        (Some(mesh), Some(executor), Some(stores)) => {
+            mesh.serve(stores, executor, for_nodes, serving).await
+        }
+        _ => serving.await,
+    }
+}
+
 /// Carries out the commands of `gorego drain` until the shutdown. Returns whether the node drains.
 fn accept_drains(
     config: &Config,
-    (executor, cluster): (&Arc<Executor>, &Arc<Cluster>),
+    (local, mesh): (Option<&LocalExecutor>, Option<&Joined>),
     tasks: &TaskTracker,
     shutdown: &CancellationToken,
 ) -> Option<watch::Receiver<bool>> {
+    let (executor, cluster) = (&local?.executor, &mesh?.cluster);
     let (draining, drains) = watch::channel(false);
     match Control::listen(&config.local_cache.dir, executor, cluster, draining) {
         Ok(control) => {
@@ -237,54 +281,12 @@ async fn bind(config: &Config) -> Result<TcpListener, Error> {
     })
 }
 
-fn parts(config: &Config, descriptors: Descriptors) -> Parts {
-    Parts::of(
-        config.limits.memory.bytes(),
-        config.limits.max_batch_bytes.bytes(),
-        descriptors.files,
-        config.local_cache.enabled,
-        config.backing_cache.target.is_some() || config.cluster.enabled,
-    )
-}
-
-fn options(
-    config: &Config,
-    descriptors: Descriptors,
-    parts: Parts,
-    tls: Option<watch::Receiver<ServerTls>>,
-    healthy: watch::Receiver<bool>,
-    observer: Arc<CallObserver>,
-    chain: Arc<Chain>,
-) -> server::Options {
-    server::Options {
-        transport: gorego_grpc::Options {
-            limits: transport_limits(&config.limits, descriptors),
-            memory: parts.transport,
-            tls,
-            healthy: Some(healthy),
-            observer: Some(observer),
-            ..gorego_grpc::Options::default()
-        },
-        limits: limits(&config.limits),
-        memory: parts.server,
-        ac_updates: config.action_cache.updates,
-        // The stores try the functions, so that the answer to a client counts once.
-        inferred_functions: Vec::new(),
-        chain,
-        executor: None,
-        routes: None,
-        takers: None,
-        extension: None,
-    }
-}
-
 /// Serves until the shutdown. Saves the state of the stores while calls drain, since the process may be
 /// killed before the last call ends.
 async fn serve_and_save(
     listener: TcpListener,
     tiers: &Tiers,
-    executor: Option<&LocalExecutor>,
-    cluster: Option<&Cluster>,
+    (executor, cluster): (Option<&LocalExecutor>, Option<&Cluster>),
     options: server::Options,
     shutdown: CancellationToken,
 ) -> Result<(), gorego_grpc::Error> {
@@ -350,22 +352,6 @@ fn certificates(
     let server = server.map(|tls| tls.borrow().certificates.clone());
     let client = client.map(|tls| tls.borrow().certificates.clone());
     server.into_iter().chain(client).flatten().collect()
-}
-
-fn limits(limits: &config::Limits) -> server::Limits {
-    server::Limits {
-        max_batch_bytes: limits.max_batch_bytes.bytes(),
-        max_blob_size: NonZeroU64::new(limits.max_blob_size.bytes()),
-    }
-}
-
-fn transport_limits(limits: &config::Limits, descriptors: Descriptors) -> Limits {
-    Limits {
-        idle_timeout: limits.idle_timeout,
-        drain_timeout: limits.drain_timeout,
-        max_connections: descriptors.connections,
-        ..Limits::default()
-    }
 }
 
 #[cfg(test)]

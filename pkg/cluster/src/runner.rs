@@ -465,7 +465,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
         match self.membership.update(record, now) {
             Ok(()) => self.parts.links.set_record(self.membership.me().to_proto()),
             Err(why) => {
-                tracing::warn!(%why, draining, "other nodes do not learn whether this one drains")
+                tracing::warn!(%why, draining, "other nodes do not learn whether this one drains");
             }
         }
     }

@@ -32,11 +32,14 @@ const POLL: Duration = Duration::from_millis(200);
 const MAX_TEXTS: usize = 1000;
 const MAX_TEXT: usize = 4096;
 
+/// A function that returns the values that other nodes have of a property.
+type Values = dyn Fn(&str) -> Vec<String> + Send + Sync;
+
 /// The platforms of other nodes, on which actions may run, too.
 #[derive(Clone)]
 pub struct PeerPlatforms {
     meets: Arc<dyn Fn(&str) -> bool + Send + Sync>,
-    values: Arc<dyn Fn(&str) -> Vec<String> + Send + Sync>,
+    values: Arc<Values>,
     wait: Duration,
     /// The texts of platforms. Actions of one platform share one.
     texts: Arc<Mutex<HashSet<Arc<str>>>>,
