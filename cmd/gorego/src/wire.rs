@@ -167,12 +167,8 @@ async fn serve(
     }
     let calls = Calls::new(traces::sampling(&config.telemetry));
     let observer = Arc::new(CallObserver(calls.clone()));
-    let drains = accept_drains(
-        config,
-        (executor.as_ref(), mesh.as_ref()),
-        &tasks,
-        &shutdown,
-    );
+    let node = (executor.as_ref(), mesh.as_ref());
+    let drains = accept_drains(config, node, &tasks, &shutdown);
     let (health, healthy) = publish_health(&tiers, &tasks, &shutdown, drains);
     let builds = opened.recorded.map(|(builds, worker)| {
         observers.spawn(worker.run(observing.clone()));
@@ -202,6 +198,20 @@ async fn serve(
     };
     let parts = (executor, mesh);
     let served = Box::pin(serve_all(opened.listener, &tiers, parts, options, shutdown)).await;
+    close(&tiers, &evicting, &observing, observers).await;
+    signals.abort();
+    reloads.abort();
+    tracing::info!("shutdown complete");
+    Ok(served?)
+}
+
+/// Ends the stores, then the tasks that they need, then those that observe.
+async fn close(
+    tiers: &Tiers,
+    evicting: &CancellationToken,
+    observing: &CancellationToken,
+    observers: TaskTracker,
+) {
     tiers.close().await;
     // Uploads that wait for room need the janitor, so it ends after the last of them.
     evicting.cancel();
@@ -209,10 +219,6 @@ async fn serve(
     observing.cancel();
     observers.close();
     observers.wait().await;
-    signals.abort();
-    reloads.abort();
-    tracing::info!("shutdown complete");
-    Ok(served?)
 }
 
 /// Serves clients, and other nodes if there is a cluster.
