@@ -370,11 +370,11 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
                     has_changed = true;
                 }
                 Effect::Conflict { holder, address } => {
-                    self.parts.warn_of_namesake(&holder, &address)
+                    self.parts.warn_of_namesake(&holder, &address);
                 }
                 Effect::Full => self.parts.warn_of_full(),
                 Effect::Rejoined => {
-                    tracing::info!("other nodes had missed this one: it joins again")
+                    tracing::info!("other nodes had missed this one: it joins again");
                 }
                 Effect::Refused(node) => {
                     tracing::warn!(%node, "refused, since there are cluster.max_nodes already");
@@ -444,7 +444,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
         match self.membership.update(record, now) {
             Ok(()) => self.parts.links.set_record(self.membership.me().to_proto()),
             Err(why) => {
-                tracing::warn!(%why, draining, "other nodes do not learn whether this one drains")
+                tracing::warn!(%why, draining, "other nodes do not learn whether this one drains");
             }
         }
     }
