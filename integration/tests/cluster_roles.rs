@@ -174,9 +174,11 @@ async fn an_action_waits_for_a_node_with_its_platform() {
     let client = a.executor.clone();
     let action = |name: &str| TestAction::script(&format!("echo {name}")).property("pool", "b");
     let first = action("first");
-    let first = tokio::spawn(async move { client.execute(&first).await });
-    let mut b = join(&a, &[ONE, "execution.platform=pool=b"]).await;
-    succeeded(first.await.unwrap());
+    let (first, mut b) = tokio::join!(
+        client.execute(&first),
+        join(&a, &[ONE, "execution.platform=pool=b"])
+    );
+    succeeded(first);
 
     // A node that was there a moment ago may come back.
     b.server.kill();

@@ -36,7 +36,7 @@ pub enum Failure {
     NoNode {
         /// The text of the platform.
         platform: Arc<str>,
-        /// What the nodes have.
+        /// The reason, with the platforms of the nodes.
         why: String,
     },
     /// The queue is full. `RESOURCE_EXHAUSTED` with a delay for a retry.

@@ -1,12 +1,13 @@
 //! The platform that an action requires, beside that of this node.
 
-use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
+mod peers;
+
+use std::sync::Arc;
 
 use gorego_storage::shorten;
-use parking_lot::Mutex;
 use reapi::v2::{Platform, platform::Property};
-use tokio::time::{Instant, sleep};
 
+pub use self::peers::PeerPlatforms;
 use crate::{Failure, Network, Options};
 
 /// Selects the persistent worker of an action. A node without one runs the action alone, with the same result.
@@ -24,123 +25,6 @@ const ANY: &str = "*";
 const HERE: &str = "\0\0";
 /// The end of a name or a value in the text of a platform.
 const END: char = '\0';
-/// The time for which an action waits for a node with its platform.
-const WAIT: Duration = Duration::from_secs(30);
-/// The period in which the other nodes are checked meanwhile.
-const POLL: Duration = Duration::from_millis(200);
-/// The most texts of platforms that are kept to be shared, and the longest, in bytes.
-const MAX_TEXTS: usize = 1000;
-const MAX_TEXT: usize = 4096;
-
-/// A function that returns the values that other nodes have of a property.
-type Values = dyn Fn(&str) -> Vec<String> + Send + Sync;
-
-/// The platforms of other nodes, on which actions may run, too.
-#[derive(Clone)]
-pub struct PeerPlatforms {
-    meets: Arc<dyn Fn(&str) -> bool + Send + Sync>,
-    values: Arc<Values>,
-    wait: Duration,
-    /// The texts of platforms. Actions of one platform share one.
-    texts: Arc<Mutex<HashSet<Arc<str>>>>,
-}
-
-impl PeerPlatforms {
-    /// Wraps a function that returns whether another node meets a platform, given its text (see [`properties`]), or has
-    /// met it a while ago. It is called each second at least.
-    pub fn new(meets: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
-        Self {
-            meets: Arc::new(meets),
-            values: Arc::new(|_| Vec::new()),
-            wait: WAIT,
-            texts: Arc::default(),
-        }
-    }
-
-    /// Sets the function that returns the values of a property at the other nodes, for messages.
-    #[must_use]
-    pub fn with_values(
-        mut self,
-        values: impl Fn(&str) -> Vec<String> + Send + Sync + 'static,
-    ) -> Self {
-        self.values = Arc::new(values);
-        self
-    }
-
-    /// Sets the time for which an action waits for a node with its platform; by default 30 s.
-    #[must_use]
-    pub const fn waiting(mut self, wait: Duration) -> Self {
-        self.wait = wait;
-        self
-    }
-
-    /// Returns whether another node meets a platform.
-    pub(crate) fn meets(&self, platform: &str) -> bool {
-        (self.meets)(platform)
-    }
-
-    /// Waits until another node meets a platform. Returns false if none does in time, which counts from `since` on.
-    pub(crate) async fn wait_for(&self, platform: &str, since: Instant) -> bool {
-        while !self.meets(platform) {
-            if since.elapsed() >= self.wait {
-                return false;
-            }
-            sleep(POLL).await;
-        }
-        true
-    }
-
-    /// Returns what the other nodes have instead of a platform.
-    fn refusal(&self, platform: &str) -> String {
-        let unmet = properties(platform).find_map(|(name, value)| {
-            let values = (self.values)(name);
-            let is_met = values.iter().any(|found| accepts(name, found, value));
-            (!is_met).then_some((name, values))
-        });
-        match unmet {
-            Some((name, values)) if values.is_empty() => {
-                format!("no other node has {:?}", shorten(name))
-            }
-            Some((name, values)) => {
-                let values = values.join(", ");
-                format!("other nodes have {:?}: {}", shorten(name), shorten(&values))
-            }
-            None => "no other node that runs actions has all of its platform".to_owned(),
-        }
-    }
-
-    /// Returns the text of a platform, which is the same for all orders of its properties; with `is_here`, that of an
-    /// action that no other node gets.
-    pub(crate) fn text(&self, platform: &Platform, is_here: bool) -> Arc<str> {
-        let needed = |property: &&Property| !property.name.starts_with(PERSISTENT_WORKER);
-        let needed = platform.properties.iter().filter(needed);
-        let mut needed: Vec<_> = needed.map(|it| (&*it.name, &*it.value)).collect();
-        needed.sort_unstable();
-        let pairs = needed.into_iter();
-        let pairs = pairs.flat_map(|(name, value)| [name, "\0", value, "\0"]);
-        let begin = is_here.then_some(HERE);
-        let text: String = begin.into_iter().chain(pairs).collect();
-        if text.len() > MAX_TEXT {
-            return text.into();
-        }
-        let mut texts = self.texts.lock();
-        if let Some(known) = texts.get(&*text) {
-            return Arc::clone(known);
-        }
-        if texts.len() >= MAX_TEXTS {
-            texts.clear();
-        }
-        let text = Arc::<str>::from(text);
-        texts.insert(Arc::clone(&text));
-        text
-    }
-}
-
-impl fmt::Debug for PeerPlatforms {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PeerPlatforms").finish_non_exhaustive()
-    }
-}
 
 /// Returns the names and values in the text of a platform.
 pub fn properties(text: &str) -> impl Iterator<Item = (&str, &str)> {

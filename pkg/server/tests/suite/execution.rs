@@ -1,6 +1,7 @@
 //! `Execution`: what a client of an executor sees.
 
 mod operations;
+mod platforms;
 mod streams;
 
 use gorego_storage::{ActionCache as _, DigestFunction};
