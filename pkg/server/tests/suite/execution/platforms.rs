@@ -65,15 +65,3 @@ async fn an_action_waits_until_a_node_can_run_it() {
     let mut messages = server.execute(request(&action)).await.unwrap();
     assert_eq!(messages.stage().await.1, Value::Queued);
 }
-
-#[tokio::test]
-async fn a_queued_action_ends_when_no_node_can_run_it_any_more() {
-    let is_met = Arc::new(AtomicBool::new(true));
-    let asked = Arc::clone(&is_met);
-    let (server, action) = start(PeerPlatforms::new(move |_| asked.load(Relaxed))).await;
-    let mut messages = server.execute(request(&action)).await.unwrap();
-    assert_eq!(messages.stage().await.1, Value::Queued);
-    is_met.store(false, Relaxed);
-    let (code, _) = outcome(&messages.response().await);
-    assert_eq!(code, Code::FailedPrecondition);
-}
