@@ -111,6 +111,15 @@ impl Table {
                 let why = format!("a newer run of the node is connected: {}", old.peer);
                 return Err(Status::new(SAME_NAME, why));
             }
+            // A run that began anew elsewhere gets the name once the former one does not answer.
+            let is_elsewhere = old.peer != link.peer && old.address != link.address;
+            if is_elsewhere && old.is_alive() {
+                let why = format!(
+                    "another node has this name and is connected: {} at {}",
+                    old.peer, old.address
+                );
+                return Err(Status::new(SAME_NAME, why));
+            }
             if old.peer == link.peer && !old.yields_to(link, me) {
                 return Err(Status::new(DUPLICATE, "the node is connected already"));
             }

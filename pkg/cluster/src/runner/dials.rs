@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use gorego_limits::LogLimit;
 use gorego_scheduler::Generation;
 use parking_lot::Mutex;
 use tokio::{
@@ -94,7 +95,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
         self.tasks.spawn(async move {
             match links.dial(&address, None).await {
                 Ok(_) | Err(DialError::Own | DialError::Duplicate) => {}
-                Err(why) => tracing::debug!(address, %why, "no node is found"),
+                Err(why) => report(&address, &why),
             }
         });
     }
@@ -123,5 +124,22 @@ pub(super) async fn discover<J, O>(
         let found = found.iter().map(ToString::to_string).collect();
         // Fails if the task is gone.
         let _ = told.send(Told::Found(found));
+    }
+}
+
+/// Logs why there is no link to the node at an address: at most once a minute if an operator has to act.
+fn report(address: &str, why: &DialError) {
+    static NAMES: LogLimit = LogLimit::new();
+    static REFUSALS: LogLimit = LogLimit::new();
+    match why {
+        DialError::SameName(_) if NAMES.is_due() => tracing::error!(
+            address,
+            %why,
+            "another node has the name of this one, which shares no work: set another cluster.node_id"
+        ),
+        DialError::Tls(_) | DialError::Foreign(_) if REFUSALS.is_due() => {
+            tracing::warn!(address, %why, "no link to a node");
+        }
+        _ => tracing::debug!(address, %why, "no node is found"),
     }
 }

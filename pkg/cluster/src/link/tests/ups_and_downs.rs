@@ -135,18 +135,21 @@ async fn a_connection_that_breaks_is_reported_by_both_sides_and_replaced() {
 }
 
 #[tokio::test]
-async fn a_newer_run_of_a_node_replaces_the_older_and_not_the_other_way_round() {
+async fn a_newer_run_elsewhere_gets_the_name_once_the_older_is_gone() {
     let mut a = Node::start("a", None).await;
-    let mut runs = Vec::new();
-    for number in [5, 6] {
-        let run = Node::of("build", &generation("b", number), None).await;
-        run.dial(&a).await.unwrap();
-        runs.push(run);
-    }
+    let older = Node::of("build", &generation("b", 5), None).await;
+    older.dial(&a).await.unwrap();
     assert_eq!(a.up().await.number(), 5);
+    let newer = Node::of("build", &generation("b", 6), None).await;
+    let refused = newer.dial(&a).await;
+    assert!(
+        matches!(refused, Err(DialError::SameName(_))),
+        "{refused:?}"
+    );
+    older.wires.cut();
     assert!(matches!(a.down().await, How::Broken(_)));
+    newer.dial(&a).await.unwrap();
     assert_eq!(a.up().await.number(), 6);
-    let older = Node::of("build", &generation("b", 4), None).await;
     let refused = older.dial(&a).await;
     assert!(
         matches!(refused, Err(DialError::SameName(_))),
