@@ -41,7 +41,7 @@ const TICK: Duration = Duration::from_millis(100);
 pub trait Host {
     /// Sends a frame on the link with a peer, in order.
     fn send(&mut self, peer: &Generation, frame: Content);
-    /// Opens a link with a peer, unless one is opened already. Ends in [`Handover::link_up`] or [`Handover::link_down`].
+    /// Opens a link with a peer, unless one is being opened. Ends in [`Handover::link_up`] or [`Handover::link_down`].
     fn connect(&mut self, peer: &Generation);
 
     /// Returns the numbers of this node's queued actions whose platform a peer has, by need.

@@ -357,7 +357,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
             _ if self.parts.links.is_up(node) => return,
             Ok(_) | Err(DialError::Refused) => (Loss::Refused, Down::Refused),
             Err(why) => {
-                tracing::debug!(%node, %why, "no link to a node");
+                tracing::debug!(%node, %why, "failed to open a link to a node");
                 (Loss::Broken, Down::Broken)
             }
         };
@@ -395,10 +395,10 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
                 }
                 Effect::Full => self.parts.warn_of_full(),
                 Effect::Rejoined => {
-                    tracing::info!("other nodes had missed this one: it joins again");
+                    tracing::info!("this node joined the cluster again");
                 }
                 Effect::Refused(node) => {
-                    tracing::warn!(%node, "refused, since there are cluster.max_nodes already");
+                    tracing::warn!(%node, "node refused: the cluster already has cluster.max_nodes");
                 }
             }
         }
@@ -465,7 +465,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
         match self.membership.update(record, now) {
             Ok(()) => self.parts.links.set_record(self.membership.me().to_proto()),
             Err(why) => {
-                tracing::warn!(%why, draining, "other nodes do not learn whether this one drains");
+                tracing::warn!(%why, draining, "failed to announce the drain, or its end, to other nodes");
             }
         }
     }

@@ -173,7 +173,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
             // The end of the link is reported as an event.
             Ok(()) | Err(SendError::Down | SendError::Full) => {}
             Err(why @ SendError::TooLarge(_)) => {
-                tracing::error!(%peer, %why, "a frame is not sent");
+                tracing::error!(%peer, %why, "failed to send a frame to a node");
                 self.links.close(peer, "a frame was too large");
             }
         }
@@ -224,7 +224,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
     pub(super) fn warn_of_full(&self) {
         if self.namesake.is_due() {
             tracing::error!(
-                "the cluster has cluster.max_nodes already, and refuses this node, which shares no work"
+                "the cluster already has cluster.max_nodes and refuses this node, so it shares no work"
             );
         }
     }
