@@ -30,7 +30,7 @@ pub struct Node {
     pub mesh: SocketAddr,
 }
 
-/// The settings of nodes: where they listen, who they are, and whom they join.
+/// The settings of nodes: addresses, names, and the nodes to join.
 fn settings(name: &str, join: &str) -> Vec<String> {
     let own = [
         "telemetry.metrics_addr=127.0.0.1:0".to_owned(),
@@ -79,7 +79,7 @@ impl Node {
         Self::over(server, &self.name).await
     }
 
-    /// Returns the nodes as this one knows them.
+    /// Returns the nodes that this one knows.
     pub async fn peers(&self) -> Vec<Value> {
         let peers = web::get(self.server.metrics(), "/api/v1/peers").await;
         nodes(&peers)
@@ -107,7 +107,7 @@ impl Node {
         web::wait_for(self.server.metrics(), "/api/v1/peers", is_met).await;
     }
 
-    /// Waits until this node has got this many actions of others.
+    /// Waits until this node has run this many actions of others.
     pub async fn wait_for_taken(&self, actions: u64) {
         const NAME: &str = "gorego_cluster_taken_actions_total ";
         let is_met = |response: &web::Response| {
@@ -138,12 +138,12 @@ fn nodes(response: &web::Response) -> Vec<Value> {
 /// A function that starts a server with these settings.
 type Start = fn(&[&str]) -> Server;
 
-/// Starts nodes named `a`, `b`, `c`… with these settings, and waits until each knows all.
+/// Starts nodes named `a`, `b`, `c` and so on with these settings, and waits until each knows all.
 pub async fn start<const N: usize>(more: &[&str]) -> [Node; N] {
     start_by(Server::start, more).await
 }
 
-/// Starts such nodes, whose actions use the programs of the root directory of the build clients.
+/// Starts nodes whose actions use the programs in the root directory of the build clients.
 pub async fn start_in_root<const N: usize>(more: &[&str]) -> [Node; N] {
     start_by(Server::start_in_root, more).await
 }

@@ -55,7 +55,7 @@ async fn the_actions_of_a_killed_node_run_elsewhere() {
     let crowd = crowd(&a, &gate, 3).await;
     gate.wait_for_starts(3);
     b.server.kill();
-    // That of the killed node waits for a slot.
+    // The action of the killed node waits for a slot.
     a.wait_for_members(&["a", "c"]).await;
     finish(&a, &mut gate, crowd).await;
     assert_eq!(gate.starts(), 4);

@@ -22,7 +22,7 @@ async fn outputs_outlive_the_node_that_made_them() {
         held.push(at.executor.start(&TestAction::script(&script)).await);
         gate.wait_for_starts(held.len());
     }
-    // The only free slot is that of the node that is killed, unless an action before runs there.
+    // The only free slot is on the node that is killed, unless an earlier action runs there.
     let mut results = Vec::new();
     for number in 0..4 {
         let script = format!("head -c 200000 /dev/zero; echo {number} | tee file");

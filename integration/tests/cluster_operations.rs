@@ -1,4 +1,4 @@
-//! Tests of operations that clients ask other nodes about.
+//! Tests of operations that clients look up at other nodes.
 #![cfg(test)]
 
 use gorego_integration::{
@@ -28,8 +28,8 @@ async fn get(at: &Executor, name: &str) -> Result<Operation, Status> {
     response.map(tonic::Response::into_inner)
 }
 
-/// Returns the names on all pages with one operation each, sorted. They are those of the actions, with which the names of
-/// the clients' operations begin.
+/// Returns the names on all pages with one operation each, sorted. The names of the clients' operations begin with
+/// them.
 async fn listed(at: &Executor) -> Vec<String> {
     let mut names = Vec::new();
     let mut page_token = String::new();

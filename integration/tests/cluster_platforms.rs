@@ -12,7 +12,7 @@ use tonic::Code;
 const ONE: &str = "execution.concurrency=1";
 const GPU: [&str; 2] = [ONE, "execution.platform=gpu=2"];
 
-/// Starts a node without a platform, one with it, and another without.
+/// Starts a node without a platform, one with a platform, and another without.
 async fn start() -> [Node; 3] {
     let a = Node::start("a", "", &[ONE]).await;
     let join = a.mesh.to_string();

@@ -16,7 +16,7 @@ use tonic::{Code, IntoRequest as _};
 const ONE: &str = "execution.concurrency=1";
 /// A node that runs no actions itself.
 const ENTRY: &str = "execution.enabled=false";
-/// A node that takes actions of others only.
+/// A node that takes actions of other nodes only.
 const WORKER: &str = "cluster.role=worker";
 
 /// Starts a node `b` with these settings that joins `a`, and waits until both know each other.
@@ -93,7 +93,7 @@ async fn an_action_that_was_forwarded_is_not_handed_over() {
         .insert("x-gorego-forwarded-from", "proxy".parse().unwrap());
     let mut forwarded = to.executor.begin(call).await.unwrap();
     forwarded.reach(Value::Queued).await;
-    // The other node is free, and takes one that came later.
+    // The other node is free, and takes an action that came later.
     let mut last = to.executor.start(&last).await;
     last.reach(Value::Executing).await;
     gate.wait_for_starts(2);
@@ -126,7 +126,7 @@ async fn a_drained_node_has_no_work_and_takes_it_again_when_told() {
     let b = join(&a, &[ONE]).await;
     let mut gate = Gate::new();
     let mut actions = Vec::new();
-    // The first two run, each on a node of its own. No other node than the first has the pool.
+    // The first two actions run on a node each. Only the first node has the pool.
     for (number, pool) in [Some("a"), None, Some("a"), None].into_iter().enumerate() {
         let action = TestAction::script(&format!("{}; echo {number}", gate.pass()));
         let action = match pool {
@@ -180,7 +180,7 @@ async fn an_action_waits_for_a_node_with_its_platform() {
     );
     succeeded(first);
 
-    // A node that was there a moment ago may come back.
+    // A node that was up a moment ago may come back.
     b.server.kill();
     a.wait_for_members(&["a"]).await;
     let mut second = a.executor.start(&action("second")).await;

@@ -1,4 +1,4 @@
-//! Tests of nodes that know each other by their certificates, and of those that are refused.
+//! Tests of nodes that identify each other by certificates, and of refused nodes.
 #![cfg(test)]
 
 use std::net::SocketAddr;
@@ -26,7 +26,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity};
 
 /// One action at a time on each node.
 const ONE: &str = "execution.concurrency=1";
-/// The name of the cluster where no other is set.
+/// The default name of a cluster.
 const CLUSTER: &str = "gorego";
 
 /// Starts a node with a certificate of `gorego cluster certs`.

@@ -1,4 +1,4 @@
-//! Tests of what clients and operators see of actions that run on other nodes.
+//! Tests of logs, tables and metrics of actions that run on other nodes.
 #![cfg(test)]
 
 use std::{
@@ -68,8 +68,8 @@ async fn occupy(node: &Node) -> (Gate, Messages) {
     (gate, running)
 }
 
-/// Starts an action at a node whose slot is occupied, so that it runs on another one. It prints `one`, and `two` after the
-/// gate; `three` on standard error.
+/// Starts an action at a node whose slot is occupied, so that it runs on another node. It prints `one`, then `two`
+/// after the gate, and `three` on standard error.
 async fn start_elsewhere(node: &Node, gate: &Gate) -> Messages {
     let script = format!("echo one; echo three >&2; {}; echo two", gate.pass());
     let messages = node.executor.start(&TestAction::script(&script)).await;
@@ -130,7 +130,7 @@ async fn a_log_ends_with_the_node_that_runs_the_action() {
     assert_eq!(next(&mut out).await.as_deref(), Some("one\n"));
     b.server.kill();
     assert_eq!(next(&mut out).await, None);
-    // It runs again here.
+    // The action runs again at its entry node.
     first.open();
     succeeded(running.response().await);
     gate.wait_for_starts(2);
@@ -237,7 +237,7 @@ async fn metrics_and_peers_have_the_round_trip_the_starts_and_the_bytes() {
         |metrics: &Metrics| metrics.get("gorego_cluster_taken_actions_total") == Some(1);
     let of_b = Metrics::wait_for(b.server.metrics(), is_counted).await;
     assert_eq!(of_b.get("gorego_cluster_start_seconds_count"), Some(1));
-    // What the action needs, and what it made, moved once between the nodes at least.
+    // The input and the output of the action moved between the nodes at least once.
     let moved = |metrics: &Metrics| {
         let names =
             ["read", "written"].map(|name| format!("gorego_cluster_blobs_{name}_bytes_total"));

@@ -45,7 +45,8 @@ pub(crate) enum Command {
     Tail(Tail),
     /// Lists the nodes of the cluster of a running gorego, and their load.
     Peers(Peers),
-    /// Gives the work of a running node to the others of its cluster, and waits until it has none. New actions are refused.
+    /// Hands the work of a running node to the others of its cluster, and waits until it has none. New
+    /// actions are refused.
     Drain(Drain),
     /// Prepares a cluster of nodes.
     #[command(subcommand)]

@@ -1,3 +1,3 @@
-//! The cluster.
+//! The subcommands of `gorego cluster`.
 
 pub(crate) mod certs;

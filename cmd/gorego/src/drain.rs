@@ -1,7 +1,7 @@
-//! `gorego drain`: a node of a cluster gives its work to the others, and stays up.
+//! `gorego drain`: hands the work of a node to other nodes of its cluster. The node stays up.
 //!
-//! The command and the node speak over a socket in the data directory, which only the node's user reaches: one line from
-//! the command, then lines from the node until the work has ended.
+//! The command and the node communicate over a socket in the data directory, which only the node's user can reach: one
+//! line from the command, then lines from the node until the work has ended.
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -41,10 +41,10 @@ const MAX_LINE: u64 = 16;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The most commands at once.
 const MAX_COMMANDS: usize = 16;
-/// The period in which the remaining work is counted, and peers are looked for.
+/// The period in which the remaining work is counted, and the platforms of peers are checked.
 const PERIOD: Duration = Duration::from_millis(500);
 
-/// Returns a path of the socket. It is short whatever that of the folder is, since those of sockets are limited.
+/// Returns a path of the socket through the open folder. Paths of sockets are limited in length, and this one is short.
 fn path(folder: &File) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd()))
 }
@@ -73,7 +73,7 @@ impl Control {
         }
         let folder = File::open(folder)?;
         let path = path(&folder);
-        // That of an earlier run.
+        // The socket of an earlier run may be left.
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -86,7 +86,7 @@ impl Control {
         })
     }
 
-    /// Carries out commands, for ever.
+    /// Carries out commands until the future is dropped.
     pub(crate) async fn serve(self) {
         let control = Arc::new(self);
         let mut commands = JoinSet::new();
@@ -150,12 +150,12 @@ impl Control {
     }
 }
 
-/// Sends a line. The drain goes on if the command has ended.
+/// Sends a line. If the command has ended, the drain continues.
 async fn say(stream: &mut UnixStream, line: &str) {
     let _ = stream.write_all(format!("{line}\n").as_bytes()).await;
 }
 
-/// Drains the node with this configuration, and waits until it has no work left; or ends the drain.
+/// Drains the node with this configuration and waits until it has no work left, or ends the drain.
 pub(crate) fn run(
     options: &Drain,
     load: impl Fn() -> Result<LoadedConfig, String>,

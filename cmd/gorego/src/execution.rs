@@ -120,7 +120,7 @@ pub(crate) struct LocalExecutor {
     tasks: TaskTracker,
     /// The counts of the attempts, if metrics are served.
     attempts: Option<Arc<AttemptCounts>>,
-    /// The isolation of actions that run here.
+    /// The isolation of actions on this node.
     level: Option<Level>,
     drain: Duration,
     /// The limits of actions, as lines for the banner.
@@ -234,7 +234,7 @@ impl LocalExecutor {
         })
     }
 
-    /// Returns how actions are executed, as lines for the banner; those of clients unless the node is a worker.
+    /// Returns how actions are executed, as lines for the banner. A worker executes none for clients.
     fn summary(&self, config: &Config) -> Vec<String> {
         let users = match first_user(config) {
             Some(first) => format!("as users from {first} on"),
@@ -265,7 +265,7 @@ impl LocalExecutor {
         })
     }
 
-    /// Lets actions end once `shutdown` is cancelled, and stops those that take too long. Queued ones are handed over to
+    /// Lets actions end once `shutdown` is cancelled, and stops those that take too long. Hands queued actions over to
     /// other nodes of the cluster.
     pub(crate) async fn run(&self, shutdown: &CancellationToken, cluster: Option<&Cluster>) {
         shutdown.cancelled().await;

@@ -45,8 +45,8 @@ use crate::cli::{Cli, Cluster, Command};
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// The exit status of a failed start: the configuration, the address or the data directory is unusable. Also that of
-/// commands whose options are.
+/// The exit status of a failed start: the configuration, the address or the data directory is unusable. Also the status
+/// of commands with unusable options.
 const EXIT_START: u8 = 2;
 
 /// The exit status of a command that found no running gorego.

@@ -71,7 +71,7 @@ impl Parts {
 
 impl Parts {
     /// Creates the budgets for calls of other nodes, in addition to `limits.memory`. Calls of clients hold memory while
-    /// they wait for another node: if the calls of nodes shared it, two nodes could wait for each other.
+    /// they wait for another node. With shared memory, two nodes could wait for each other.
     pub(crate) fn of_nodes(batch: u64, files: u64) -> Self {
         let memory = batch.saturating_mul(3).saturating_add(NODES);
         Self::of(memory, batch, files / 2, true, false)

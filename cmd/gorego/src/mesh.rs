@@ -1,4 +1,4 @@
-//! This node in its cluster: its port for other nodes, its links, and what it does for their actions.
+//! This node in its cluster: its port for other nodes, its links, and its work for the actions of other nodes.
 
 mod fitting;
 mod generation;
@@ -96,7 +96,7 @@ pub(crate) struct Joined {
 }
 
 impl Mesh {
-    /// Listens for other nodes, if there is to be a cluster.
+    /// Listens for other nodes, if the configuration enables a cluster.
     pub(crate) async fn open(
         config: &Config,
         reloads: &mut Reloads,
@@ -139,14 +139,15 @@ impl Mesh {
         }
     }
 
-    /// Returns this run of the node, whose number is larger than that of any before, and the platforms of the others.
+    /// Returns this run of the node, whose number is larger than that of any earlier run, and the platforms of other
+    /// nodes.
     pub(crate) fn node(&self, config: &Config) -> Result<(Generation, PeerPlatforms), Error> {
         let generation = generation::next(&config.local_cache.dir, &self.name)?;
         let platforms = fitting::platforms(Arc::clone(&self.joined));
         Ok((generation, platforms))
     }
 
-    /// Joins the cluster. Needs no other node to be there.
+    /// Joins the cluster. Needs no other node.
     pub(crate) fn join(
         self,
         (config, descriptors): (&Config, Descriptors),
@@ -194,7 +195,7 @@ impl Mesh {
             load_period: config.cluster.broadcast_period,
         };
         let cluster = Arc::new(Cluster::start(options, components)?);
-        // Nothing else sets it.
+        // No other code sets it.
         let _ = self.joined.set(Arc::clone(&cluster));
         let (of_nodes, following) = (self.tls.clone(), self.tasks.clone());
         let settings =
@@ -214,8 +215,8 @@ impl Mesh {
 }
 
 impl Joined {
-    /// Serves other nodes until `serving` ends, which serves clients and runs actions, and until the others know that
-    /// this node is gone. `options` are those for clients.
+    /// Serves other nodes until `serving` ends, which serves clients and runs actions, and until the other nodes know
+    /// that this node is gone. `options` are the options for clients.
     pub(crate) async fn serve(
         self,
         stores: server::Stores,
@@ -242,7 +243,7 @@ impl Joined {
             ac_updates: true,
             inferred_functions: Vec::new(),
             executor: Some(Arc::clone(&executor.executor)),
-            // A call of another node ends here, so that there are no loops.
+            // Calls of other nodes are not passed on, so that there are no loops.
             chain: Arc::default(),
             routes: None,
             takers: Some(self.routes),
@@ -272,7 +273,7 @@ fn max_nodes(config: &Config) -> usize {
     usize::try_from(config.cluster.max_nodes).unwrap_or(usize::MAX)
 }
 
-/// Returns the places where other nodes are looked for.
+/// Returns the places where other nodes are discovered.
 fn places(config: &Config) -> Places {
     let cluster = &config.cluster;
     match cluster.discovery_mode {

@@ -1,4 +1,5 @@
-//! The stores behind the services: the local tier, the backing cache, or both; in a cluster those of other nodes, too.
+//! The stores behind the services: the local tier, the backing cache, or both; in a cluster, also the stores of other
+//! nodes.
 
 pub(crate) mod cluster;
 
@@ -87,8 +88,8 @@ pub(crate) struct ExecutorStores {
 }
 
 impl Tiers {
-    /// Opens the configured stores. Counts what passes through them into `meters`, if there are any. A node of a
-    /// `cluster` shares the blobs of its local tier.
+    /// Opens the configured stores. Counts their traffic in `meters`, if given. A node of a `cluster` shares the blobs
+    /// of its local tier.
     pub(crate) async fn open(
         config: &Config,
         parts: &Parts,

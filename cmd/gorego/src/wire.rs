@@ -205,7 +205,7 @@ async fn serve(
     Ok(served?)
 }
 
-/// Ends the stores, then the tasks that they need, then those that observe.
+/// Closes the stores, then the tasks that they need, then the tasks that observe.
 async fn close(
     tiers: &Tiers,
     evicting: &CancellationToken,
@@ -256,7 +256,7 @@ fn accept_drains(
             Some(drains)
         }
         Err(error) => {
-            tracing::warn!(%error, "`gorego drain` does not reach this node");
+            tracing::warn!(%error, "failed to listen for `gorego drain`");
             None
         }
     }

@@ -3,7 +3,7 @@
 use super::Node;
 use crate::executor::{Gate, Messages, TestAction, succeeded};
 
-/// Actions of one node that wait at a gate. Each prints its own line.
+/// Actions of one node that wait at a gate. Each prints a line of its own.
 #[derive(Debug)]
 pub struct Crowd(Vec<(String, Messages)>);
 

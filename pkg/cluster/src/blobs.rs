@@ -1,14 +1,14 @@
 //! The blobs and results of other nodes.
 //!
 //! [`Peers`] are the stores of the other nodes, which serve their local tiers only. Without a backing cache, [`Owners`]
-//! is the second tier: each blob and each result is on some nodes, which its digest determines. With one, [`Near`] reads
-//! from other nodes what the backing cache has, too.
+//! is the second tier: the digest of each blob and each result determines the nodes that store it. With a backing
+//! cache, [`Near`] reads from other nodes the blobs that they have.
 //!
-//! Losing a node loses no blob or result that was acknowledged while `replicas` nodes were reachable, unless all its
-//! owners are lost at once. What was acknowledged while fewer were, such as by a node alone, is lost with these. An owner
-//! may evict what no client used for the lease of its local tier. A lost blob is a miss, and clients build it again.
-//! Blobs do not move when members change: a lookup finds them at former owners while these are among the first in the
-//! new order, and else copies them from the local tier of the node that looks up, if that has them.
+//! A blob or result that was acknowledged while `replicas` nodes were reachable is lost only if all its owners are lost
+//! at once. One that was acknowledged while fewer were reachable is lost with these. An owner may evict a blob that no
+//! client used for the lease of its local tier. A lost blob is a miss, and clients build it again. Blobs do not move
+//! when members change. A lookup finds a blob at a former owner that is among the first nodes in the new order.
+//! Otherwise it copies the blob from the local tier of the node that looks it up, if that has the blob.
 
 mod latest;
 mod near;

@@ -30,16 +30,16 @@ pub async fn call(
     Ok(answer.into_inner().map_err(broken).boxed())
 }
 
-/// Returns the error of a call: `UNAVAILABLE` if the connection broke, for which tonic has `UNKNOWN`.
+/// Returns the error of a call: `UNAVAILABLE` if the connection broke, for which tonic reports `UNKNOWN`.
 fn broken(status: Status) -> Status {
     match status.code() {
-        // That of another node has no source.
+        // The status of another node has no source.
         Code::Unknown if status.source().is_some() => Status::unavailable(status.message()),
         _ => status,
     }
 }
 
-/// Takes messages as they are.
+/// Passes messages through without decoding them.
 #[derive(Clone, Copy, Debug)]
 struct Encoded;
 

@@ -4,7 +4,7 @@ use fastrand::Rng;
 
 /// The number of nodes up to which all are offered the queue.
 const ALL: usize = 8;
-/// The nodes chosen of more, besides the least loaded one: by the kind of action, and at random.
+/// The numbers of nodes that are chosen by the kind of action, and at random, besides the least loaded one.
 const BY_KIND: usize = 2;
 const AT_RANDOM: usize = 2;
 /// The most nodes that a long queue is offered to at once.
@@ -20,8 +20,8 @@ pub struct Candidate<'a> {
 }
 
 /// Returns the positions of the nodes that are offered `actions` queued actions, in order. Up to 8 candidates are all
-/// chosen. Of more, two are those that run actions of the same `kind` everywhere, whose caches are warm; one is the
-/// least loaded; and two are random, or more, so that at most as many nodes are chosen as actions are queued.
+/// chosen. Of more, two are chosen by `kind`: all nodes choose these for it, so their caches are warm. One is the least
+/// loaded, and the rest are random. As many nodes are chosen as actions are queued, but at least 5 and at most 64.
 pub fn choose(
     candidates: &[Candidate<'_>],
     kind: u64,
@@ -58,10 +58,10 @@ pub fn kind(target: &str, mnemonic: &str) -> u64 {
     )
 }
 
-/// The rank of a node for a kind (rendezvous hashing). When a node leaves, the ranks of others stay.
+/// Returns the rank of a node for a kind (rendezvous hashing). When a node leaves, the ranks of the others stay.
 fn score(kind: u64, node: &str) -> u64 {
     let mut mixed = hash(hash(OFFSET, &kind.to_le_bytes()), node.as_bytes());
-    // The last bytes of a name reach all bits (MurmurHash3's finalizer).
+    // The last bytes of a name must reach all bits (MurmurHash3's finalizer).
     mixed ^= mixed >> 33;
     mixed = mixed.wrapping_mul(0xff51_afd7_ed55_8ccd);
     mixed ^= mixed >> 33;
@@ -69,7 +69,7 @@ fn score(kind: u64, node: &str) -> u64 {
     mixed ^ (mixed >> 33)
 }
 
-/// FNV-1a, whose result is the same on every node and in every version.
+/// Hashes by FNV-1a, whose result is the same on every node and in every version.
 fn hash(start: u64, bytes: &[u8]) -> u64 {
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     bytes.iter().fold(start, step)

@@ -1,7 +1,7 @@
 //! The addresses at which other nodes may be.
 //!
-//! A node looks for others in a list of addresses, or under a DNS name. A failure is logged and tried again: a node
-//! that finds no other is a cluster of one.
+//! A node finds others in a list of addresses, or under a DNS name. A failed lookup is logged and retried: a node that
+//! finds no other is a cluster of one.
 
 mod dns;
 
@@ -25,12 +25,12 @@ const LIMIT: Duration = Duration::from_secs(8);
 /// The most addresses that one place yields.
 const MAX_ADDRESSES: usize = 1024;
 
-/// The place where a node looks for others.
+/// The source of the addresses of other nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Places {
     /// Hosts and ports, as `<host>:<port>`. All addresses of a host are taken.
     List(Vec<String>),
-    /// A DNS name. Its SRV records decide if it has some, else its A and AAAA records with `port`.
+    /// A DNS name. Its SRV records are used if it has some, otherwise its A and AAAA records with `port`.
     Dns {
         /// The name.
         name: String,
@@ -58,7 +58,7 @@ pub trait Lookup: Send + Sync {
 pub struct Discovery {
     places: Places,
     lookup: Arc<dyn Lookup>,
-    /// The failures of the last look, by place.
+    /// The failures of the last lookup, by place.
     failures: BTreeMap<String, LookupError>,
 }
 
@@ -131,13 +131,13 @@ impl Discovery {
         self.failures = failures;
     }
 
-    /// The places that yielded no address at the last look, and the reasons.
+    /// Returns the places that yielded no address at the last lookup, and the reasons.
     pub fn failures(&self) -> &BTreeMap<String, LookupError> {
         &self.failures
     }
 }
 
-/// The addresses of `<host>:<port>`.
+/// Returns the addresses of `<host>:<port>`.
 async fn entry_addresses(lookup: &dyn Lookup, entry: &str) -> Result<Vec<SocketAddr>, LookupError> {
     let port = entry
         .rsplit_once(':')
@@ -148,13 +148,13 @@ async fn entry_addresses(lookup: &dyn Lookup, entry: &str) -> Result<Vec<SocketA
     host_addresses(lookup, host, port).await
 }
 
-/// The addresses of a DNS name.
+/// Returns the addresses of a DNS name.
 async fn name_addresses(
     lookup: &dyn Lookup,
     name: &str,
     port: u16,
 ) -> Result<Vec<SocketAddr>, LookupError> {
-    // A server may refuse to look for SRV records, and still know addresses.
+    // A server may refuse SRV records, and still return addresses.
     let services = lookup.services(name).await.unwrap_or_default();
     if services.is_empty() {
         return host_addresses(lookup, name, port).await;
@@ -195,13 +195,13 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The time of the next look. It changes as soon as the node is alone, or no longer.
+    /// Returns the time of the next lookup. It changes as soon as the node is alone, or no longer alone.
     pub fn due(&self, alone: bool) -> Time {
         let period = if alone { PERIOD_ALONE } else { PERIOD };
         self.last.map_or(Time::ZERO, |last| last + period)
     }
 
-    /// Records a look at `now`.
+    /// Records a lookup at `now`.
     pub fn looked(&mut self, now: Time) {
         self.last = Some(now);
     }

@@ -1,12 +1,12 @@
 //! The hand-over of actions between nodes.
 //!
-//! [`Handover`] is the state machine of one node, without I/O, tasks or clocks. It has both roles: as an entry node it
-//! offers its queue to peers and grants actions to their claims, and it takes actions of other entry nodes for free
-//! slots of its own. What it decides is carried out by its [`Host`]: the links and the scheduler of the node.
+//! [`Handover`] is the state machine of one node, without I/O, tasks or clocks. As an entry node, it offers its queue
+//! to peers and grants actions to their claims. As a taker, it claims actions of other entry nodes for free slots of
+//! its own. Its [`Host`] carries out the decisions: the links and the scheduler of the node.
 //!
-//! An action stays in the queue of its entry node until a slot of some node is free for it. The entry node owns it from
-//! first to last: it loses an attempt whose node is lost, and queues the action again. So an action may run twice, but
-//! ends once.
+//! An action stays in the queue of its entry node until a node has a free slot for it. The entry node owns the action
+//! to the end: when the node of an attempt is lost, it loses the attempt and queues the action again. So an action may
+//! run twice, but ends once.
 
 mod entry;
 mod taker;
@@ -26,9 +26,9 @@ use reapi::gorego::cluster::{self as proto, Done, Load, frame::Content};
 use entry::Given;
 use taker::{OpenClaim, Taken};
 
-/// The time without news of it after which an attempt at a peer is lost.
+/// The time after which an attempt at a peer is lost if no news of it arrives.
 pub const LEASE: Duration = Duration::from_secs(4);
-/// The time for which a broken link may be replaced before its attempts are lost.
+/// The time that a broken link has to be replaced before its attempts are lost.
 pub const RECONNECT: Duration = Duration::from_secs(1);
 /// The time for which an attempt goes on without its entry node.
 pub const ORPHAN: Duration = Duration::from_secs(30);
@@ -41,7 +41,7 @@ const TICK: Duration = Duration::from_millis(100);
 pub trait Host {
     /// Sends a frame on the link with a peer, in order.
     fn send(&mut self, peer: &Generation, frame: Content);
-    /// Opens a link with a peer, unless one is opened already. Ends in [`Handover::link_up`] or [`Handover::link_down`].
+    /// Opens a link with a peer, unless one is being opened. Ends in [`Handover::link_up`] or [`Handover::link_down`].
     fn connect(&mut self, peer: &Generation);
 
     /// Returns the numbers of this node's queued actions whose platform a peer has, by need.
@@ -51,18 +51,18 @@ pub trait Host {
     /// Grants the next action of this node's queue to a claim of a peer. The machine sets the claim and the attempt in
     /// the frame.
     fn grant(&mut self, peer: &Generation, need: Need) -> Option<(AttemptId, proto::Grant)>;
-    /// Returns whether the outcome of an attempt of this node's action would be used.
+    /// Returns whether the outcome of an attempt of this node's action would still be used.
     fn is_awaited(&self, attempt: AttemptId) -> bool;
-    /// Records the progress of an attempt at a peer. It is repeated.
+    /// Records the progress of an attempt at a peer. Repeated calls are allowed.
     fn progress(&mut self, attempt: AttemptId, phase: Phase, run: u16);
-    /// Reports the end of an attempt at a peer. Returns false if the response must be read first;
-    /// [`Handover::received`] is called after the report then.
+    /// Reports the end of an attempt at a peer. Returns false if the response must be read first; then
+    /// [`Handover::received`] is called after the report.
     fn ended(&mut self, peer: &Generation, done: Done) -> bool;
-    /// Loses an attempt at a peer.
+    /// Records that an attempt at a peer is lost.
     fn lose(&mut self, attempt: AttemptId);
-    /// Queues the action of an attempt again that a peer did not begin.
+    /// Queues an action again whose attempt a peer did not begin.
     fn decline(&mut self, attempt: AttemptId);
-    /// Loses all attempts at a peer.
+    /// Records that all attempts at a peer are lost.
     fn remove(&mut self, peer: &Generation);
 
     /// Replaces the numbers of actions that a peer has queued.
@@ -75,7 +75,7 @@ pub trait Host {
     fn start(&mut self, slot: AttemptId, entry: &Generation, grant: proto::Grant);
     /// Stops the action in a slot. It may be stopped already.
     fn stop(&mut self, slot: AttemptId);
-    /// Publishes the result of an action whose entry node is gone, as far as the node may.
+    /// Publishes the result of an action whose entry node is gone, if the node may publish it.
     fn orphaned(&mut self, entry: &Generation, done: &Done);
 }
 
@@ -121,14 +121,14 @@ struct Peer {
     connects: bool,
     /// The last news of the peer's load.
     load: Option<Load>,
-    /// The numbers of this node's queued actions as the peer knows them, and the time at which it was told.
+    /// The numbers of this node's queued actions as last sent to the peer, and the time of the message.
     told: BTreeMap<Need, usize>,
     told_at: Time,
     /// The attempts of this node's actions at the peer.
     given: BTreeMap<AttemptId, Given>,
     /// The claims without an answer, by their numbers.
     claims: BTreeMap<u64, OpenClaim>,
-    /// The attempts of the peer's actions here.
+    /// The attempts of the peer's actions at this node.
     taken: BTreeMap<AttemptId, Taken>,
 }
 
@@ -216,7 +216,7 @@ impl Handover {
         self.offer(now, false, host);
     }
 
-    /// Records a link with a peer, which may replace one.
+    /// Records that a link with a peer is up. It may replace another link.
     pub fn link_up(&mut self, node: &Generation, now: Time, host: &mut impl Host) {
         self.end_others(node, now, host);
         self.unlink(node, host);
@@ -249,7 +249,7 @@ impl Handover {
         }
     }
 
-    /// Handles a frame of a peer. Those of other parts of the node are ignored.
+    /// Handles a frame of a peer. Frames of other parts of the node are ignored.
     pub fn frame(&mut self, node: &Generation, frame: Content, now: Time, host: &mut impl Host) {
         let Some(peer) = self.peers.get_mut(node).filter(|peer| peer.is_up()) else {
             return;
@@ -272,7 +272,8 @@ impl Handover {
         }
     }
 
-    /// Ends leases, renews those of others, and corrects what peers know. To be called at [`Self::deadline`].
+    /// Ends leases at this node, renews leases at peers, and corrects the numbers that peers know. To be called at
+    /// [`Self::deadline`].
     pub fn tick(&mut self, now: Time, host: &mut impl Host) {
         self.ticked = now;
         let renews = now.saturating_sub(self.renewed) >= RENEWAL;
@@ -315,7 +316,7 @@ impl Handover {
         self.peers.get(node).is_some_and(Peer::is_busy)
     }
 
-    /// Gives up the older runs of a node.
+    /// Removes the older runs of a node.
     fn end_others(&mut self, node: &Generation, now: Time, host: &mut impl Host) {
         let others = self.peers.keys();
         let others = others.filter(|other| other.node() == node.node() && *other < node);
@@ -324,13 +325,13 @@ impl Handover {
         }
     }
 
-    /// Returns whether ends of peers' actions are yet to be received by these.
+    /// Returns whether peers with a link have yet to receive the ends of their actions.
     pub fn has_ends(&self) -> bool {
         let mut peers = self.peers.values().filter(|peer| peer.is_up());
         peers.any(|peer| peer.taken.values().any(|taken| taken.done.is_some()))
     }
 
-    /// Ends what depends on one link: offers and claims.
+    /// Drops the state that depends on one link: offers and claims.
     fn unlink(&mut self, node: &Generation, host: &mut impl Host) {
         let peer = self.peers.get_mut(node);
         if let Some(peer) = peer.filter(|peer| peer.is_up()) {
@@ -344,7 +345,7 @@ impl Handover {
 }
 
 impl Peer {
-    /// Loses the attempts at a peer that does not come back.
+    /// Records that the peer does not come back, so that the attempts at it are lost.
     fn give_up(&mut self, node: &Generation, host: &mut impl Host) {
         let LinkState::Down { is_gone, .. } = &mut self.link else {
             return;

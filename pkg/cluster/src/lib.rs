@@ -1,8 +1,9 @@
 //! A cluster: nodes that find each other and share actions and blobs, without a scheduler process.
 //!
-//! [`record`] is what nodes know of each other, [`membership`] how they learn it, [`discovery`] where they look first,
-//! and [`link`] how two of them talk. [`handover`] decides which action goes to which node, and [`blobs`] where a blob
-//! is. `membership` and `handover` are state machines without I/O, tasks or clocks; [`runner`] gives them both.
+//! [`record`] holds the facts that nodes know of each other. [`membership`] spreads them, [`discovery`] finds the first
+//! addresses, and [`link`] connects two nodes. [`handover`] decides which action goes to which node, and [`blobs`]
+//! where a blob is. `membership` and `handover` are state machines without I/O, tasks or clocks; [`runner`] drives
+//! both.
 
 pub mod blobs;
 pub mod calls;

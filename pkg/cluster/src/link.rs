@@ -1,8 +1,8 @@
 //! The link between two nodes: frames in both directions over one HTTP/2 stream, with TLS on both sides.
 //!
-//! [`Links`] has at most one link to a node. Either side opens it, when it has something to send ([`Links::dial`]) or
-//! when the other side does ([`Links::link`]). What happens on the links comes out of one bounded channel, in order for
-//! each link: [`Event::Up`], frames, [`Event::Down`].
+//! [`Links`] has at most one link to a node. Either side opens it when it has something to send: this node by
+//! [`Links::dial`], the peer by a call that [`Links::link`] answers. The events of all links come out of one bounded
+//! channel, in order for each link: [`Event::Up`], frames, [`Event::Down`].
 
 mod dial;
 mod hello;
@@ -45,7 +45,7 @@ pub use tls::follow;
 pub const MAX_FRAME: usize = 64 * 1024;
 /// The period of pings on a link.
 const PING: Duration = Duration::from_secs(1);
-/// The time after which a link is broken on which nothing was received.
+/// The time without a received byte after which a link is broken.
 const SILENCE: Duration = Duration::from_secs(4);
 /// The time for a connection, its handshakes and the first frames of both sides.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -96,8 +96,8 @@ pub enum Event {
 pub struct Events(mpsc::Receiver<(Event, Arc<Link>)>);
 
 impl Events {
-    /// Waits for the next event. Frames can be sent on a link from the moment in which this returns [`Event::Up`]: what
-    /// was meant for an earlier link to the same node is not sent on a new one.
+    /// Waits for the next event. Frames can be sent on a link once this returns [`Event::Up`]. Frames for an earlier
+    /// link to the same node are not sent on a new one.
     pub async fn recv(&mut self) -> Option<Event> {
         let (event, link) = self.0.recv().await?;
         if let Event::Up { .. } = event {
@@ -134,7 +134,7 @@ pub struct Options {
     pub me: Generation,
     /// The facts about this node, sent in its first frame. Its `node` is `me`.
     pub record: Record,
-    /// The TLS settings. Without them, links are plain text, and peers are trusted to be what they say.
+    /// The TLS settings. Without them, links are plain text, and peers are trusted by the name that they give.
     pub tls: Option<watch::Receiver<ClusterTls>>,
     /// The way to open connections.
     pub connect: Arc<dyn Connect>,
@@ -167,8 +167,8 @@ impl fmt::Debug for Links {
 }
 
 impl Links {
-    /// Creates the links of a node, without any, and their events. While the events are not read, frames wait at their
-    /// senders. Once they are dropped, all links end.
+    /// Creates the links of a node, none yet, and their events. While the events are not read, senders wait. Once the
+    /// events are dropped, all links end.
     pub fn new(options: Options) -> (Arc<Self>, Events) {
         let (events, receiver) = mpsc::channel(MAX_EVENTS);
         let links = Self {
@@ -192,7 +192,7 @@ impl Links {
         &self.me
     }
 
-    /// Changes the facts about this node, for links from now on.
+    /// Changes the facts about this node for future links.
     pub fn set_record(&self, record: Record) {
         *self.record.lock() = record;
     }
@@ -237,8 +237,8 @@ impl Links {
         Some(worked.elapsed())
     }
 
-    /// Returns the last round trip of a ping; `None` without a link, before the first answer, and for a peer that does not
-    /// answer.
+    /// Returns the time of the last ping's round trip; `None` without a link, before the first answer, and for a peer
+    /// that does not answer.
     pub fn round_trip(&self, peer: &Generation) -> Option<Duration> {
         self.table.lock().link(peer)?.outbox.round_trip()
     }

@@ -1,11 +1,12 @@
 //! The members of the cluster, as one node knows them.
 //!
-//! [`Membership`] is a state machine around foca (SWIM with suspicion) without I/O, tasks or clocks: the caller passes
-//! packets and the time, and carries out the [`Effect`]s. Gossip spreads who is alive, and the [`Record`] of each node.
-//! Records that gossip missed are asked for. A broken connection is the news of a death; gossip alone needs seconds.
+//! [`Membership`] is a state machine around foca (SWIM with suspicion) without I/O, tasks or clocks. The caller passes
+//! packets and the time, and carries out the [`Effect`]s. Gossip spreads the list of live nodes, and the [`Record`] of
+//! each. A node asks for records that gossip missed. A broken connection is the first sign of a death; gossip alone
+//! takes seconds.
 //!
 //! A name belongs to one node at a time. A later run at the same address replaces the former at once. A later run at
-//! another address gets the name when the former does not answer, and until then [`Effect::Conflict`].
+//! another address gets the name once the former does not answer. Until then the later node gets [`Effect::Conflict`].
 
 mod contest;
 mod effects;
@@ -41,22 +42,23 @@ pub use wire::{MAX_PACKET_LEN, PacketError};
 
 use crate::record::{Record, RecordError};
 
-/// The delay of a tick from which time counts as lost: the process, or the machine, stood still.
+/// The delay of a tick after which the time counts as lost: the process or the machine was stopped.
 const LATE: Duration = Duration::from_millis(500);
-/// The time after which a missing record is asked for, and asked for again.
+/// The time after which a node asks for a missing record, and asks again.
 const WANT_AFTER: Duration = Duration::from_millis(300);
 /// The period of announcements to nodes that have not answered one.
 const ANNOUNCE_PERIOD: Duration = Duration::from_secs(1);
-/// The announcements to a node that does not answer, after which it is forgotten until it is greeted again.
+/// The announcements to a node that does not answer, after which it is forgotten until a link to it opens.
 const MAX_ANNOUNCEMENTS: u32 = 60;
-/// The time after news in which a node is asked for all others, in case some news was missed. It doubles each time.
+/// The time after news at which a node asks a partner for all nodes, in case some news was missed. It doubles each
+/// time.
 const FIRST_SYNC: Duration = Duration::from_millis(500);
-/// The nodes that a node announces itself to each second after it was turned away.
+/// The nodes that a node announces itself to each second after it was refused.
 const RETURN_ATTEMPTS: usize = 3;
 /// The period of work that no event starts.
 const UPKEEP_PERIOD: Duration = Duration::from_secs(1);
-/// The time in which only the first refused connection to a node counts as its death. A node that others reach would
-/// otherwise come and go.
+/// The time in which only the first refused connection to a node counts as its death. Otherwise a node that others
+/// reach would come and go.
 const REFUSED_PERIOD: Duration = Duration::from_mins(1);
 
 type Swim = Foca<Identity, PostcardCodec, SmallRng, SharedRecords>;
@@ -65,15 +67,15 @@ type Swim = Foca<Identity, PostcardCodec, SmallRng, SharedRecords>;
 struct Node {
     id: Identity,
     active: bool,
-    /// The run of which the caller was told that it is up.
+    /// The run that the caller knows to be up.
     up: Option<Generation>,
-    /// The time to ask for the record, and the earlier attempts.
+    /// The time of the next request for the record, and the number of earlier requests.
     want: Option<(Time, u32)>,
     refused: Option<Time>,
     contest: Option<Contest>,
 }
 
-/// A node that was greeted and is no member yet.
+/// A node with a link that is not a member yet.
 struct Candidate {
     id: Identity,
     announcements: u32,
@@ -90,16 +92,16 @@ pub struct Membership {
     records: SharedRecords,
     nodes: BTreeMap<u64, Node>,
     candidates: BTreeMap<u64, Candidate>,
-    /// The names that were refused for want of room, for the log.
+    /// The names that were refused because the cluster was full, so that each is reported once.
     refused: VecDeque<u64>,
     timers: BTreeMap<(Time, u64), Timer<Identity>>,
     timer_count: u64,
     /// The newest token of foca's timers.
     token: foca::TimerToken,
     now: Time,
-    /// The time in which the process stood still, which no timer counts.
+    /// The time in which the process was stopped, which timers do not count.
     stood_still: Duration,
-    /// The active nodes, and those that gossip and probes go to, by key.
+    /// The number of active nodes.
     active: usize,
     /// Set if the nodes changed since foca and the partners were adapted.
     resized: bool,
@@ -109,7 +111,7 @@ pub struct Membership {
     next_sync: Time,
     sync_wait: Duration,
     next_announce: Time,
-    /// No record is asked for earlier.
+    /// The earliest time of the next request for records.
     next_want: Time,
     next_upkeep: Time,
     upkeeps: u32,
@@ -117,7 +119,7 @@ pub struct Membership {
     cause: Departure,
     /// The sender of the current packet.
     sender: Option<Identity>,
-    /// The time until which this node keeps out of the cluster. Set until it has joined again.
+    /// The time until which this node stays out of the cluster. Set until the node has joined again.
     retreat: Option<Time>,
     left: bool,
     effects: Vec<Effect>,
@@ -138,7 +140,7 @@ impl Membership {
         let max = options.max_nodes.saturating_mul(2);
         let records = SharedRecords(Arc::new(Mutex::new(Records::new(max))));
         let mut foca = new_foca(id, &options, &records, seed);
-        // Refused only if it were too long, or old.
+        // foca refuses only records that are too long or old.
         let _ = foca.add_broadcast(&first);
         Ok(Self {
             cluster: cluster_number(cluster),
@@ -175,7 +177,7 @@ impl Membership {
         })
     }
 
-    /// Records that a link to `peer` is open: this node announces itself to it, until it answers.
+    /// Records that a link to `peer` is open: this node announces itself to the peer until it answers.
     pub fn greet(&mut self, peer: &Record, now: Time) {
         self.advance(now);
         let id = Identity::of(peer);
@@ -196,7 +198,7 @@ impl Membership {
         self.settle();
     }
 
-    /// Handles a packet, which came over the link to `from`.
+    /// Handles a packet that came over the link to `from`.
     pub fn receive(&mut self, from: &Record, packet: &[u8], now: Time) -> Result<(), PacketError> {
         self.advance(now);
         let envelope = Envelope::read(packet, self.cluster)?;
@@ -207,9 +209,10 @@ impl Membership {
         result
     }
 
-    /// Does what is due. The caller calls it at [`deadline`](Self::deadline).
+    /// Does the work that is due. The caller calls it at [`deadline`](Self::deadline).
     ///
-    /// Packets that arrived before the deadline have to be received first: answers in them end the wait for them.
+    /// Packets that arrived before the deadline must be handled first: they may contain the answers that the work waits
+    /// for.
     pub fn tick(&mut self, now: Time) {
         let due = self.deadline();
         self.advance(now);
@@ -239,7 +242,7 @@ impl Membership {
         self.settle();
     }
 
-    /// The time of the next [`tick`](Self::tick).
+    /// Returns the time of the next [`tick`](Self::tick).
     pub fn deadline(&self) -> Time {
         let timer = self
             .timers
@@ -259,7 +262,7 @@ impl Membership {
             .unwrap_or(self.next_upkeep)
     }
 
-    /// The effects since the last call, in order.
+    /// Returns the effects since the last call, in order.
     pub fn take_effects(&mut self) -> Vec<Effect> {
         mem::take(&mut self.effects)
     }
@@ -267,7 +270,7 @@ impl Membership {
     /// Records that the connection to `peer` was lost without a farewell.
     ///
     /// A node that refuses connections is down at once, but only once a minute. Otherwise it has a few seconds to
-    /// answer, to whichever node.
+    /// answer any node.
     pub fn connection_lost(&mut self, peer: &Generation, loss: Loss, now: Time) {
         self.advance(now);
         let now = self.now;
@@ -291,7 +294,7 @@ impl Membership {
         self.settle();
     }
 
-    /// Replaces the record of this node. Its address and its run stay as they are.
+    /// Replaces the record of this node. Its address and its run stay.
     pub fn update(&mut self, mut record: Record, now: Time) -> Result<(), RecordError> {
         self.advance(now);
         record.node = self.me.node.clone();
@@ -306,7 +309,7 @@ impl Membership {
         Ok(())
     }
 
-    /// Leaves the cluster. Other nodes are told; afterwards only the effects are left to carry out.
+    /// Leaves the cluster and notifies other nodes. Afterwards the caller only has to carry out the effects.
     pub fn leave(&mut self, now: Time) {
         self.advance(now);
         self.left = true;
@@ -319,12 +322,12 @@ impl Membership {
         self.next_sync = Time::MAX;
     }
 
-    /// This node's record.
+    /// Returns this node's record.
     pub fn me(&self) -> &Record {
         &self.me
     }
 
-    /// The other nodes whose record is known, and their state.
+    /// Returns the other nodes whose record is known, and their state.
     pub fn members(&self) -> Vec<(Arc<Record>, MemberState)> {
         let records = self.records.0.lock();
         let listed = self.foca.iter_membership_state().filter_map(|member| {
@@ -349,7 +352,7 @@ impl Membership {
         self.now = self.now.max(now);
     }
 
-    /// Sends a packet that has more in it than the sender's name.
+    /// Sends a packet, with the number of the cluster and of this node's record.
     fn send(&mut self, to: &Identity, envelope: Envelope) {
         let envelope = Envelope {
             cluster: self.cluster,
@@ -363,7 +366,7 @@ impl Membership {
         });
     }
 
-    /// Tells a node that its name is taken.
+    /// Notifies a node that its name is taken.
     fn send_holder(&mut self, to: &Identity, holder: &Identity) {
         let holder = Holder {
             generation: holder.node.number(),
@@ -398,7 +401,7 @@ impl Membership {
             });
         }
         let ids = self.candidates.values().map(|it| it.id.clone());
-        // A node that was turned away asks a few.
+        // While it stays out of the cluster, this node announces itself to a few nodes only.
         let most = if self.retreat.is_some() {
             RETURN_ATTEMPTS
         } else {
@@ -424,7 +427,7 @@ impl Membership {
         self.sync_wait = (wait * 2).min(self.options.sync_period);
     }
 
-    /// Spreads this node's record anew.
+    /// Spreads this node's record again.
     fn broadcast_record(&mut self) {
         self.counter += 1;
         if let Ok(item) = item(&self.me, self.counter) {

@@ -1,4 +1,4 @@
-//! The slow facts about a node.
+//! The facts about a node that change rarely.
 
 use std::collections::BTreeSet;
 
@@ -73,7 +73,7 @@ impl Record {
         self.values(name).any(|offered| offered == value)
     }
 
-    /// The values that the node offers for the platform property `name`.
+    /// Returns the values that the node offers for the platform property `name`.
     pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
         let start = (name.to_owned(), String::new());
         let range = self.platform.range(start..);
@@ -82,7 +82,7 @@ impl Record {
             .map(|(_, value)| value.as_str())
     }
 
-    /// The record as a protocol buffer.
+    /// Returns the record as a protocol buffer.
     pub fn to_proto(&self) -> proto::Record {
         let platform = self.platform.iter().map(|(name, value)| proto::Property {
             name: name.clone(),
@@ -129,7 +129,7 @@ impl Record {
         Ok(self.to_proto().encode_to_vec())
     }
 
-    /// Decodes what [`encode`](Self::encode) gave.
+    /// Decodes bytes that [`encode`](Self::encode) returned.
     pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
         if bytes.len() > MAX_RECORD_LEN {
             return Err(RecordError::Length(bytes.len()));
@@ -139,7 +139,7 @@ impl Record {
     }
 }
 
-/// Returns an error unless `address` is a host and a port. An IPv6 address stands in brackets.
+/// Returns an error unless `address` is a host and a port. An IPv6 address must be in brackets.
 pub fn check_address(address: &str) -> Result<(), RecordError> {
     let valid = address.len() <= MAX_ADDRESS_LEN
         && address.rsplit_once(':').is_some_and(|(host, port)| {

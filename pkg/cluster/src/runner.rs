@@ -1,7 +1,7 @@
 //! The tasks of a node: its membership and its hand-over, on its links.
 //!
-//! [`Cluster::start`] spawns one task that owns both state machines and feeds them with what happens: links, addresses,
-//! the queue, slots, and time. It never waits for anything else, so that a slow disk or action delays no other node.
+//! [`Cluster::start`] spawns one task that owns both state machines and passes events to them: links, addresses, the
+//! queue, slots, and time. The task waits for nothing else, so that a slow disk or action delays no other node.
 
 mod dials;
 mod host;
@@ -32,13 +32,13 @@ use host::Parts;
 pub use view::{Counts, NodeView, View};
 pub use work::Work;
 
-/// The time without a frame after which a link is closed that is not in use.
+/// The time without a frame after which an unused link is closed.
 const IDLE: Duration = Duration::from_mins(1);
 /// The period in which the view is refreshed, and idle links are closed.
 const UPKEEP: Duration = Duration::from_millis(500);
-/// The time by which packets that arrived may delay the membership.
+/// The longest delay of the membership by packets that arrived.
 const LATE: Duration = Duration::from_millis(300);
-/// The time in which ends of actions are delivered, and the farewell is sent, at the end.
+/// The time for delivering ends of actions and the farewell at shutdown.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// The settings of a node.
@@ -76,7 +76,7 @@ pub struct Cluster {
     tasks: TaskTracker,
 }
 
-/// A demand on the task.
+/// A command to the task.
 enum Order {
     /// Take no more work, or take it again.
     Drain(bool),
@@ -84,7 +84,7 @@ enum Order {
     Leave(oneshot::Sender<()>),
 }
 
-/// The messages of tasks that the task of the node started. They are bounded by the slots and the dials.
+/// The messages of tasks that the task of the node spawned. The slots and the dials bound their number.
 enum Told<J, O> {
     Claimed(ForeignSlot<J, O>),
     Progress(AttemptId, Phase, u16),
@@ -163,24 +163,24 @@ impl Cluster {
         })
     }
 
-    /// Returns the nodes and the numbers as they were at most a second ago.
+    /// Returns the nodes and the counts as of at most a second ago.
     pub fn view(&self) -> View {
         self.view.lock().clone()
     }
 
-    /// Tells other nodes that this one takes no more work.
+    /// Notifies other nodes that this one takes no more work.
     pub async fn drain(&self) {
-        // Fails if the task has ended.
+        // This fails if the task has ended.
         let _ = self.orders.send(Order::Drain(true)).await;
     }
 
-    /// Tells other nodes that this one takes work again.
+    /// Notifies other nodes that this one takes work again.
     pub async fn resume(&self) {
         let _ = self.orders.send(Order::Drain(false)).await;
     }
 
-    /// Delivers the ends of actions of others, tells the other nodes that this one leaves, and ends its tasks. Takes a
-    /// few seconds at most.
+    /// Delivers the ends of actions of others, notifies the other nodes that this one leaves, and ends its tasks. Takes
+    /// a few seconds at most.
     pub async fn leave(&self) {
         let (left, leaving) = oneshot::channel();
         if self.orders.send(Order::Leave(left)).await.is_ok() {
@@ -224,7 +224,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
             let due = self.start + self.deadline();
             let mut is_due = false;
             tokio::select! {
-                // Packets that arrived come before timers that wait for them.
+                // Packets are handled before timers, which may wait for them.
                 biased;
                 Some(order) = orders.recv() => match order {
                     Order::Drain(draining) => self.drain(draining),
@@ -253,7 +253,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
         all.min().unwrap_or_default()
     }
 
-    /// Does what is due, also while events arrive all the time.
+    /// Does the work that is due, also while events arrive without a pause.
     fn keep_time(&mut self, is_due: bool, load_period: Duration) {
         let now = self.now();
         let gossip = self.membership.deadline();
@@ -352,12 +352,12 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
         let now = self.now();
         self.parts.dialed(node);
         let (loss, down) = match result {
-            // The link of this run is up, or another run is there instead.
+            // The link of this run is up.
             Ok(found) if found == *node => return,
             _ if self.parts.links.is_up(node) => return,
             Ok(_) | Err(DialError::Refused) => (Loss::Refused, Down::Refused),
             Err(why) => {
-                tracing::debug!(%node, %why, "no link to a node");
+                tracing::debug!(%node, %why, "failed to open a link to a node");
                 (Loss::Broken, Down::Broken)
             }
         };
@@ -365,7 +365,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
         self.handover.link_down(node, down, now, &mut self.parts);
     }
 
-    /// Carries out what the membership demands.
+    /// Carries out the effects of the membership.
     fn carry_out(&mut self) {
         let mut has_changed = false;
         for effect in self.membership.take_effects() {
@@ -383,7 +383,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
                 Effect::Down { node, why } => {
                     tracing::info!(%node, ?why, "a node is gone");
                     has_changed = true;
-                    // A link that is up is better news than gossip.
+                    // A link that is up outweighs gossip.
                     if !self.parts.links.is_up(&node) {
                         let now = self.now();
                         let down = Down::Refused;
@@ -395,10 +395,10 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
                 }
                 Effect::Full => self.parts.warn_of_full(),
                 Effect::Rejoined => {
-                    tracing::info!("other nodes had missed this one: it joins again");
+                    tracing::info!("this node joined the cluster again");
                 }
                 Effect::Refused(node) => {
-                    tracing::warn!(%node, "refused, since there are cluster.max_nodes already");
+                    tracing::warn!(%node, "node refused: the cluster already has cluster.max_nodes");
                 }
             }
         }
@@ -465,7 +465,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
         match self.membership.update(record, now) {
             Ok(()) => self.parts.links.set_record(self.membership.me().to_proto()),
             Err(why) => {
-                tracing::warn!(%why, draining, "other nodes do not learn whether this one drains");
+                tracing::warn!(%why, draining, "failed to announce the drain, or its end, to other nodes");
             }
         }
     }
@@ -490,7 +490,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
                 Some(_) = events.recv() => {}
             }
         }
-        // Fails if the caller does not wait.
+        // This fails if the caller does not wait.
         let _ = left.send(());
     }
 }

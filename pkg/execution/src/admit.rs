@@ -91,7 +91,7 @@ pub(crate) struct Admission<'a> {
     pub(crate) queued: SystemTime,
     pub(crate) kind: Kind,
     pub(crate) entry: Option<Arc<str>>,
-    /// Set if the action runs here and is not handed over.
+    /// Set if the action must run on this node.
     pub(crate) is_here: bool,
 }
 

@@ -143,7 +143,7 @@ impl Executor {
         }
     }
 
-    /// Refuses the actions of clients, and takes those of other nodes only.
+    /// Refuses the actions of clients, and accepts those of other nodes only.
     #[must_use]
     pub fn for_nodes(self) -> Self {
         Self {
@@ -172,7 +172,7 @@ impl Executor {
         let admitted = loop {
             let admitted = self.admit(&instance, digest, request, metadata, memory, is_here);
             match (admitted.await, &self.options.peer_platforms) {
-                // Nothing is in memory meanwhile but the request.
+                // Only the request is in memory meanwhile.
                 (Err(Failure::NoNode { platform, why }), Some(peers)) => {
                     if !peers.wait_for(&platform, begin).await {
                         break Err(Failure::Unmet(why));
@@ -235,7 +235,7 @@ impl Executor {
         Ok(Execution::Queued(Box::new(Watcher::new(watch, head))))
     }
 
-    /// The settings. Without a worker, there are no slots, no memory and no platform.
+    /// Returns the settings. Without a worker, there are no slots, no memory and no platform.
     pub const fn options(&self) -> &Options {
         &self.options
     }
@@ -249,7 +249,7 @@ impl Executor {
         Ok(())
     }
 
-    /// Returns what an action is read and checked with.
+    /// Returns the stores and settings for reading and checking an action.
     pub(crate) fn parts(&self) -> (&Options, &dyn BlobStore, &Resident) {
         (&self.options, &*self.blobs, &self.resident)
     }
@@ -290,12 +290,12 @@ impl Executor {
         &self.admissions
     }
 
-    /// The queue and the slots, for other nodes.
+    /// Returns the queue and the slots, for other nodes.
     pub fn scheduler(&self) -> Runner<Job, ExecuteResponse> {
         self.runner.clone()
     }
 
-    /// This run of the node, which the names of its operations have.
+    /// Returns this run of the node, which is part of the names of its operations.
     pub const fn generation(&self) -> &Generation {
         &self.generation
     }

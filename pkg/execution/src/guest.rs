@@ -1,8 +1,8 @@
 //! Actions of other nodes, and of this node on others.
 //!
-//! The entry node queues an action, and answers its clients. Another node runs it as a guest: it reads the action and the
-//! inputs through its own stores, and stores the outputs there, but not the result. The entry node stores that once it
-//! finds all outputs through its own stores.
+//! The entry node queues an action, and answers its clients. Another node runs the action as a guest: it reads the
+//! action and the inputs through its own stores, and stores the outputs there, but not the result. The entry node
+//! stores the result once it finds all outputs through its own stores.
 
 mod jobs;
 #[cfg(test)]
@@ -67,7 +67,7 @@ impl Executor {
         let (options, blobs, resident) = self.parts();
         check_inline(&guest.inline_output_files)?;
         let (digest, mut action) = read_action(blobs, &guest.action).await?;
-        // The limits of the entry node apply.
+        // The entry node has applied its own limits.
         action.timeout = None;
         let action = CheckedAction {
             timeout: guest.timeout,
@@ -95,7 +95,7 @@ impl Executor {
     }
 }
 
-/// The stores into which a node puts the results of actions that another one ran.
+/// The stores for the results of actions that other nodes ran.
 #[derive(Clone, Debug)]
 pub struct Publisher {
     blobs: Arc<dyn BlobStore>,
@@ -118,7 +118,7 @@ impl Publisher {
     /// Stores the result of an action that the node `from` ran, if it succeeded and may be cached. Returns the response
     /// for clients. Fails if an output is missing.
     ///
-    /// The entry node calls this. The other one does if the entry node is gone.
+    /// The entry node calls this. If the entry node is gone, the node that ran the action calls it.
     pub async fn publish(
         &self,
         job: &Job,
@@ -139,13 +139,13 @@ impl Publisher {
             }
             Ok(response)
         };
-        // The result is that of the client's call.
+        // The result belongs to the client's call.
         let near = async { Call::current().near_to(from.into()).scope(publish).await };
         job.origin.scope(near).await
     }
 
-    /// Extends the leases of the outputs. Reads those that are missing, which the other node may have in its local tier
-    /// only: the backing cache may be read-only, or down.
+    /// Extends the leases of the outputs. Reads missing outputs, which the other node may have in its local tier only:
+    /// the backing cache may be read-only, or down.
     async fn hold(&self, action: Digest, response: &ExecuteResponse) -> Result<(), Error> {
         let hold = || publish::hold(&self.blobs, &self.trees, action, response);
         let Some(result) = &response.result else {

@@ -19,7 +19,7 @@ pub struct Job {
     pub command: Command,
     /// The kind of the action, by which its memory is estimated.
     pub kind: Kind,
-    /// The text of the platform, if there are other nodes; else empty.
+    /// The text of the platform; empty if there are no other nodes.
     pub platform: Arc<str>,
     /// The input tree.
     pub inputs: Arc<Inputs>,
@@ -39,7 +39,7 @@ pub struct Job {
     pub inline_output_files: Vec<String>,
     /// The arrival of the request.
     pub queued: std::time::SystemTime,
-    /// The name of the entry node, if the action came to another one. That node stores the result.
+    /// The name of the entry node if the action came from another node, which stores the result.
     pub entry: Option<Arc<str>>,
     /// The first client's call.
     pub origin: Origin,

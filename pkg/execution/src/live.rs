@@ -72,7 +72,7 @@ impl Live {
         LiveGuard(self)
     }
 
-    /// Releases the logs of the last run. `is_last` ends the readers that wait for another one.
+    /// Releases the logs of the last run. With `is_last`, also ends the readers that wait for another run.
     pub(crate) fn end(&self, is_last: bool) {
         self.0.send_replace(Runs {
             current: None,

@@ -21,9 +21,9 @@ const NETWORK: (&str, &str) = ("network", "on");
 /// The value of the configuration that accepts every value.
 const ANY: &str = "*";
 
-/// The beginning of the text of a platform for this node only: a property without a name, which no other node has.
+/// The prefix of the text of a platform for this node only: a property without a name, which no other node has.
 const HERE: &str = "\0\0";
-/// The end of a name or a value in the text of a platform.
+/// The terminator of a name or a value in the text of a platform.
 const END: char = '\0';
 
 /// Returns the names and values in the text of a platform.
@@ -49,11 +49,11 @@ pub(crate) fn fits(options: &Options, text: &str) -> bool {
 /// The nodes that may run an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Nodes {
-    /// All of the cluster.
+    /// All nodes of the cluster.
     All,
-    /// This one, which got the action from a client that had it handed on.
+    /// This node. The client's call demands it.
     Here,
-    /// This one, which got the action from another node of the cluster.
+    /// This node, which got the action from another node of the cluster.
     Guest,
 }
 

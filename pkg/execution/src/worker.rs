@@ -207,7 +207,7 @@ impl NodeWorker {
                 return Report::Failed(publish::outcome(publish::failed(&failure)));
             }
         };
-        // The node that the action came to may do better, or know of one that does.
+        // The node that handed the action over may do better, or know another node.
         if job.entry.is_some() && failure.may_be_of_node() {
             return guest::failed_attempt(&failure);
         }

@@ -92,7 +92,7 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    /// Returns the text for a peer that should be a node of this one's cluster.
+    /// Returns the text for a peer that should be a node of this node's cluster.
     fn of_node(&self) -> String {
         match self {
             Self::Tls => {

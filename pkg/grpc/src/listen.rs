@@ -24,7 +24,7 @@ pub trait Socket: AsyncRead + AsyncWrite + Send + Unpin + 'static {
     /// Sends small messages without waiting for the acknowledgement of earlier ones.
     fn set_nodelay(&self) -> io::Result<()>;
 
-    /// Waits for the next bytes and copies some of them, which are read again later.
+    /// Waits for the next bytes and copies some of them without consuming them.
     fn peek(&mut self, buffer: &mut [u8]) -> impl Future<Output = io::Result<usize>> + Send;
 }
 

@@ -35,8 +35,8 @@ pub trait Service: Send + Sync + 'static {
     /// Returns the full names of the services, as health and reflection list them.
     fn names(&self) -> &'static [&'static str];
 
-    /// Refuses a call by its headers or its peer, or takes from them what [`Self::call`] needs. The headers are dropped,
-    /// since many calls may wait for long.
+    /// Refuses a call by its headers or its peer, or extracts the data that [`Self::call`] needs. The headers are
+    /// dropped, since many calls may wait for long.
     fn admit(&self, path: &str, headers: &HeaderMap, peer: &Peer) -> Result<Self::Context, Status>;
 
     /// Answers a call of the method at `path`, such as `/package.Service/Method`.

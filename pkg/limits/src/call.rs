@@ -122,7 +122,7 @@ impl Call {
         self.detached_near(self.0.near.clone())
     }
 
-    /// Returns a detached call whose blobs are at the node of this name, which had them last.
+    /// Returns a detached call whose blobs are near to the node of this name, which had them last.
     #[must_use]
     pub fn near_to(&self, node: Arc<str>) -> Self {
         self.detached_near(Some(node))

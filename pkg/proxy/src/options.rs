@@ -13,8 +13,8 @@ pub struct Options {
     pub existence_ttl: Duration,
     /// Never writes to the backing cache.
     pub read_only: bool,
-    /// Stores each blob in the local tier before it writes it to the backing cache, and fails if it cannot. For a
-    /// backing cache that counts the copy there, and reads content several times.
+    /// Stores each blob in the local tier before writing it to the backing cache, and fails if it cannot. For a backing
+    /// cache that counts the local copy, and reads content several times.
     pub local_first: bool,
     /// Fetches the outputs of a result as soon as it is a hit.
     pub prefetch: bool,

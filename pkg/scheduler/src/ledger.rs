@@ -43,7 +43,7 @@ impl AttemptId {
         Self { execution, number }
     }
 
-    /// The number of the execution, which no other one of this scheduler has.
+    /// Returns the number of the execution, which is unique in this scheduler.
     pub fn execution(self) -> u64 {
         self.execution
     }
@@ -158,8 +158,8 @@ impl Ledger {
         memory
     }
 
-    /// Records an attempt on a peer, which reserved the resources itself. Such a worker has no capacity, so that it
-    /// gets nothing by claims of this node.
+    /// Records an attempt on a peer, which reserved the resources itself. Such a worker has no capacity, so that claims
+    /// of this node give it nothing.
     pub(crate) fn reserve_at_peer(&mut self, id: &WorkerId, attempt: AttemptId, line: LineId) {
         let capacity = Capacity {
             slots: 0,
@@ -183,7 +183,7 @@ impl Ledger {
         }
     }
 
-    /// Gives back the resources of an attempt that exceed a need. Returns its memory in bytes.
+    /// Releases the resources of an attempt that exceed a need. Returns the remaining memory in bytes.
     pub(crate) fn shrink(&mut self, attempt: AttemptId, need: Need) -> u64 {
         let Some(reservation) = self.reservations.get_mut(&attempt) else {
             return 0;

@@ -21,7 +21,7 @@ impl Need {
         other <= self
     }
 
-    /// Returns the need with its memory rounded up, as that of queued executions.
+    /// Returns the need with its memory rounded up, like the needs of queued executions.
     pub(crate) fn rounded(self) -> Self {
         match self {
             Self::Memory(bytes) => Self::Memory(rounded(bytes)),
@@ -33,7 +33,8 @@ impl Need {
 /// Executions that fit the same workers. Whether one of a class fits is asked once, however many are queued.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Class {
-    /// The requirements on the platform; `None` for the work of another node, which knows that this one meets them.
+    /// The requirements on the platform. `None` for the work of another node, which has checked that this node meets
+    /// them.
     pub(crate) platform: Option<Arc<str>>,
     pub(crate) need: Need,
 }
@@ -80,7 +81,7 @@ pub(crate) struct Queue {
     by_build: HashMap<Arc<str>, LineId>,
     classes: BTreeMap<Class, ClassQueue>,
     next: u64,
-    /// Grows with each change of the numbers of executions.
+    /// A number that grows with each change of the numbers of executions.
     version: u64,
 }
 
@@ -180,7 +181,7 @@ impl Queue {
         self.drop_idle(id);
     }
 
-    /// Gives an entry another place in its line.
+    /// Moves an entry to another place in its line.
     pub(crate) fn replace(
         &mut self,
         id: LineId,
@@ -218,7 +219,7 @@ impl Queue {
         }
     }
 
-    /// Takes an execution from the count, before its entries are removed.
+    /// Removes an execution from the count, before its entries are removed.
     pub(crate) fn uncount_execution(&mut self, class: &Class) {
         if let Some(queue) = self.classes.get_mut(class) {
             queue.executions = queue.executions.saturating_sub(1);
@@ -232,7 +233,7 @@ impl Queue {
         classes.map(|(class, queue)| (class, queue.executions))
     }
 
-    /// A number that grows with each change of [`Self::executions`].
+    /// Returns a number that grows with each change of [`Self::executions`].
     pub(crate) fn version(&self) -> u64 {
         self.version
     }

@@ -88,7 +88,8 @@ struct RunnerState<J, O> {
     attempts: HashMap<AttemptId, CancellationToken>,
     /// The receiver of the attempts that peers have to stop.
     stops: Option<mpsc::UnboundedSender<AttemptId>>,
-    /// Returns whether a peer runs actions with these requirements, while this node leaves them to peers.
+    /// A function that returns whether a peer runs actions with these requirements. Set while this node leaves actions
+    /// to peers.
     elsewhere: Option<Elsewhere>,
 }
 
@@ -108,7 +109,7 @@ impl<J, O> Shared<J, O> {
                     if let Some(stop) = state.attempts.get(&attempt) {
                         stop.cancel();
                     } else if let Some(stops) = &state.stops {
-                        // Fails if nobody speaks with peers any more.
+                        // This fails if the receiver is gone.
                         let _ = stops.send(attempt);
                     }
                 }
@@ -260,8 +261,7 @@ where
     }
 
     /// Refuses new operations, ends the queued ones, and lets the running ones end within `drain`, also those of other
-    /// nodes. Then ends what is
-    /// left, stops its attempts, and waits until their workers have returned.
+    /// nodes. Then ends the rest, stops its attempts, and waits until their workers have returned.
     pub async fn shut_down(&self, drain: Duration) {
         let begin = |state: &mut RunnerState<J, O>, now| state.scheduler.drain(now);
         self.shared.apply(begin);

@@ -58,7 +58,7 @@ pub struct Scheduler<J, O> {
     mergeable: HashMap<Arc<ActionKey>, u64>,
     /// The executions that have a current attempt.
     executing: usize,
-    /// The queues of other nodes, under numbers of no execution.
+    /// The queues of other nodes, under numbers that no execution has.
     foreign: BTreeMap<u64, ForeignQueue>,
     effects: Vec<Effect<O>>,
     /// Set once no new operations are accepted, and this node's workers get nothing more.
@@ -231,7 +231,7 @@ impl<J, O> Scheduler<J, O> {
         self.end_all(|_| true, now);
     }
 
-    /// Begins no more work here.
+    /// Refuses new work for the workers of this node.
     fn leave_service(&mut self, hands_over: bool) {
         self.draining = true;
         self.hands_over = hands_over;

@@ -20,7 +20,7 @@ impl Reapi {
         })
     }
 
-    /// `Execute`. A cached result is the only message; other actions are queued. With `is_here`, they are not handed over.
+    /// `Execute`. A cached result is the only message; other actions are queued. With `is_here`, they run on this node.
     pub(crate) async fn execute(
         &self,
         request: ExecuteRequest,

@@ -1,4 +1,4 @@
-//! A service beside those of the REAPI.
+//! A service in addition to those of the REAPI.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use gorego_grpc::{Body, Messages, Peer};
 use tonic::Status;
 
-/// A service beside those of the REAPI, on the same port.
+/// A service in addition to those of the REAPI, on the same port.
 #[async_trait]
 pub trait Extension: fmt::Debug + Send + Sync {
     /// Returns whether the service has a method at `path`.

@@ -60,7 +60,7 @@ impl Reapi {
         Body::reply(self.transport(), &response.await?).await
     }
 
-    /// Returns the page of a list that begins at `place`. After the operations of this node come those of the others.
+    /// Returns the page of a list that begins at `place`. The operations of this node precede those of other nodes.
     async fn page(
         &self,
         executor: &Executor,
@@ -129,7 +129,7 @@ impl Reapi {
 enum Place<'a> {
     /// A position in the list of this node.
     Here(usize),
-    /// A page of another node, with that node's token for it.
+    /// A page of another node, with the token that the node gave for it.
     Node { node: &'a str, token: &'a str },
 }
 

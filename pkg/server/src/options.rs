@@ -37,9 +37,9 @@ pub struct Options {
     pub chain: Arc<Chain>,
     /// The executor; without one, the server is a cache only.
     pub executor: Option<Arc<Executor>>,
-    /// The way to the nodes that own other operations; `None` without a cluster, and for calls of nodes.
+    /// The route to the nodes that own other operations; `None` without a cluster, and for calls of nodes.
     pub routes: Option<Arc<dyn Routes>>,
-    /// The way to the nodes that run actions of this one; `None` without a cluster.
+    /// The route to the nodes that run actions of this one; `None` without a cluster.
     pub takers: Option<Arc<dyn Routes>>,
     /// A further service; `None` for clients.
     pub extension: Option<Arc<dyn Extension>>,

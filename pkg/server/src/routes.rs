@@ -25,21 +25,21 @@ use crate::services::Reapi;
 /// The answer of another node: its messages, encoded.
 pub type Messages = BoxStream<'static, Result<Bytes, Status>>;
 
-/// The way to the other nodes of a cluster.
+/// The route to the other nodes of a cluster.
 #[async_trait]
 pub trait Routes: fmt::Debug + Send + Sync {
-    /// The other nodes that are there, in the order of their names.
+    /// Returns the other nodes that are up, in the order of their names.
     fn nodes(&self) -> Vec<Generation>;
 
-    /// Makes a call with one message, which `request` encodes, at another node. Fails with `NOT_FOUND` if this run of the
-    /// node is not there, and with `UNAVAILABLE` if it does not answer.
+    /// Makes a call at another node with one message, encoded in `request`. Fails with `NOT_FOUND` if this run of the
+    /// node is not up, and with `UNAVAILABLE` if it does not answer.
     async fn call(&self, node: &Generation, path: &str, request: Bytes)
     -> Result<Messages, Status>;
 }
 
 /// A request about an operation.
 pub(crate) trait Named: Message {
-    /// The operation's name, or that of its log.
+    /// Returns the name of the operation or of its log.
     fn name(&self) -> &str;
 }
 
@@ -70,7 +70,7 @@ fn owner(name: &str) -> Option<Generation> {
 }
 
 impl Reapi {
-    /// Answers a call about an operation: `here`, unless another node of the cluster owns it.
+    /// Answers a call about an operation by `here`, unless another node of the cluster owns it.
     pub(crate) async fn routed<Q: Named, F>(
         &self,
         path: &str,
@@ -101,7 +101,7 @@ impl Reapi {
         after.map(str::to_owned)
     }
 
-    /// Returns a page of the operations of another node. That of a node that is gone, or does not answer, is empty.
+    /// Returns a page of the operations of another node. The page of a node that is gone, or does not answer, is empty.
     pub(crate) async fn page_of(
         &self,
         node: &str,
@@ -129,7 +129,7 @@ impl Reapi {
             Ok(message) => ListOperationsResponse::decode(message)
                 .map_err(|why| Status::internal(format!("node {node}: {why}"))),
             Err(error) => {
-                tracing::debug!(node, %error, "no list of operations");
+                tracing::debug!(node, %error, "failed to list the operations of a node");
                 Ok(ListOperationsResponse::default())
             }
         }

@@ -25,7 +25,7 @@ const EXECUTION: &str = "build.bazel.remote.execution.v2.Execution";
 const OPERATIONS: &str = "google.longrunning.Operations";
 const CAS: &str = "build.bazel.remote.execution.v2.ContentAddressableStorage";
 
-/// The header of an action that the caller has handed over already: it runs here.
+/// The header of an action that the caller has already handed over: it runs on this node.
 const FORWARDED: &str = "x-gorego-forwarded-from";
 
 /// The largest requests without blobs, in bytes: names and a digest or two.
@@ -53,7 +53,7 @@ pub async fn serve(
 /// The part of a call's headers, and of its peer, that its answer needs.
 #[derive(Debug)]
 pub(crate) enum Context {
-    /// The client, for a call of `Execute`, and whether the action is not handed over.
+    /// The client of a call of `Execute`, and whether the action must run on this node.
     Client(Option<Box<RequestMetadata>>, bool),
     /// The caller of a method of the extension.
     Extension(Box<Peer>),

@@ -50,7 +50,7 @@ impl Call {
         }
     }
 
-    /// Creates the context of a call that another node took, with the metadata that the client sent to it.
+    /// Creates the context of a call that another node received, with the client's metadata.
     pub(crate) fn handed_over(
         method: &'static str,
         headers: &HeaderMap,

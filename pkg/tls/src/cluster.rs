@@ -74,7 +74,7 @@ pub fn is_name(name: &str) -> bool {
     (1..=MAX_NAME).contains(&name.len()) && name.chars().all(accepted)
 }
 
-/// The error of a certificate that is not that of the expected node.
+/// The error of a certificate that does not belong to the expected node.
 #[derive(Debug, thiserror::Error)]
 #[error("the certificate is of {found}; expected: {expected}")]
 struct WrongNode {
@@ -229,11 +229,11 @@ impl ClusterFiles {
         }
     }
 
-    /// Reads the authorities of nodes, which must not be those of clients.
+    /// Reads the authorities of nodes, which must differ from those of clients.
     fn authorities(&self) -> Result<Authorities, Error> {
         let authorities = Authorities::read(&self.ca_file, "node_authority")?;
         if let Some(path) = &self.clients_ca_file {
-            // Its own errors are those of another section.
+            // Errors of that file are reported for its own section.
             let clients = Authorities::read(path, "client_authority");
             let listed = clients.map_or_else(|_| Vec::new(), |clients| clients.listed);
             if authorities.listed.iter().any(|node| listed.contains(node)) {

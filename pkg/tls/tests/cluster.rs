@@ -160,7 +160,7 @@ fn nodes_of_other_clusters_are_refused_by_both_sides() {
     let expected =
         "client: the certificate is of gorego://other/b; expected: gorego://build/<any node>";
     assert_eq!(connect(&a, &b, None).unwrap_err(), expected);
-    // An authority that is not that of the cluster.
+    // The authority is not that of the cluster.
     let stranger = Authority::new().node("a");
     let refused = connect(&stranger, &a, None).unwrap_err();
     assert!(refused.contains("but another key"), "{refused}");

@@ -19,7 +19,7 @@ use crate::cli::Certs;
 
 const DAY: Duration = Duration::from_hours(24);
 const AUTHORITY_DAYS: u32 = 3652;
-/// The time before now from which on certificates are valid, since clocks of nodes differ.
+/// The time by which certificates are valid before now, since the clocks of nodes differ.
 const SKEW: Duration = Duration::from_hours(1);
 /// The mode of files with keys, and of others.
 const SECRET: u32 = 0o600;
@@ -162,7 +162,7 @@ fn issue(
     write(&paths.certificate, &certificate.pem(), PUBLIC)
 }
 
-/// Reads the files of a node as the node will. If they cannot be used, they are removed.
+/// Loads the files of a node as the node will. Removes them if they cannot be used.
 fn verify(node: &NodeIdentity, paths: &Paths, ca_file: &Path) -> Result<(), String> {
     let files = ClusterFiles {
         node: node.clone(),

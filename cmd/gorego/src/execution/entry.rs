@@ -11,8 +11,8 @@ use super::{DRAIN, Error, LocalExecutor, is_worker, options};
 use crate::tiers::ExecutorStores;
 
 impl LocalExecutor {
-    /// Creates the executor of an entry point. Returns why it is one, as a line for the banner. Fails if the node is to
-    /// work for others only.
+    /// Creates the executor of an entry point. Returns the reason why the node is one, as a line for the banner. Fails
+    /// if the node is a worker.
     pub(super) fn entry(
         config: &Config,
         stores: ExecutorStores,

@@ -1,4 +1,4 @@
-//! The platforms of the other nodes, as places for actions.
+//! The platforms of other nodes, which actions can run on.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::work::fits;
 
-/// The time for which actions wait for a node that is gone.
+/// The time for which a platform counts as present after its last node is gone.
 const GRACE: Duration = Duration::from_mins(5);
 /// The most values of a property that a message names.
 const MAX_VALUES: usize = 20;

@@ -1,4 +1,4 @@
-//! The number of a start, which grows.
+//! The number of a start, which is larger than that of all earlier starts.
 
 use std::{
     fs,
@@ -18,14 +18,14 @@ pub(super) fn next(dir: &Path, node: &str) -> Result<Generation, Error> {
     let file = dir.join(FILE);
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = u64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(u64::MAX);
-    // One that is unreadable is replaced.
+    // An unreadable file is replaced.
     let last = fs::read_to_string(&file).ok();
     let last = last.and_then(|last| last.trim().parse::<u64>().ok());
     let number = last.map_or(now, |last| now.max(last.saturating_add(1)));
     let new = dir.join(format!("{FILE}.new"));
     let written = fs::write(&new, format!("{number}\n")).and_then(|()| fs::rename(&new, &file));
     written.map_err(|why| Error::Generation(file, why))?;
-    // The name is one of an operation already.
+    // Operations already use the name, so it is valid.
     Generation::new(node, number).map_err(|why| Error::NoExecutor(why.to_string()))
 }
 

@@ -14,7 +14,8 @@ use tokio::net::TcpListener;
 use super::Error;
 use crate::{cli::VERSION, execution::LocalExecutor};
 
-/// An address of another machine, from which the system's choice of an own address is read. Nothing is sent there.
+/// An address of another machine. The system chooses the own address with which this machine would reach it. Nothing is
+/// sent there.
 const ELSEWHERE: [&str; 2] = ["192.0.2.1:9", "[2001:db8::1]:9"];
 
 /// Returns the record of this node.
@@ -77,7 +78,7 @@ fn own_address() -> io::Result<IpAddr> {
     Err(error)
 }
 
-/// Returns a hash of the backing cache, by which nodes with the same one know each other; 0 without one.
+/// Returns a hash of the backing cache, so that nodes with the same one recognize each other; 0 without one.
 fn backing(config: &Config) -> u64 {
     let Some(target) = &config.backing_cache.target else {
         return 0;

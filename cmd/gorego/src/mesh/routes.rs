@@ -1,4 +1,4 @@
-//! The way of calls about operations to the nodes that own them.
+//! Routes of calls about operations to the nodes that own them.
 
 use std::{collections::HashMap, fmt, sync::Arc};
 
@@ -39,7 +39,7 @@ impl ClusterRoutes {
         }
     }
 
-    /// The other nodes that are there.
+    /// Returns the other nodes that are up.
     fn members(&self) -> Vec<Member> {
         let nodes = self.cluster.view().nodes.into_iter();
         let others = nodes.filter(|node| !["self", "down"].contains(&node.state));
@@ -50,7 +50,7 @@ impl ClusterRoutes {
         others.collect()
     }
 
-    /// Returns the connection to a node. Those to nodes that are gone are closed.
+    /// Returns the connection to a node. Closes connections to nodes that are gone.
     fn channel(&self, to: &Member, members: &[Member]) -> Result<Channel, Status> {
         let mut channels = self.channels.lock();
         channels.retain(|member, _| members.contains(member));

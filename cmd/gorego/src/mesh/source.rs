@@ -12,12 +12,12 @@ use gorego_telemetry::{
     web::{PeerList, PeerNode, PeerSource},
 };
 
-/// Counts beside those that the cluster keeps itself.
+/// Counts in addition to those of the cluster itself.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Counters {
-    /// The blobs that are read from other nodes and written to them.
+    /// The bytes that are read from other nodes and written to them.
     pub(crate) traffic: Arc<Traffic>,
-    /// The times until actions of other nodes started here.
+    /// The times until actions of other nodes started at this node.
     pub(crate) starts: Arc<StartTimes>,
 }
 
@@ -58,7 +58,7 @@ fn node(node: &NodeView) -> PeerNode {
     }
 }
 
-/// Returns the numbers for the metrics.
+/// Returns the counts for the metrics.
 pub(crate) fn counts(cluster: &Cluster, counters: &Counters) -> ClusterReport {
     let view = cluster.view();
     let mut members = BTreeMap::from(["alive", "suspect", "draining", "down"].map(|it| (it, 0)));

@@ -1,4 +1,4 @@
-//! The work of this node for actions of others, and with its own actions that others ran.
+//! The work of this node for actions of others, and for its own actions that others ran.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -116,7 +116,7 @@ impl Work<Job, ExecuteResponse> for NodeWork {
             self.executor.show_guest(entry, attempt, &job);
         }
         Ok(Grant {
-            // That of the slot replaces it.
+            // The slot's own attempt replaces it.
             attempt: AttemptId::new(0, 0),
             key: ActionKey { instance, action },
             job,

@@ -1,4 +1,4 @@
-//! The stores of a node in a cluster: those of its peers, and its own as they see them.
+//! The stores of a node in a cluster: the stores of its peers, and its own as its peers see them.
 
 #[cfg(test)]
 mod tests;
@@ -25,7 +25,7 @@ use crate::{meters::TierStores, traces::traced};
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// The connections to another node.
 const CONNECTIONS: usize = 2;
-/// The breaker of another node. The cluster learns of its death at about the same time.
+/// The settings of the breaker of another node. The cluster detects the death of the node at about the same time.
 const BREAKER: BreakerOptions = BreakerOptions {
     failures: 3,
     cool_down: Duration::from_millis(500),
@@ -37,15 +37,15 @@ const BREAKER: BreakerOptions = BreakerOptions {
 pub(crate) struct ClusterStores {
     /// The other nodes.
     pub(crate) peers: Arc<Peers>,
-    /// The owners of each blob, if there is no backing cache (`cluster.replicas`).
+    /// The number of owners of each blob, if there is no backing cache (`cluster.replicas`).
     pub(crate) replicas: usize,
     /// Set if blobs are read from other nodes before the backing cache, even if no action came from there
     /// (`cluster.peer_reads`).
     pub(crate) peer_reads: bool,
 }
 
-/// Returns the way to create clients of other nodes. `tls` returns the settings of connections to a node, which proves
-/// that it is that node; `None` for plain text. The bytes of blobs count in `traffic`.
+/// Returns a function that creates clients of other nodes. `tls` returns the settings of connections to a node, which
+/// proves its name; `None` for plain text. `traffic` counts the bytes of blobs.
 pub(crate) fn connect(
     windows: &Budget,
     traffic: Arc<Traffic>,
@@ -56,7 +56,7 @@ pub(crate) fn connect(
         let options = RemoteOptions {
             role: "node",
             tls: tls(member),
-            // Another node is faster than a retry.
+            // Another node answers faster than a retry.
             retries: 0,
             connections: CONNECTIONS,
             windows: windows.clone(),
@@ -98,7 +98,8 @@ impl ClusterStores {
 }
 
 impl Tiers {
-    /// Opens the local tier in front of the owners of each blob. Pending writes of an earlier backing cache go to them.
+    /// Opens the local tier in front of the owners of each blob. Pending writes for an earlier backing cache go to the
+    /// owners.
     pub(super) async fn owned(
         config: &Config,
         parts: &Parts,
@@ -108,14 +109,14 @@ impl Tiers {
         let owners = cluster.owners(config, &local);
         let cache = &config.local_cache;
         let options = gorego_proxy::Options {
-            // Owners lease what they report or accept.
+            // Owners lease the blobs that they report or accept.
             existence_ttl: (config.backing_cache.existence_ttl)
                 .min(cache.lease)
                 .min(cache.upload_lease),
             read_only: false,
             local_first: true,
             prefetch: config.backing_cache.prefetch,
-            // A node that is lost is no outage: another one has its place.
+            // A lost node is no outage: another node takes its place.
             on_outage: gorego_proxy::OnOutage::Fail,
             outbox_retry: config.backing_cache.outbox_retry,
             memory: parts.proxy.clone(),
@@ -123,7 +124,8 @@ impl Tiers {
         Self::in_two_tiers(config, local, owners, options).await
     }
 
-    /// Returns the stores that other nodes use: the local tier only. Results are returned whether complete or not.
+    /// Returns the stores that other nodes use, which are the local tier. Results are returned even if they are
+    /// incomplete.
     pub(crate) fn mesh_stores(&self) -> Option<Stores> {
         let local = self.local.as_ref()?;
         Some(Stores {

@@ -118,7 +118,7 @@ impl Run {
     }
 }
 
-/// Runs a script that prints what it was told to. Returns the time from the request to the answer.
+/// Runs a script that prints its argument. Returns the time from the request to the answer.
 async fn execute(executor: &Executor, script: &str) -> Duration {
     let action = TestAction::script(script);
     let digest = executor.upload(&action).await;

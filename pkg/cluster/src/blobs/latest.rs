@@ -1,4 +1,4 @@
-//! Action results of which the one that ended last stays.
+//! The action results of an owner: of several results of one action, the last to complete is kept.
 
 use std::{cmp::Ordering, sync::Arc};
 

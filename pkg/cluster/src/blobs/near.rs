@@ -14,14 +14,15 @@ use super::{
 
 /// The first nodes in rendezvous order from which a blob is read.
 const READ: usize = 3;
-/// The time after which the backing cache is asked, too, while the nodes have not answered; longer for large batches.
+/// The time that the nodes have to answer before the backing cache is also asked; longer for large batches.
 const HEDGE: Duration = Duration::from_millis(20);
 /// The bytes of a batch for which the hedge is one millisecond longer.
 const PER_MILLISECOND: u64 = 64 << 10;
 
-/// A backing cache whose blobs are read from other nodes where these have them: from the node that the call is near to,
-/// and, if it is so configured, from the first in rendezvous order. Lookups and writes go to the backing cache only, except that a call which is near
-/// to a node finds blobs there that a read-only backing cache lacks, or all of them while the backing cache is down.
+/// A backing cache whose blobs are read from other nodes where these have them: from the node that the call is near to
+/// and, if so configured, from the first nodes in rendezvous order. Lookups and writes go to the backing cache only,
+/// with one exception: a call that is near to a node finds the node's blobs that a read-only backing cache lacks, and
+/// all of them while the backing cache is down.
 #[derive(Clone, Debug)]
 pub struct Near {
     peers: Arc<Peers>,
@@ -32,7 +33,7 @@ pub struct Near {
 /// The options of [`Near`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NearOptions {
-    /// Reads from nodes that no call is near to, too (`cluster.peer_reads`).
+    /// Set if blobs are also read from nodes that the call is not near to (`cluster.peer_reads`).
     pub peer_reads: bool,
     /// Set if this node never writes to the backing cache.
     pub read_only: bool,
@@ -52,7 +53,7 @@ impl Near {
         if self.options.peer_reads { READ } else { 0 }
     }
 
-    /// Reads from the backing cache what the nodes lack.
+    /// Reads the blobs that the nodes lack from the backing cache.
     async fn complete(&self, digests: &[Digest], found: Vec<Option<Bytes>>) -> Vec<Result<Bytes>> {
         let missing = digests.iter().zip(&found);
         let missing = missing.filter_map(|(digest, found)| found.is_none().then_some(*digest));
@@ -139,15 +140,15 @@ impl BlobStore for Near {
     }
 }
 
-/// Replaces what the nodes lack by the answers of the backing cache.
+/// Combines the blobs of the nodes with the answers of the backing cache for the others.
 fn merge(found: Vec<Option<Bytes>>, answers: Vec<Result<Bytes>>) -> Vec<Result<Bytes>> {
     let both = found.into_iter().zip(answers);
     both.map(|(found, answer)| found.map_or(answer, Ok))
         .collect()
 }
 
-/// Returns what the nodes have, or the response of the backing cache. That is asked once the nodes have nothing, or have
-/// not answered for `hedge`. The first with content wins, and the other is dropped.
+/// Returns the answer of the nodes, or that of the backing cache. The backing cache is asked once the nodes have
+/// nothing, or have not answered for `hedge`. The first answer with content wins, and the other is dropped.
 async fn hedged<T>(
     hedge: Duration,
     peers: impl Future<Output = Option<T>>,

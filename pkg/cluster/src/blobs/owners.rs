@@ -25,12 +25,12 @@ use super::{
 };
 use spread::spread;
 
-/// The blobs and results of a cluster without a backing cache: each is on its owners, the first `replicas` nodes in the
-/// order of its digest. This node is one of them, and has what passes through its local tier.
+/// The blobs and results of a cluster without a backing cache: each is stored by its owners, the first `replicas` nodes
+/// in the order of its digest. This node may be an owner, and also stores the blobs that pass through its local tier.
 ///
-/// A write is acknowledged once all owners have it. A node that fails is replaced by the next ones. If these fail, too,
-/// the copy in the local tier counts alone: the caller stores each blob there first, and fails if it cannot. Reads and
-/// lookups never fail: what no owner returns is missing.
+/// A write is acknowledged once all owners have it. A node that fails is replaced by the next ones in the order. If
+/// these fail, too, the copy in the local tier counts alone: the caller stores each blob there first, and fails if it
+/// cannot. Reads and lookups never fail: a blob that no owner returns is missing.
 #[derive(Clone, Debug)]
 pub struct Owners {
     peers: Arc<Peers>,
@@ -108,7 +108,8 @@ impl InUse for Shared {
 
 #[async_trait]
 impl BlobStore for Owners {
-    /// A blob that this node has is missing until the other owners have it, too: the caller then copies it to these.
+    /// Reports a blob of this node as missing until the other owners have it, too, so that the caller copies it to
+    /// them.
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
         let nodes = self.peers.nodes();
         let mut unique = HashSet::new();

@@ -18,8 +18,8 @@ use tokio::time::timeout;
 
 use super::rendezvous;
 
-/// The time that a node has to answer a lookup; without an answer, it has nothing. Its processors may all be busy. One
-/// that did not answer the last lookup has less time.
+/// The time that a node has to answer a lookup. Its processors may all be busy. After that, the node counts as without
+/// the blob. A node that did not answer the last lookup has less time.
 const LOOKUP: Duration = Duration::from_secs(1);
 const LOOKUP_AGAIN: Duration = Duration::from_millis(200);
 
@@ -35,7 +35,7 @@ pub struct Member {
     pub address: String,
 }
 
-/// The stores of a node, which are its local tier. The blobs are verified as those of a backing cache are.
+/// The stores of a node, which are its local tier. Its blobs are verified like the blobs of a backing cache.
 #[derive(Clone, Debug)]
 pub struct PeerStores {
     /// The blobs.
@@ -53,7 +53,7 @@ pub struct Peers {
     own_name: String,
     connect: Connect,
     nodes: RwLock<Arc<Nodes>>,
-    /// The blobs that a node returned corrupt. They are not read from it again.
+    /// The corrupt blobs that nodes returned. They are not read from these nodes again.
     corrupt: Mutex<HashSet<(u64, Digest)>>,
 }
 
@@ -62,7 +62,7 @@ pub(super) struct Nodes {
     seeds: Vec<u64>,
     /// `None` for this node.
     peers: Vec<Option<Arc<Peer>>>,
-    /// The outages of nodes that were lost, and their number.
+    /// The outages of the nodes that were lost, and one more for each of them.
     lost: u64,
 }
 
@@ -94,7 +94,7 @@ impl Peers {
         }
     }
 
-    /// Replaces the live nodes. This node is ignored among them. Those that stay keep their clients.
+    /// Replaces the live nodes, and ignores this node among them. Nodes that stay keep their clients.
     pub fn set(&self, members: impl IntoIterator<Item = Member>) {
         let mut nodes = self.nodes.write();
         let former = nodes.peers.iter().flatten();
@@ -172,7 +172,7 @@ impl Peers {
         peer.stores.get_or_init(connect).as_ref()
     }
 
-    /// Returns those of the blobs that a node reports as present. It leases them.
+    /// Returns the blobs that a node reports as present, of those given. The node leases them.
     pub(super) async fn present_at(&self, peer: &Peer, digests: Vec<Digest>) -> HashSet<Digest> {
         let Some(stores) = self.stores(peer) else {
             return HashSet::new();

@@ -147,7 +147,7 @@ impl Read {
         }
     }
 
-    /// Counts and hashes a chunk. Each source has verified its own content, but not that of the earlier ones.
+    /// Counts and hashes a chunk. Each source verified its own content, but not the content of earlier sources.
     fn checked(&mut self, chunk: Bytes) -> Result<Bytes> {
         self.at += chunk.len() as u64;
         if self.at > self.digest.size() {
@@ -167,8 +167,8 @@ impl Read {
         Ok(chunk)
     }
 
-    /// Returns the error of a read whose first content was corrupt and is not to be continued. Another read gets it from
-    /// the next place, if there is one.
+    /// Returns the error of a read whose first content was corrupt, so that the read cannot continue. Another read gets
+    /// the blob from the next source, if there is one.
     fn corrupt(&self, error: Error) -> Error {
         if self.sources.rest.len() == 0 && self.sources.backing.is_none() {
             return error;
@@ -177,8 +177,8 @@ impl Read {
     }
 }
 
-/// Reads small blobs, each from the first node that has it: all from their first nodes at once, then those that are
-/// missing there from their second. `None` for a blob that no node has.
+/// Reads small blobs, each from the first node that has it. All are read from their first nodes at once, then the
+/// missing ones from their second nodes. `None` for a blob that no node has.
 pub(super) async fn get_batch(
     peers: &Arc<Peers>,
     nodes: &Nodes,

@@ -23,7 +23,7 @@ pub struct SystemLookup {
 }
 
 impl SystemLookup {
-    /// Creates a source that asks `server` instead of the host's.
+    /// Creates a source that asks `server` instead of the servers of the host.
     pub fn at(server: SocketAddr) -> Self {
         Self {
             server: Some(server),
@@ -31,7 +31,7 @@ impl SystemLookup {
         }
     }
 
-    /// The resolver. One that cannot be created is tried again at the next look.
+    /// Returns the resolver. If it cannot be created, the next lookup retries.
     async fn resolver(&self) -> Result<&TokioResolver, LookupError> {
         self.resolver
             .get_or_try_init(async || build(self.server).map_err(|error| describe(&error)))

@@ -29,7 +29,7 @@ impl Handover {
         self.offer(now, false, host);
     }
 
-    /// Stops an attempt at a peer for which nobody waits. Its end is reported like that of others.
+    /// Stops an attempt at a peer that no client waits for. Its end is reported like any other.
     pub fn stop(&mut self, attempt: AttemptId, host: &mut impl Host) {
         let mut peers = self.peers.iter();
         let of_peer = peers.find(|(_, peer)| peer.given.contains_key(&attempt));
@@ -40,14 +40,14 @@ impl Handover {
         }
     }
 
-    /// Records that the end of an attempt was reported whose response had to be read.
+    /// Records that the end of an attempt was reported, after its response was read.
     pub fn received(&mut self, node: &Generation, attempt: AttemptId, host: &mut impl Host) {
         if let Some(peer) = self.peers.get_mut(node) {
             peer.receive(node, attempt, host);
         }
     }
 
-    /// Chooses the members that are offered the queue. While it lasts, others are added.
+    /// Chooses the members that are offered the queue. While the queue lasts, more members are added.
     pub(super) fn choose(&mut self, is_new: bool, host: &mut impl Host) {
         let (actions, kind) = host.backlog();
         if is_new || actions == 0 {
@@ -78,8 +78,8 @@ impl Handover {
         self.chosen.extend(chosen);
     }
 
-    /// Sends peers the numbers of queued actions: at once if they do not know of actions with some need, and else if
-    /// `corrects` is set.
+    /// Sends peers the numbers of queued actions: at once if they do not know of actions with some need, and otherwise
+    /// only if `corrects` is set.
     pub(super) fn offer(&mut self, now: Time, corrects: bool, host: &mut impl Host) {
         self.has_queue = host.backlog().0 > 0;
         let told = self.peers.iter().filter(|(_, peer)| !peer.told.is_empty());
@@ -104,7 +104,7 @@ impl Handover {
         }
     }
 
-    /// Returns whether a member has enough memory for a need, or no node has.
+    /// Returns whether a member has enough memory for a need. If no node has enough, every member suits.
     fn suits(&self, node: &Generation, need: Need) -> bool {
         let Need::Memory(bytes) = need else {
             return true;
@@ -132,7 +132,7 @@ impl Peer {
             let others = self.told.values().filter(|actions| **actions > 0);
             !counts.iter().all(is_known) || others.count() != counts.len()
         };
-        // Said again, since a peer that missed it would wait for ever.
+        // The message is repeated, since a peer that missed it would wait forever.
         let is_old = !counts.is_empty() && now.saturating_sub(self.told_at) >= RENEWAL;
         if is_news || corrects && (is_old || is_other()) {
             let frames = counts
@@ -192,7 +192,7 @@ impl Peer {
         }
     }
 
-    /// Loses the attempts that the peer does not have.
+    /// Loses the attempts that the peer does not report, and renews the leases of the others.
     pub(super) fn on_running(
         &mut self,
         node: &Generation,
@@ -263,8 +263,8 @@ impl Peer {
         self.given.insert(attempt, given);
     }
 
-    /// Renews the lease of an attempt, or stops one for which nobody waits. A lost one that is awaited goes on: the
-    /// first outcome is used.
+    /// Renews the lease of an attempt, or stops an attempt that no client waits for. A lost attempt whose action is
+    /// still awaited continues: the first outcome is used.
     fn renew_lease(
         &mut self,
         node: &Generation,
@@ -280,7 +280,7 @@ impl Peer {
         }
     }
 
-    /// Loses the attempts of which the peer has sent no news.
+    /// Loses the attempts whose leases have ended, since the peer sent no news of them.
     pub(super) fn end_leases(&mut self, now: Time, host: &mut impl Host) {
         let ended = self
             .given

@@ -47,7 +47,7 @@ impl Handover {
         host.send(entry, Content::Claim(Claim { claim, need }));
     }
 
-    /// Records that a slot is not available any more. An action that is granted for it is declined.
+    /// Records that a slot is no longer available. An action that is granted for it is declined.
     pub fn withdraw(&mut self, slot: AttemptId) {
         for peer in self.peers.values_mut() {
             peer.claims.remove(&slot.execution());
@@ -67,7 +67,7 @@ impl Handover {
         }
     }
 
-    /// Records the end of the action in a slot, which is free. The attempt in `done` is set here. The entry node gets it
+    /// Records the end of the action in a slot, which is then free. Sets the attempt in `done`. The entry node gets it
     /// as soon as it can be reached.
     pub fn ended(&mut self, slot: AttemptId, mut done: Done, host: &mut impl Host) {
         if let Some((node, peer, attempt)) = self.find(slot) {
@@ -95,7 +95,8 @@ impl Handover {
 }
 
 impl Peer {
-    /// Begins a link: names the peer's attempts here, and sends the ends that it has not received.
+    /// Begins a link: lists the attempts of the peer's actions at this node, and sends the ends that the peer has not
+    /// received.
     pub(super) fn resume(&self, node: &Generation, host: &mut impl Host) {
         let attempts = self.taken.keys().copied().map(wire::attempt_frame);
         let attempts = attempts.collect();
@@ -158,7 +159,7 @@ impl Peer {
         }
     }
 
-    /// Renews the leases of the peer's attempts, also of those whose end it has not received.
+    /// Renews the leases of the peer's attempts, also of attempts whose end the peer has not received.
     pub(super) fn renew(&self, node: &Generation, host: &mut impl Host) {
         let running = self.taken.iter();
         let running: Vec<_> = running
@@ -180,7 +181,7 @@ impl Peer {
         }
     }
 
-    /// Stops the attempts of a peer that has been away for long, and drops their ends.
+    /// Stops the attempts of a peer that has been away for [`ORPHAN`](super::ORPHAN), and drops their ends.
     pub(super) fn end_orphans(&mut self, host: &mut impl Host) {
         self.taken.retain(|_, taken| {
             if taken.done.is_none() {

@@ -58,7 +58,7 @@ pub enum DialError {
     /// Another process has the name of this node, or a newer run of it is connected.
     #[error("{0}")]
     SameName(String),
-    /// There is a link to this node, or one is being opened.
+    /// A link to this node is up or being opened.
     #[error("a link to the node is up or being opened")]
     Duplicate,
     /// The node refuses for another reason: it shuts down, or there are too many nodes.

@@ -82,7 +82,7 @@ impl Lane {
     }
 }
 
-/// Returns the bytes that a frame counts.
+/// Returns the number of bytes that a frame adds to the count.
 const fn cost(len: usize) -> usize {
     len + size_of::<Frame>()
 }
@@ -121,10 +121,10 @@ impl Outbox {
         Err(SendError::Full)
     }
 
-    /// Answers a ping of the peer, or takes an answer.
+    /// Answers a ping of the peer, or records an answer.
     pub(crate) fn pinged(&self, ping: Ping) {
         if ping.number != 0 {
-            // Fails if the link is about to end.
+            // This fails if the link is about to end.
             let _ = self.push(frame(Content::Ping(Ping {
                 number: 0,
                 answered: ping.number,
@@ -200,7 +200,7 @@ impl Outbox {
     async fn when<T>(&self, find: impl Fn(&mut Queue) -> Option<T>) -> T {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
-            // Before the queue is read, so that no change is missed.
+            // The subscription precedes the read of the queue, so that no change is missed.
             changed.as_mut().enable();
             if let Some(found) = find(&mut self.queue.lock()) {
                 return found;
@@ -253,7 +253,7 @@ impl Outbox {
     }
 }
 
-/// The stream of a queue, without which its frames go nowhere.
+/// The stream of a queue. If it is dropped, the link is broken.
 struct Sender(Arc<Outbox>);
 
 impl Drop for Sender {

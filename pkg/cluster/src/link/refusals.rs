@@ -1,4 +1,4 @@
-//! Log lines of refused peers, of which a source causes one a minute.
+//! Log lines of refused peers, limited to one a minute for each source.
 
 use std::{collections::HashMap, fmt::Display, net::IpAddr, time::Duration};
 

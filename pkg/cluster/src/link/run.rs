@@ -30,13 +30,13 @@ impl Links {
             }
             let how = links.run(&link, hello, frames).await;
             link.outbox.end(how);
-            // It may have ended before, for the first of several reasons.
+            // If the link ended before, the first reason counts.
             let how = link.outbox.ended().await;
             tracing::debug!("link to {} is down: {how:?}", link.peer);
             let peer = link.peer.clone();
             let down = Event::Down { peer, how };
             let _ = links.events.send((down, Arc::clone(&link))).await;
-            // In this order, so that the next link to the peer is up after this one is down.
+            // This order ensures that the next link to the peer comes up after this one is down.
             links.table.lock().remove(&link);
             link.down.cancel();
         });

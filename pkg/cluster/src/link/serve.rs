@@ -71,8 +71,8 @@ impl Links {
         Ok(Body::messages(sent.boxed(), Permit::default()))
     }
 
-    /// Waits until an own connection to the peer is up or has failed, if both opened one at once and this one is to
-    /// stay. The other side does not wait.
+    /// Waits until an own connection to the peer is up or has failed, if both sides opened one at once and this node's
+    /// is to stay. The other side does not wait.
     async fn settle(&self, peer: &Generation, hello: &Hello) {
         if self.me.node() < peer.node() {
             let address = address_of(hello);

@@ -27,8 +27,8 @@ pub trait Connect: fmt::Debug + Send + Sync + 'static {
     async fn connect(&self, address: &str) -> io::Result<Box<dyn Socket>>;
 }
 
-/// The bytes that the system buffers on the way to a peer. By default it buffers megabytes, which gossip would have to
-/// wait for on a slow network.
+/// The bytes that the system buffers on the way to a peer. By default it buffers megabytes, which would delay gossip on
+/// a slow network.
 const SEND_BUFFER: u32 = 128 * 1024;
 
 /// Opens TCP connections.
@@ -64,7 +64,7 @@ async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
 pub(crate) struct Established {
     pub(crate) socket: Box<dyn Socket>,
     /// The error of TLS, such as the refusal of this node's certificate after the handshake, which HTTP/2 does not
-    /// return.
+    /// report.
     pub(crate) tls_error: Arc<OnceLock<rustls::Error>>,
 }
 

@@ -62,7 +62,7 @@ impl Link {
         })
     }
 
-    /// Whether the peer sent something in the time of a ping and a half.
+    /// Whether the peer sent something within one and a half ping periods.
     fn is_alive(&self) -> bool {
         self.outbox.is_open() && self.received.lock().elapsed() < PING * 3 / 2
     }

@@ -1,11 +1,11 @@
-//! TLS settings that follow those of the cluster.
+//! TLS settings derived from those of the cluster.
 
 use gorego_tls::ClusterTls;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
-/// Returns settings that are derived from those of the cluster whenever the files change, such as
-/// `|tls| tls.client_for(Some("node"))`. The task that derives them ends when no receiver is left.
+/// Returns settings that are derived again from those of the cluster whenever the files change, for example by `|tls|
+/// tls.client_for(Some("node"))`. The task that derives them ends when no receiver is left.
 pub fn follow<T: Send + Sync + 'static>(
     tasks: &TaskTracker,
     mut cluster: watch::Receiver<ClusterTls>,

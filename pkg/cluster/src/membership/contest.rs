@@ -10,22 +10,22 @@ use super::identity::Identity;
 use super::wire::Holder;
 use super::{Candidate, Departure, Effect, Membership, new_foca};
 
-/// The time in which the node that has a name answers, before it is suspected.
+/// The time that the holder of a name has to answer before it is suspected.
 const ANSWER_TIME: Duration = Duration::from_secs(2);
-/// The period in which it is asked again while another node wants the name.
+/// The period in which the holder is asked again while another node wants its name.
 const ASK_PERIOD: Duration = Duration::from_secs(5);
-/// The time without a sign of the other node after which the contest is over.
+/// The time without a sign of the other node after which the contest ends.
 const CONTEST_TIME: Duration = Duration::from_secs(10);
 
-/// The time that a node keeps out of the cluster where an older one has its name.
+/// The time that a node stays out of a cluster where an older node has its name.
 const CONFLICT_PAUSE: Duration = Duration::from_secs(5);
-/// The time that a node keeps out of a cluster without room, on average.
+/// The average time that a node stays out of a cluster that is full.
 const FULL_PAUSE: Duration = Duration::from_secs(30);
 
 /// A second node that wants the name of a member.
 pub(super) struct Contest {
     rival: Identity,
-    /// The last time that the rival wrote to this node, or another told of it.
+    /// The last time that the rival sent a packet, or that another node reported it.
     seen: Time,
     /// The time at which the member was asked, and whether it answered.
     asked: Time,
@@ -35,7 +35,7 @@ pub(super) struct Contest {
 impl Membership {
     /// Whether `id` has to wait, because a node elsewhere has its name and may be alive.
     ///
-    /// If the node `spoke` itself, it is told so as soon as the holder of the name has answered.
+    /// If the node itself `spoke`, it is notified as soon as the holder of the name has answered.
     pub(super) fn contests(&mut self, id: &Identity, spoke: bool) -> bool {
         let now = self.now;
         let Some(node) = self.nodes.get_mut(&id.key()) else {
@@ -81,7 +81,7 @@ impl Membership {
         true
     }
 
-    /// Suspects holders of names that do not answer, and admits the rivals of those that are down.
+    /// Suspects holders that do not answer, and admits the rivals of holders that are down.
     pub(super) fn settle_contests(&mut self) {
         let now = self.now;
         let mut silent = Vec::new();
@@ -107,7 +107,7 @@ impl Membership {
         }
     }
 
-    /// Handles a node with the name of this one: the older keeps it.
+    /// Handles a node with the name of this one: the older node keeps the name.
     pub(super) fn meet_namesake(&mut self, other: &Identity) {
         let me = self.foca.identity();
         if other.address == me.address {
@@ -123,7 +123,7 @@ impl Membership {
         }
     }
 
-    /// Leaves the cluster, where an older node has this one's name, and tries to join now and then.
+    /// Leaves the cluster, where an older node has this node's name, and tries to join now and then.
     pub(super) fn step_back(&mut self, holder: &Holder) {
         let me = self.foca.identity().clone();
         let Ok(node) = Generation::new(me.node.node(), holder.generation) else {
@@ -144,22 +144,23 @@ impl Membership {
         self.withdraw(self.now + CONFLICT_PAUSE);
     }
 
-    /// Leaves the cluster, which has no room, and tries to join later.
+    /// Leaves the cluster, which is full, and tries to join later.
     pub(super) fn find_full(&mut self) {
         if !self.retreats() {
             self.effects.push(Effect::Full);
-            // Nodes that start at once come back one by one.
+            // The random pause spreads nodes that started at once.
             let pause = FULL_PAUSE.mul_f64(0.5 + self.random.f64());
             self.withdraw(self.now + pause);
         }
     }
 
-    /// Whether this node keeps out of the cluster.
+    /// Whether this node stays out of the cluster.
     pub(super) fn retreats(&self) -> bool {
         self.retreat.is_some_and(|until| self.now < until)
     }
 
-    /// Leaves the cluster, and keeps out of it until then. The nodes are tried again as if they had just been met.
+    /// Leaves the cluster, and stays out of it until `until`. Then the node announces itself to all nodes, as after a
+    /// start.
     fn withdraw(&mut self, until: Time) {
         self.retreat = Some(until);
         if self.foca.num_members() > 0 {

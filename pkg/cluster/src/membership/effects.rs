@@ -30,7 +30,7 @@ pub enum Effect {
         /// The reason.
         why: Departure,
     },
-    /// Another node has the name of this one and is alive. It keeps the name, and this node has no peers. Sent again
+    /// Another node has the name of this one and is alive. It keeps the name, and this node has no peers. Repeated
     /// every few seconds while that is so.
     Conflict {
         /// The other run of the name.
@@ -38,12 +38,12 @@ pub enum Effect {
         /// The address of the other node.
         address: String,
     },
-    /// The cluster has no room for this node, which has no peers. Sent again about every half minute while that is so.
+    /// The cluster is full. This node has no peers. Repeated about every half minute while that is so.
     Full,
-    /// This node joins again, after others had declared it down, or after [`Conflict`](Self::Conflict) or
+    /// This node joined again, after others declared it down, or after [`Conflict`](Self::Conflict) or
     /// [`Full`](Self::Full).
     Rejoined,
-    /// A node is not admitted, since the cluster has `max_nodes` already. Sent once for each name.
+    /// A node is not admitted, since the cluster already has `max_nodes`. Sent once for each name.
     Refused(Generation),
 }
 
@@ -58,7 +58,7 @@ pub enum Departure {
     Reported,
     /// Another run has its name.
     Replaced,
-    /// This node left the cluster: another has its name, or there is no room.
+    /// This node left the cluster: another has its name, or the cluster is full.
     Withdrawn,
 }
 

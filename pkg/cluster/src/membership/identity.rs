@@ -11,7 +11,7 @@ use crate::record::{Record, check_address};
 /// A run of a node at an address. foca keeps one identity for each name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Identity {
-    /// The hash of the name, which is compared far more often than anything else.
+    /// The hash of the name. Comparing it is faster than comparing names.
     key: u64,
     /// The order among identities of a name. It starts as the number of the generation, and grows when other nodes
     /// declared this one down by mistake.
@@ -46,7 +46,7 @@ impl Identity {
     }
 }
 
-/// The key of the node `name`.
+/// Returns the key of the node `name`.
 pub(super) fn key(name: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     name.hash(&mut hasher);
@@ -56,7 +56,7 @@ pub(super) fn key(name: &str) -> u64 {
 impl foca::Identity for Identity {
     type Addr = u64;
 
-    /// The membership renews an identity itself, since the new rank depends on that of its rivals.
+    /// The membership renews an identity itself, since the new rank depends on the ranks of its rivals.
     fn renew(&self) -> Option<Self> {
         None
     }
@@ -65,7 +65,8 @@ impl foca::Identity for Identity {
         self.key
     }
 
-    /// At one address, a later run has replaced the former: two processes cannot listen there. Elsewhere the rank decides.
+    /// Returns whether this identity wins. At one address, a later run replaces the former, since two processes cannot
+    /// listen there. Elsewhere the rank decides.
     fn win_addr_conflict(&self, other: &Self) -> bool {
         let order = |it: &Self| {
             let number = it.node.number();

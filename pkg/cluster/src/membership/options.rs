@@ -12,20 +12,20 @@ use super::wire::MAX_SWIM_LEN;
 pub struct MembershipOptions {
     /// The most nodes, this one included. Others are not admitted.
     pub max_nodes: usize,
-    /// The nodes that this one sends gossip and probes to, where the cluster has more. Others may write to it, too.
+    /// The most nodes to which this one sends gossip and probes. In a larger cluster, others may send to it, too.
     pub partners: usize,
     /// The period in which one node is probed.
     pub probe_period: Duration,
-    /// The time in which a probe is answered; afterwards other nodes are asked to probe.
+    /// The time that a node has to answer a probe. Afterwards other nodes are asked to probe it.
     pub round_trip: Duration,
     /// The time that a silent node has to answer, in a cluster of up to 10 nodes. It grows by half of itself with
     /// each digit of the number of nodes.
     pub suspicion: Duration,
     /// The period of gossip, while there is news.
     pub gossip_period: Duration,
-    /// The period in which one node is asked for all others. After news it is asked more often.
+    /// The period in which one node is asked for the list of all nodes; shorter after news.
     pub sync_period: Duration,
-    /// The period in which two nodes that are down are written to, in case they are not.
+    /// The period in which this node writes to two nodes that are down, in case they are not.
     pub revive_period: Duration,
     /// The time after which a node that is down is forgotten.
     pub forget_after: Duration,
@@ -48,7 +48,7 @@ impl Default for MembershipOptions {
 }
 
 impl MembershipOptions {
-    /// The configuration of foca for a cluster of `nodes`.
+    /// Returns the configuration of foca for a cluster of `nodes`.
     pub(super) fn foca(&self, nodes: usize) -> Config {
         let digits = f64::from(u32::try_from(nodes).unwrap_or(u32::MAX).max(1)).log10();
         let every = |frequency, nodes: usize| {
@@ -67,7 +67,7 @@ impl MembershipOptions {
             remove_down_after: Some(self.forget_after),
             max_packet_size: NonZeroUsize::MIN.saturating_add(MAX_SWIM_LEN - 1),
             notify_down_members: true,
-            // The membership does that itself, more often after news.
+            // The membership does this itself, and more often after news.
             periodic_announce: None,
             periodic_announce_to_down_members: every(self.revive_period, 2),
             periodic_gossip: every(self.gossip_period, 3),
@@ -75,7 +75,8 @@ impl MembershipOptions {
     }
 }
 
-/// The times that a node sends each piece of news. A node is missed with a probability of about e to the power of this.
+/// Returns the number of times that a node sends each piece of news. A node is missed with a probability of about e to
+/// the power of minus this number.
 fn transmissions(digits: f64) -> u8 {
     [(4.0, 16), (3.0, 16), (2.0, 12), (1.0, 8)]
         .into_iter()

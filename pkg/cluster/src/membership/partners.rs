@@ -11,7 +11,7 @@ use super::identity::Identity;
 use super::wire::Swim as Packet;
 use super::{Membership, Node};
 
-/// The partners of the node `me`: all active nodes if there are at most `max`, else up to `max` of them.
+/// Returns the partners of the node `me`: all active nodes if there are at most `max`, otherwise up to `max` of them.
 pub(super) fn partners(me: u64, nodes: &BTreeMap<u64, Node>, max: usize) -> Vec<u64> {
     let active = |(key, node): (&u64, &Node)| node.active.then_some(*key);
     let mut ring: Vec<u64> = nodes.range(me..).filter_map(active).collect();
@@ -33,7 +33,7 @@ pub(super) fn partners(me: u64, nodes: &BTreeMap<u64, Node>, max: usize) -> Vec<
     partners
 }
 
-/// A packet of foca after its destination was reconsidered.
+/// The decision about a packet of foca.
 pub(super) enum Routed {
     /// The packet goes to this node.
     To(Identity, bytes::Bytes),
@@ -42,7 +42,8 @@ pub(super) enum Routed {
 }
 
 impl Membership {
-    /// Leads gossip to a partner, and answers probes of others in their stead: their own partners probe them.
+    /// Redirects gossip to a partner. A probe of a node that is no partner is answered in its place: its own partners
+    /// probe it.
     pub(super) fn route(&mut self, to: Identity, swim: bytes::Bytes) -> Routed {
         if self.partners.len() == self.active || self.partners.binary_search(&to.key()).is_ok() {
             return Routed::To(to, swim);

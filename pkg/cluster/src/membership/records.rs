@@ -23,7 +23,7 @@ struct Entry {
     record: Arc<Record>,
     counter: u32,
     item: Bytes,
-    /// Set while no node is known for the record.
+    /// Set while no known node has this record.
     idle: bool,
 }
 
@@ -37,7 +37,7 @@ impl Records {
         }
     }
 
-    /// Reads and stores an item. Returns its node if it is newer than what is stored.
+    /// Reads and stores an item. Returns its node if the item is newer than the stored one.
     fn insert_item(&mut self, item: &[u8]) -> Result<Option<Generation>, RecordError> {
         let Some((counter, encoded)) = item.split_first_chunk() else {
             return Err(RecordError::Encoding("too short".into()));
@@ -52,7 +52,7 @@ impl Records {
         Ok(stored.then_some(node))
     }
 
-    /// Stores a record, unless it is older than that of the same run. `item` is its encoding.
+    /// Stores a record, unless it is older than the stored record of the same run. `item` is its encoding.
     fn insert(&mut self, record: Record, counter: u32, item: Bytes) -> bool {
         let node = record.node.clone();
         match self.entries.get(&node) {
@@ -71,7 +71,7 @@ impl Records {
         true
     }
 
-    /// Stores a record that a node gave itself, but not its number. Any numbered record replaces it.
+    /// Stores a record that came without a number from its node. Any numbered record replaces it.
     pub(super) fn insert_unnumbered(&mut self, record: &Record) {
         if !self.entries.contains_key(&record.node)
             && let Ok(item) = item(record, 0)
@@ -84,7 +84,7 @@ impl Records {
         Some(&self.entries.get(node)?.record)
     }
 
-    /// The number of the record of `node`; 0 without one.
+    /// Returns the number of the record of `node`; 0 without one.
     pub(super) fn counter(&self, node: &Generation) -> u32 {
         self.entries.get(node).map_or(0, |entry| entry.counter)
     }
@@ -93,12 +93,12 @@ impl Records {
         Some(&self.entries.get(node)?.item)
     }
 
-    /// The nodes whose records changed since the last call.
+    /// Returns the nodes whose records changed since the last call.
     pub(super) fn take_changed(&mut self) -> Vec<Generation> {
         mem::take(&mut self.changed)
     }
 
-    /// Removes the records that `known` refused now and at the last call.
+    /// Removes the records for which `known` returned false now and at the last call.
     pub(super) fn sweep(&mut self, known: impl Fn(&Generation) -> bool) {
         self.entries.retain(|node, entry| {
             let idle = !known(node);
@@ -107,7 +107,7 @@ impl Records {
     }
 }
 
-/// Encodes a record behind its number.
+/// Encodes a record after its number.
 pub(super) fn item(record: &Record, counter: u32) -> Result<Bytes, RecordError> {
     let mut item = BytesMut::new();
     item.put_u32(counter);

@@ -12,10 +12,10 @@ use super::partners::{Routed, partners, probes};
 use super::wire::{Envelope, PacketError, Swim as Packet};
 use super::{Departure, Effect, FIRST_SYNC, Membership, Node, Swim, WANT_AFTER};
 
-/// The nodes that are down, of which another is told at once.
+/// The most nodes in one list of nodes that are down.
 const MAX_DEPARTURES: usize = 64;
 
-/// The names that are remembered as refused, so that each is reported once.
+/// The most names that are remembered as refused, so that each is reported once.
 const MAX_REFUSED: usize = 256;
 
 impl Membership {
@@ -82,7 +82,7 @@ impl Membership {
             Some(packet.encode()?)
         };
         if feed {
-            // The answer to an announcement is no news to others.
+            // The answer to an announcement is no news for others.
             let updates = packet.updates;
             self.drive(|foca, runtime| foca.apply_many(updates.into_iter(), false, runtime));
         }
@@ -107,7 +107,7 @@ impl Membership {
         result.map_err(|error| PacketError::Protocol(error.to_string()))
     }
 
-    /// Tells a node that just wrote that it is suspected, so that it objects. Gossip may have passed it by, and its
+    /// Notifies the sender of a packet that it is suspected, so that it objects. Gossip may have missed it, and its
     /// answers to probes end no suspicion.
     fn reassure(&mut self, from: &Identity) {
         let suspected = |it: &&Member<_>| it.id() == from && it.state() == State::Suspect;
@@ -125,8 +125,8 @@ impl Membership {
         }
     }
 
-    /// Tells a node which others are down, which foca's answer to an announcement leaves out. A node that is no partner
-    /// of theirs, and missed the news, would never know.
+    /// Notifies a node of the nodes that are down, which foca's answer to an announcement omits. A node that is no
+    /// partner of theirs, and missed the news, would not learn of it otherwise.
     fn send_departures(&mut self, to: &Identity) {
         let down = self.nodes.values().filter(|node| !node.active);
         let down = down.map(|node| Member::down(node.id.clone()));
@@ -145,7 +145,8 @@ impl Membership {
         }
     }
 
-    /// Whether a packet of `from` counts: a name that another node has, or a node too many, waits.
+    /// Whether a packet of `from` counts. A node whose name another node has must wait, and so must a node beyond
+    /// `max_nodes`.
     fn admits_sender(&mut self, from: &Identity) -> bool {
         let node = self.nodes.get(&from.key());
         if node.is_some_and(|node| node.active) {
@@ -166,14 +167,14 @@ impl Membership {
         if let Some(node) = node
             && node.id.address != from.address
         {
-            // The node that had the name is gone. This one is alive, whatever its rank.
+            // The former holder of the name is gone. This node is alive, whatever its rank.
             let gone = node.id.clone();
             self.fire(Timer::RemoveDown(gone));
         }
         true
     }
 
-    /// Returns for each update whether foca may see it.
+    /// Returns for each update whether it is passed to foca.
     fn accepted(&mut self, updates: &[Member<Identity>]) -> Vec<bool> {
         let me = self.foca.identity().clone();
         let mut room = BTreeSet::new();
@@ -182,7 +183,7 @@ impl Membership {
             let id = update.id();
             let down = update.state() == State::Down;
             accepted.push(if id.key() == me.key() {
-                // A former run at this address is gone; a namesake elsewhere is met in person.
+                // A former run at this address is gone. A node elsewhere with this name announces itself directly.
                 id.same_run(&me) || id.address == me.address || down
             } else if let Some(node) = self.nodes.get(&id.key())
                 && (node.active || down)
@@ -246,7 +247,7 @@ impl Membership {
         self.cause = Departure::Reported;
     }
 
-    /// Declares an active node suspect, and tells it so: it is down unless it answers.
+    /// Declares an active node suspect, and notifies it: the node is down unless it answers.
     pub(super) fn suspect(&mut self, id: &Identity) {
         let alive = |it: &&Member<_>| it.id() == id && it.state() == State::Alive;
         let Some(incarnation) = self
@@ -309,7 +310,7 @@ impl Membership {
                 if let Timer::ProbeRandomMember(token) = &timer {
                     self.token = *token;
                 }
-                // After a probe that was skipped the next one is due.
+                // A skipped probe is followed by the next one at once.
                 let now = skipped && probes(&timer);
                 self.schedule(timer, if now { Duration::ZERO } else { after });
             }
@@ -348,7 +349,7 @@ impl Membership {
         }
     }
 
-    /// Takes a node into account that foca admitted.
+    /// Records that foca admitted a node.
     fn member_up(&mut self, id: Identity) {
         if id.key() == self.key() {
             return;
@@ -374,7 +375,7 @@ impl Membership {
             let why = Departure::Replaced;
             self.effects.push(Effect::Down { node: up, why });
         }
-        // What changed while the node was away was perhaps missed.
+        // Changes of the record while the node was away may have been missed.
         if again || !numbered {
             node.want = Some((self.now + WANT_AFTER, 0));
             self.next_want = self.next_want.min(self.now + WANT_AFTER);
@@ -389,7 +390,7 @@ impl Membership {
         self.resize();
     }
 
-    /// Takes note of a change of the nodes.
+    /// Records that the nodes changed.
     pub(super) fn resize(&mut self) {
         self.resized = true;
         self.sync_wait = FIRST_SYNC;

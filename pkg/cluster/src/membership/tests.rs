@@ -315,7 +315,7 @@ fn refused_connection_of_one_node_does_not_make_a_live_node_come_and_go() {
         network.run(seconds(1));
     }
     agree(&mut network, 5);
-    // Each node was told once.
+    // Each node was notified once.
     assert!(network.false_downs <= 9, "{}", network.false_downs);
 }
 

@@ -30,7 +30,7 @@ impl Membership {
             node.want = node
                 .active
                 .then(|| (now + WANT_AFTER, attempts.saturating_add(1)));
-            // The node itself has its record for sure, but a thousand need not be asked one by one.
+            // The node itself surely has its record, but asking a thousand nodes one by one would be slow.
             let asked = if attempts % 2 == 0 {
                 self.sender.clone().or_else(|| other.clone())
             } else {
@@ -89,7 +89,7 @@ impl Membership {
         }
     }
 
-    /// Adapts to the event just handled, and reports the nodes that are up, or changed, by the records that arrived.
+    /// Adapts to the handled event, and reports the nodes that are up, or changed, now that their records arrived.
     pub(super) fn settle(&mut self) {
         self.adapt();
         let changed = self.records.0.lock().take_changed();

@@ -88,7 +88,7 @@ impl Envelope {
     }
 }
 
-/// The number of a cluster, from its name (FNV-1a, which is the same in all versions of gorego).
+/// Returns the number of a cluster, from its name (FNV-1a, which is the same in all versions of gorego).
 pub(super) fn cluster_number(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -143,13 +143,13 @@ impl<'a> Swim<'a> {
         Ok(packet.freeze())
     }
 
-    /// News for `to`, from a node whose incarnation is not known.
+    /// Creates a packet with news for `to`, from a node whose incarnation is not known.
     pub(super) fn news(from: &Identity, to: &Identity, updates: Vec<Member<Identity>>) -> Self {
         let answer = Self::answer(from.clone(), to.clone(), Kind::Gossip);
         Self { updates, ..answer }
     }
 
-    /// A packet without news, from a node whose incarnation is not known.
+    /// Creates a packet without news, from a node whose incarnation is not known.
     pub(super) fn answer(src: Identity, dst: Identity, message: Kind<Identity>) -> Self {
         let header = Header {
             src,

@@ -36,7 +36,7 @@ pub(super) struct Dials {
 }
 
 impl Dials {
-    /// Keeps a packet until there is a link.
+    /// Stores a packet until a link is up.
     pub(super) fn add_packet(&mut self, to: &Generation, packet: Bytes) {
         if self.packets.len() >= MAX_WAITING && !self.packets.contains_key(to) {
             return;
@@ -61,10 +61,10 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
         if let Some(address) = address {
             self.dial_at(node, &address);
         } else {
-            // It is no member any more.
+            // The node is no longer a member.
             let result = Err(DialError::Refused);
             let node = node.clone();
-            // Fails if this node has left the cluster.
+            // This fails if this node has left the cluster.
             let _ = self.told.send(Told::Dialed { node, result });
         }
     }
@@ -89,7 +89,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
         }
     }
 
-    /// Opens a link to whoever is at an address. The link says who it is.
+    /// Opens a link to the node at an address, whose name the link provides.
     pub(super) fn visit(&mut self, address: &str) {
         let (links, address) = (Arc::clone(&self.links), address.to_owned());
         self.tasks.spawn(async move {
@@ -101,7 +101,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
     }
 }
 
-/// Looks for other nodes until the task is gone.
+/// Discovers other nodes until the task ends.
 pub(super) async fn discover<J, O>(
     mut discovery: Discovery,
     told: mpsc::UnboundedSender<Told<J, O>>,
@@ -122,7 +122,7 @@ pub(super) async fn discover<J, O>(
         let found = discovery.look().await;
         schedule.looked(start.elapsed());
         let found = found.iter().map(ToString::to_string).collect();
-        // Fails if the task is gone.
+        // This fails if the task has ended.
         let _ = told.send(Told::Found(found));
     }
 }

@@ -26,7 +26,7 @@ use crate::{
     record::Record,
 };
 
-/// The time for which the grant of an ended action is kept. Its owner may be found to be gone until then.
+/// The time for which the grant of an ended action is kept, in case its owner is found to be gone.
 const KEEP: Duration = Duration::from_mins(1);
 
 /// The state of a node beside its state machines.
@@ -43,9 +43,9 @@ pub(super) struct Parts<J, O> {
     pub(super) linked: BTreeMap<Generation, Linked>,
     /// The slots that wait for an action of another node, and the times of their claims.
     slots: HashMap<AttemptId, (Instant, ForeignSlot<J, O>)>,
-    /// The actions of other nodes here, by their slots.
+    /// The actions of other nodes at this node, by their slots.
     pub(super) taken: HashMap<AttemptId, Taken<J>>,
-    /// The actions of this node at others, until nobody waits for them.
+    /// The actions of this node at other nodes, as long as a client waits for them.
     pub(super) given: HashMap<AttemptId, Given<J>>,
     pub(super) counts: Counts,
     /// Limits the errors of a node that shares no work.
@@ -78,7 +78,8 @@ pub(super) struct Given<J> {
     pub(super) has_ended: bool,
 }
 
-/// The worker that a run of a peer is for the scheduler. It is named after the node, as results are.
+/// Returns the id of the worker that represents a run of a peer in the scheduler. It has the name of the node, as
+/// results show it.
 fn worker(node: &Generation) -> WorkerId {
     WorkerId::new(node.node())
 }
@@ -147,7 +148,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
             .collect();
     }
 
-    /// Returns whether a link was not in use for `time`.
+    /// Returns whether a link was unused for `time`.
     pub(super) fn is_idle(&self, peer: &Generation, time: Duration) -> bool {
         let gossiped = self
             .linked
@@ -169,16 +170,16 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
     pub(super) fn send_content(&self, peer: &Generation, content: Content) {
         let content = Some(content);
         match self.links.send(peer, Frame { content }) {
-            // The end of the link is an event of its own.
+            // The end of the link is reported as an event.
             Ok(()) | Err(SendError::Down | SendError::Full) => {}
             Err(why @ SendError::TooLarge(_)) => {
-                tracing::error!(%peer, %why, "a frame is not sent");
+                tracing::error!(%peer, %why, "failed to send a frame to a node");
                 self.links.close(peer, "a frame was too large");
             }
         }
     }
 
-    /// Sends a packet of the membership over the link to a node, which is opened for it.
+    /// Sends a packet of the membership over the link to a node, and opens the link if needed.
     pub(super) fn gossip(&mut self, to: &Generation, address: &str, packet: Bytes) {
         if let Some(linked) = self.linked.get_mut(to) {
             linked.gossiped = Instant::now();
@@ -194,14 +195,14 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
         self.slots.insert(slot.claim.attempt, (now, slot));
     }
 
-    /// Records that an action of another node has ended here.
+    /// Records that an action of another node has ended at this node.
     pub(super) fn ended_here(&mut self, slot: AttemptId) {
         if let Some(taken) = self.taken.get_mut(&slot) {
             taken.ended = Some(Instant::now());
         }
     }
 
-    /// Forgets actions of and at other nodes that nothing is needed of any more.
+    /// Removes actions of and at other nodes that are no longer needed.
     pub(super) fn forget(&mut self) {
         self.taken
             .retain(|_, taken| taken.ended.is_none_or(|ended| ended.elapsed() < KEEP));
@@ -223,7 +224,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
     pub(super) fn warn_of_full(&self) {
         if self.namesake.is_due() {
             tracing::error!(
-                "the cluster has cluster.max_nodes already, and refuses this node, which shares no work"
+                "the cluster already has cluster.max_nodes and refuses this node, so it shares no work"
             );
         }
     }
@@ -303,7 +304,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
             let decoded = work.decode(&peer, &key, &job, done);
             let decoded = AssertUnwindSafe(decoded).catch_unwind().await;
             scheduler.report(attempt, decoded.unwrap_or(Report::Stopped));
-            // Fails if this node has left the cluster.
+            // This fails if this node has left the cluster.
             let _ = told.send(Told::Reported(peer, attempt));
         });
         false
@@ -371,7 +372,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
                     None => Report::Stopped,
                     Some(Err(report)) => report,
                     Some(Ok(granted)) => {
-                        // The only one to set it.
+                        // No other task sets it.
                         let _ = job.set(Arc::clone(&granted.job));
                         work.starts(since.elapsed());
                         claimed.run(granted, progress).await
@@ -379,7 +380,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
                 };
                 work.encode(report).await
             };
-            // An attempt without an end would be renewed for ever.
+            // Without an end, the lease of the attempt would be renewed forever.
             let done = AssertUnwindSafe(run).catch_unwind().await;
             let _ = told.send(Told::Ended(slot, done.unwrap_or_default()));
         });
@@ -409,7 +410,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
         }
     }
 
-    /// Returns the state of a member for people.
+    /// Returns the state of a member as text for users.
     pub(super) fn state_of(record: &Record, state: MemberState) -> &'static str {
         match state {
             MemberState::Down => "down",

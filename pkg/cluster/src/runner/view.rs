@@ -1,4 +1,4 @@
-//! The cluster, as a node shows it.
+//! The cluster as one node knows it.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -8,12 +8,12 @@ use reapi::gorego::cluster::Load;
 use super::host::Parts;
 use crate::{membership::MemberState, record::Record};
 
-/// The nodes of a cluster and the numbers of one of them.
+/// The nodes of a cluster, and the counts of one of them.
 #[derive(Clone, Debug)]
 pub struct View {
     /// The name of the cluster.
     pub cluster: String,
-    /// The nodes, the own one included, by name.
+    /// The nodes by name, including this one.
     pub nodes: Vec<NodeView>,
     /// The numbers of actions that were handed over.
     pub counts: Counts,
@@ -28,9 +28,9 @@ pub struct NodeView {
     pub state: &'static str,
     /// Its load; `None` if it is not known now.
     pub load: Option<Load>,
-    /// The actions of the own node that it runs.
+    /// The actions of this node that the node runs.
     pub taken: u64,
-    /// Its actions that the own node runs.
+    /// The actions of the node that this node runs.
     pub given: u64,
     /// Set if there is a link to it.
     pub has_link: bool,
@@ -56,7 +56,7 @@ pub struct Counts {
 }
 
 impl View {
-    /// Returns the view of a node alone.
+    /// Returns the view of a node without others.
     pub(super) fn of(cluster: &str, me: &Record) -> Self {
         Self {
             cluster: cluster.to_owned(),
@@ -65,7 +65,7 @@ impl View {
         }
     }
 
-    /// Returns whether no other node is there.
+    /// Returns whether no other node is up.
     pub fn is_alone(&self) -> bool {
         let others = self.nodes.iter().filter(|node| node.state != "self");
         others.filter(|node| node.state != "down").count() == 0
@@ -87,7 +87,7 @@ impl NodeView {
 }
 
 impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
-    /// Returns what is shown, and forgets what nothing is needed of.
+    /// Returns the view, and removes state that is no longer needed.
     pub(super) fn view(
         &mut self,
         cluster: &str,

@@ -1,4 +1,4 @@
-//! The work of a node for actions of others, and with actions that others ran.
+//! The work of a node for actions of others, and for its own actions that others ran.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use reapi::gorego::cluster::{self as proto, Done};
 
 use crate::record::Record;
 
-/// The executor of a node, as the cluster uses it: jobs `J` and outcomes `O` become frames, and frames become these.
+/// The executor of a node as the cluster uses it: it converts jobs `J` and outcomes `O` to frames and back.
 #[async_trait]
 pub trait Work<J, O>: Send + Sync + 'static {
     /// Returns whether a node meets the requirements of [`Request::platform`](gorego_scheduler::Request::platform).
@@ -17,7 +17,7 @@ pub trait Work<J, O>: Send + Sync + 'static {
     /// Describes an attempt to the node that got it. The claim and the attempt are set by the caller.
     fn describe(&self, grant: &Grant<J>) -> proto::Grant;
 
-    /// Makes an action of another node ready to run here. The report is that of one that cannot run.
+    /// Prepares an action of another node to run at this node. Returns a report if the action cannot run.
     async fn prepare(
         &self,
         entry: &Generation,
@@ -33,6 +33,6 @@ pub trait Work<J, O>: Send + Sync + 'static {
     /// Decodes the end of an attempt at `node`. Stores its result, if it may be stored.
     async fn decode(&self, node: &Generation, key: &ActionKey, job: &J, done: Done) -> Report<O>;
 
-    /// Stores the result of an action that ran here and whose owner is gone, if it may be stored.
+    /// Stores the result of an action that ran at this node and whose owner is gone, if it may be stored.
     async fn adopt(&self, job: &J, done: Done);
 }

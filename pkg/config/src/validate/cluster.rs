@@ -106,7 +106,7 @@ impl Findings<'_> {
             Some(_) if address.is_loopback() => {}
             Some(_) if cluster.insecure => self.warn(
                 "cluster.insecure",
-                "whoever reaches cluster.bind_port can run commands here and change results; \
+                "every program that reaches cluster.bind_port can run commands here and change results; \
                  `gorego cluster certs` makes certificates",
             ),
             Some(_) => self.refuse(

@@ -19,7 +19,8 @@ pub(super) async fn end(
 ) {
     loop {
         sleep(PERIOD).await;
-        // Also while nothing is queued, so that later actions can wait for nodes that are gone.
+        // This call also records the nodes while nothing is queued, so that later actions can wait for nodes that are
+        // gone.
         peers.meets("");
         for platform in runner.queued_platforms() {
             let is_met = options.concurrency > 0 && fits(&options, &platform);

@@ -25,7 +25,7 @@ use crate::{Failure, Job, LogReader, operation::OperationHead};
 const MAX_PAGE: usize = 1000;
 /// The most clients that follow a log at once. Each holds a file open.
 pub(super) const MAX_READERS: usize = 64;
-/// The interval in which a reader looks whether the node of an action has begun.
+/// The interval in which a reader checks whether the node of an action has begun.
 const POLL: Duration = Duration::from_millis(100);
 
 /// The live log of a command.
@@ -159,8 +159,8 @@ impl Executor {
         measured.unwrap_or_else(|_| vec![None; actions.len()])
     }
 
-    /// Returns the log of this name from `offset` on. A command that runs again has another log, named in the next message
-    /// about the operation. Waits until the node that runs the action has begun.
+    /// Returns the log of this name from `offset` on. Waits until the node that runs the action has begun. A command
+    /// that runs again has another log, which the next message about the operation names.
     pub async fn log(&self, name: &LogName, offset: u64) -> Result<Log, Failure> {
         loop {
             let (running, job) = self.logged(name)?;
@@ -210,7 +210,7 @@ impl Executor {
         running.is_ok_and(|(running, _)| running.attempt == log.attempt)
     }
 
-    /// Returns the attempt that writes a log, or will.
+    /// Returns the attempt that writes a log, or will write it.
     fn logged(&self, name: &LogName) -> Result<(Running, Arc<Job>), Failure> {
         let id = name.operation;
         let found = self

@@ -1,4 +1,4 @@
-//! The actions of other nodes that run here, for the readers of their logs.
+//! The actions of other nodes that run on this node, for the readers of their logs.
 
 use std::{
     collections::HashMap,
@@ -11,7 +11,7 @@ use reapi::gorego::cluster::ReadLogRequest;
 
 use crate::{Executor, Failure, Job, LogReader};
 
-/// The fewest entries at which those of dropped jobs are removed.
+/// The fewest entries at which the entries of dropped jobs are removed.
 const FEW: usize = 64;
 
 /// The jobs of other nodes, by the attempts of the nodes that own them.
@@ -21,7 +21,7 @@ pub(crate) struct GuestJobs(Mutex<Entries>);
 #[derive(Debug, Default)]
 struct Entries {
     jobs: HashMap<(Generation, AttemptId), Weak<Job>>,
-    /// The number of entries at which those of dropped jobs are removed.
+    /// The number of entries at which the entries of dropped jobs are removed.
     limit: usize,
 }
 
@@ -47,8 +47,8 @@ impl Executor {
         self.guest_jobs().add(entry.clone(), attempt, job);
     }
 
-    /// Returns a reader of a log of an action that runs here for another node. The log ends with the command, or with the
-    /// attempt if the command does not run.
+    /// Returns a reader of a log of an action that runs on this node for another node. The log ends with the command,
+    /// or with the attempt if the command does not run.
     pub fn guest_log(&self, request: &ReadLogRequest) -> Result<LogReader, Failure> {
         let entry = request.entry.as_ref();
         let entry = entry.and_then(|node| Generation::new(&node.name, node.generation).ok());

@@ -69,8 +69,8 @@ impl Job {
     }
 }
 
-/// Returns a report as a message, which names no attempt yet. A long response becomes a blob in `blobs`, the local tier of
-/// this node. The attempt failed if it cannot be stored.
+/// Returns a report as a message, without the attempt. A long response becomes a blob in `blobs`, the local tier of
+/// this node. If the blob cannot be stored, the attempt counts as failed.
 pub async fn encode_report(report: Report<ExecuteResponse>, blobs: &dyn BlobStore) -> Done {
     let (end, response) = match report {
         Report::Done(outcome) => (End::Done, outcome.value),
@@ -104,8 +104,8 @@ fn of(end: End, response: Bytes) -> Done {
     }
 }
 
-/// Reads a report from a message. A long response is read from `blobs`, the local tier of the sender. The attempt failed
-/// if the response cannot be read.
+/// Reads a report from a message. A long response is read from `blobs`, the local tier of the sender. If it cannot be
+/// read, the attempt counts as failed.
 pub async fn decode_report(done: Done, blobs: &dyn BlobStore) -> Report<ExecuteResponse> {
     let end = done.end();
     if end == End::Stopped {

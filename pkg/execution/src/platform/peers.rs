@@ -20,7 +20,7 @@ const MAX_TEXT: usize = 4096;
 /// A function that returns the values of a property at other nodes.
 type Values = dyn Fn(&str) -> Vec<String> + Send + Sync;
 
-/// The platforms of other nodes, on which actions may run, too.
+/// The platforms of other nodes, which can also run actions.
 #[derive(Clone)]
 pub struct PeerPlatforms {
     meets: Arc<dyn Fn(&str) -> bool + Send + Sync>,
@@ -31,8 +31,8 @@ pub struct PeerPlatforms {
 }
 
 impl PeerPlatforms {
-    /// Wraps a function that returns whether another node meets a platform, given its text (see [`properties`]), or has
-    /// met it a while ago. It is called each second at least.
+    /// Wraps a function that returns whether another node meets a platform, given its text (see [`properties`]), or met
+    /// it a while ago. The function is called at least once a second.
     pub fn new(meets: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
         Self {
             meets: Arc::new(meets),
@@ -64,7 +64,7 @@ impl PeerPlatforms {
         (self.meets)(platform)
     }
 
-    /// Waits until another node meets a platform. Returns false if none does in time, which counts from `since` on.
+    /// Waits until another node meets a platform. Returns false if none does in time. The time counts from `since` on.
     pub(crate) async fn wait_for(&self, platform: &str, since: Instant) -> bool {
         while !self.meets(platform) {
             if since.elapsed() >= self.wait {
@@ -75,7 +75,7 @@ impl PeerPlatforms {
         true
     }
 
-    /// Returns what the other nodes have instead of a platform.
+    /// Returns the values that other nodes have instead of those of a platform.
     pub(super) fn refusal(&self, platform: &str) -> String {
         let unmet = properties(platform).find_map(|(name, value)| {
             let values = (self.values)(name);
@@ -94,8 +94,8 @@ impl PeerPlatforms {
         }
     }
 
-    /// Returns the text of a platform, which is the same for all orders of its properties; with `is_here`, that of an
-    /// action that no other node gets.
+    /// Returns the text of a platform, which is the same for all orders of its properties. With `is_here`, returns the
+    /// text of an action that must run on this node.
     pub(crate) fn text(&self, platform: &Platform, is_here: bool) -> Arc<str> {
         let needed = |property: &&Property| !property.name.starts_with(PERSISTENT_WORKER);
         let needed = platform.properties.iter().filter(needed);

@@ -1,4 +1,4 @@
-//! A node that takes no new work for a time, and executions that no node can run.
+//! A node that accepts no new work for a time, and executions that no node can run.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -14,7 +14,7 @@ where
     O: Send + Sync + 'static,
 {
     /// Refuses new operations and the actions of other nodes. Leaves the queued actions to peers where `elsewhere`
-    /// returns true; the workers of this node run the rest. To be called again when peers come or go. `None` ends it.
+    /// returns true. The workers of this node run the rest. To be called again when peers come or go. `None` ends it.
     pub fn close(&self, elsewhere: Option<Elsewhere>) {
         self.shared.apply(|state, _| {
             state.scheduler.set_closed(elsewhere.is_some());
@@ -22,7 +22,7 @@ where
         });
     }
 
-    /// Returns the numbers of operations that have not ended, and of actions of other nodes that run here.
+    /// Returns the number of operations that have not ended, and of actions of other nodes that run on this node.
     pub fn unfinished(&self) -> usize {
         let scheduler = &self.shared.state.lock().scheduler;
         let live = scheduler.totals().live;

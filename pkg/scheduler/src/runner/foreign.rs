@@ -14,7 +14,7 @@ use crate::{
     worker::{Attempt, Worker},
 };
 
-/// The receiver of the slots that actions of other nodes get here.
+/// The receiver of slots of this node for actions of other nodes.
 pub trait Foreign<J, O>: Send + Sync {
     /// Asks the other node for an action. Must not block. Dropping the slot frees it.
     fn claimed(&self, slot: ForeignSlot<J, O>);
@@ -26,15 +26,15 @@ pub struct ForeignSlot<J, O> {
     pub(super) worker: Arc<dyn Worker<J, O>>,
     /// The reservation.
     pub claim: ForeignClaim,
-    /// Cancelled when this node shuts down; a slot without an action has to be dropped then. The caller cancels it to
+    /// Cancelled when this node shuts down; then a slot without an action must be dropped. The caller cancels it to
     /// stop the action.
     pub stop: CancellationToken,
 }
 
 impl<J, O> ForeignSlot<J, O> {
-    /// Runs an attempt in the slot, which is free afterwards. Memory that the grant does not need is given back at once.
-    /// The attempt's id and resources are those of the slot. `progress` gets each phase that begins, and the number of
-    /// the command's current or next run.
+    /// Runs an attempt in the slot, which is free afterwards. Memory that the grant does not need is released at once.
+    /// The slot's id and resources replace those of the attempt. `progress` gets each phase that begins, and the number
+    /// of the command's current or next run.
     pub async fn run(
         self,
         grant: Grant<J>,
@@ -85,7 +85,7 @@ where
 {
     /// Sets the receiver of slots for other nodes, once. Without one, they are freed at once.
     pub fn set_foreign_handler(&self, handler: Arc<dyn Foreign<J, O>>) {
-        // A second one is ignored.
+        // A second receiver is ignored.
         let _ = self.shared.foreign.set(handler);
     }
 
@@ -102,7 +102,7 @@ where
             .apply(|state, _| state.scheduler.foreign_empty(entry, need));
     }
 
-    /// Forgets the queue of another node. Its running actions keep their slots.
+    /// Drops the queue of another node. Its running actions keep their slots.
     pub fn foreign_gone(&self, entry: &Generation) {
         self.shared
             .apply(|state, _| state.scheduler.foreign_gone(entry));

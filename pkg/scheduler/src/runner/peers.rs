@@ -31,10 +31,10 @@ where
             .apply(|state, now| state.scheduler.claim_for(peer, need, fits, now))
     }
 
-    /// Returns the attempts that peers have to stop, from now on. They are then reported as others are. The last caller
-    /// gets them.
+    /// Returns a receiver of the attempts that peers must stop. Their ends are then reported like others. Only the last
+    /// caller receives them.
     pub fn stops(&self) -> mpsc::UnboundedReceiver<AttemptId> {
-        // Bounded by the attempts at peers, each of which is stopped once.
+        // The attempts at peers bound the queue: each is stopped once.
         let (sender, receiver) = mpsc::unbounded_channel();
         self.shared.state.lock().stops = Some(sender);
         receiver
@@ -76,7 +76,7 @@ where
         self.shared.state.lock().scheduler.is_awaited(attempt)
     }
 
-    /// Returns the numbers of queued executions by need, of those whose platform meets `fits`.
+    /// Returns the numbers of queued executions by need, for executions whose platform meets `fits`.
     pub fn queued_by_need(&self, fits: impl Fn(&str) -> bool) -> Vec<(Need, usize)> {
         self.shared.state.lock().scheduler.queued_by_need(fits)
     }
@@ -92,12 +92,12 @@ where
     }
 
     /// Refuses new operations, and leaves the queued ones to peers, for at most `limit`. To be followed by
-    /// [`Self::shut_down`], which ends what is still queued.
+    /// [`Self::shut_down`], which ends the rest.
     pub async fn hand_over(&self, limit: Duration) {
         self.shared.apply(|state, _| state.scheduler.hand_over());
         let mut changed = self.shared.queue.subscribe();
         let empty = changed.wait_for(|()| self.totals().queued == 0);
-        // The time limit has no other consequence than the end of the rest.
+        // At the time limit, `shut_down` ends the rest.
         let _ = timeout(limit, empty).await;
     }
 }

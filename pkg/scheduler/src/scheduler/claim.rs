@@ -18,7 +18,7 @@ const MAX_BYPASSED: u32 = 16;
 pub enum Claimed<J> {
     /// An attempt of an execution of this node.
     Own(Grant<J>),
-    /// An action of another node, which is still to be asked for it.
+    /// An action of another node, which this node must still request.
     Foreign(ForeignClaim),
 }
 

@@ -6,7 +6,7 @@ use super::Scheduler;
 use crate::state::{End, Outcome, Time};
 
 impl<J, O> Scheduler<J, O> {
-    /// Refuses new operations and the queues of other nodes, or accepts them again. What is queued and running goes on.
+    /// Refuses new operations and the queues of other nodes, or accepts them again. Queued and running work continues.
     pub fn set_closed(&mut self, is_closed: bool) {
         self.is_closed = is_closed;
         if is_closed {

@@ -10,13 +10,13 @@ use crate::{
     state::Effect,
 };
 
-/// The length of the names of lines of other nodes, in bytes: larger than that of a build's.
+/// The length of the names of lines of other nodes, in bytes; longer than the name of a build's line.
 const NAME_LEN: usize = super::MAX_BUILD_LEN + 1;
 
 /// A slot of a worker of this node, reserved for an action of another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForeignClaim {
-    /// The id of the reservation, of no execution. Its end is reported like that of any attempt.
+    /// The id of the reservation, which belongs to no execution. Its end is reported like the end of any attempt.
     pub attempt: AttemptId,
     /// The node that queued the action.
     pub entry: Generation,
@@ -58,7 +58,7 @@ impl ForeignQueue {
 
 impl<J, O> Scheduler<J, O> {
     /// Replaces the numbers of actions that another node has queued, by need. They take turns with the builds of this
-    /// node as one further build. The node's own queue has them in order; a claim gets one of them. A draining node takes
+    /// node like one more build. The other node orders its actions; a claim gets one of them. A draining node accepts
     /// none.
     pub fn set_foreign(&mut self, entry: &Generation, counts: &[(Need, usize)]) {
         let mut numbers = BTreeMap::new();
@@ -84,24 +84,24 @@ impl<J, O> Scheduler<J, O> {
         }
     }
 
-    /// Forgets the queue of a node. Its running actions keep their slots until their ends are reported.
+    /// Drops the queue of a node. Its running actions keep their slots until their ends are reported.
     pub fn foreign_gone(&mut self, entry: &Generation) {
         self.set_foreign(entry, &[]);
     }
 
-    /// Gives back the memory of a foreign claim that its action does not need. Returns its memory in bytes.
+    /// Releases the memory of a foreign claim that its action does not need. Returns the remaining memory in bytes.
     pub fn shrink(&mut self, attempt: AttemptId, need: Need) -> u64 {
         let memory = self.ledger.shrink(attempt, need);
         self.wake();
         memory
     }
 
-    /// The number of reserved slots for actions of other nodes.
+    /// Returns the number of reserved slots for actions of other nodes.
     pub fn count_foreign(&self) -> usize {
         self.ledger.foreign().count()
     }
 
-    /// Forgets the queues of all nodes.
+    /// Drops the queues of all nodes.
     pub(super) fn forget_foreign(&mut self) {
         for number in self.foreign.keys().copied().collect::<Vec<_>>() {
             self.set_actions(number, 0);
@@ -142,7 +142,7 @@ impl<J, O> Scheduler<J, O> {
         self.wake();
     }
 
-    /// Changes the number of actions of a foreign queue, which ends at 0.
+    /// Changes the number of actions of a foreign queue, which is removed at 0.
     pub(super) fn set_actions(&mut self, number: u64, actions: usize) {
         let Some(queue) = self.foreign.get_mut(&number) else {
             return;

@@ -45,7 +45,7 @@ impl<J, O> Scheduler<J, O> {
         }
     }
 
-    /// Returns whether an action of this node or of another one is queued here.
+    /// Returns whether an action of this node or of another one is queued at this node.
     fn has_queued(&self) -> bool {
         self.executions.len() > self.executing || !self.foreign.is_empty()
     }

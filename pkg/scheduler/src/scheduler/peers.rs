@@ -37,8 +37,8 @@ impl<J, O> Scheduler<J, O> {
         })
     }
 
-    /// Returns the numbers of queued executions by need, of those whose platform meets `fits`. Costs time in the number
-    /// of different platforms and needs.
+    /// Returns the numbers of queued executions by need, for executions whose platform meets `fits`. The cost grows
+    /// with the number of different platforms and needs.
     pub fn queued_by_need(&self, fits: impl Fn(&str) -> bool) -> Vec<(Need, usize)> {
         let mut counts = BTreeMap::new();
         for (class, executions) in self.queue.executions() {
@@ -57,7 +57,7 @@ impl<J, O> Scheduler<J, O> {
         Some((Arc::clone(names.0), Arc::clone(names.1)))
     }
 
-    /// A number that grows whenever [`Self::queued_by_need`] may have changed.
+    /// Returns a number that grows whenever [`Self::queued_by_need`] may have changed.
     pub fn queue_version(&self) -> u64 {
         self.queue.version()
     }
@@ -69,7 +69,7 @@ impl<J, O> Scheduler<J, O> {
     }
 
     /// Records that a peer did not begin an attempt, for lack of a slot. The execution is queued again at the head, and
-    /// nothing is counted.
+    /// no loss is counted.
     pub fn decline(&mut self, attempt: AttemptId, now: Time) {
         self.release(attempt);
         let execution = self.executions.get_mut(&attempt.execution);

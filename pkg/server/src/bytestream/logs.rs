@@ -22,9 +22,9 @@ use crate::{routes, services::Reapi, status::from_failure};
 pub const READ_LOG: &str = "/gorego.cluster.Mesh/ReadLog";
 /// The largest request of that method, in bytes.
 const MAX_REQUEST: u64 = 4096;
-/// The time in which another node begins to answer.
+/// The time that another node has to begin its answer.
 const ANSWER: Duration = Duration::from_secs(5);
-/// The time without a piece after which a reader looks whether the command still runs.
+/// The time without a piece after which a reader checks whether the command still runs.
 const SILENCE: Duration = Duration::from_secs(1);
 
 /// The pieces of a log.
@@ -94,7 +94,7 @@ fn pieces(reader: LogReader) -> impl Stream<Item = Result<Bytes, Status>> {
     })
 }
 
-/// The messages of another node, the log that they are of, and the executor that owns the action.
+/// The messages of another node, the log that they belong to, and the executor that owns the action.
 type Elsewhere = (routes::Messages, GuestLog, Option<Arc<Executor>>);
 
 async fn next_elsewhere(
@@ -107,7 +107,7 @@ async fn next_elsewhere(
             Ok(Some(Err(error))) => {
                 // The command ended with its node, and may run again elsewhere.
                 let (name, node) = (&log.name, &log.node);
-                tracing::debug!(%name, node, %error, "a log ends early");
+                tracing::debug!(%name, node, %error, "a log of another node ended early");
                 return Ok(None);
             }
             Err(_) => {
@@ -124,7 +124,7 @@ async fn next_elsewhere(
     }
 }
 
-/// The pieces of a log, and the most bytes that are left to return.
+/// The pieces of a log, and the number of bytes that are still to be returned.
 type Rest = (Pieces, u64);
 
 async fn next_piece((mut pieces, left): Rest) -> Result<Option<(Framed, Rest)>, Status> {

@@ -66,7 +66,7 @@ pub(super) fn headers(options: &RemoteOptions, timeout: Option<Duration>) -> Hea
     headers
 }
 
-/// Creates a connection for calls of other services than those of a store. It is opened on first use.
+/// Creates a connection for calls of services that are not those of a store. It is opened on first use.
 pub fn channel(options: &RemoteOptions) -> Result<Channel, RemoteError> {
     let options = RemoteOptions {
         connections: 1,

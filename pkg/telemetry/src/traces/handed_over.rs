@@ -28,8 +28,8 @@ pub fn traceparent() -> String {
     parent.unwrap_or_default().to_owned()
 }
 
-/// Prepares an action that another node handed over: `work` and what it begins are for a call with this metadata of the
-/// client. They are traced if `traceparent` is that of a sampled span.
+/// Prepares an action that another node handed over. `work` and its tasks belong to a call with this metadata of the
+/// client. They are traced if `traceparent` names a sampled span.
 pub async fn prepare<T>(
     metadata: &RequestMetadata,
     traceparent: &str,
@@ -49,7 +49,7 @@ pub async fn prepare<T>(
     let prepared = Client::new(Duration::MAX).call().scope(prepared);
     let prepared = prepared.instrument(span.clone()).await;
     if !span.is_none() {
-        // The job has the span, and is kept for a while.
+        // The job owns the span, and is kept for a while.
         span.context().span().end();
     }
     prepared

@@ -75,7 +75,7 @@ pub struct ExecutedAction {
     pub build: String,
     /// The current phase, or the outcome.
     pub state: &'static str,
-    /// The node that runs it, or ran it last; empty if none did.
+    /// The node that runs the action, or ran it last; empty if none did.
     pub node: String,
     /// The exit code of the command, if it has ended.
     pub exit_code: Option<i32>,

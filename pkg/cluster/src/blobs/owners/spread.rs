@@ -40,8 +40,8 @@ impl Write {
     }
 }
 
-/// Sends each write to `replicas` nodes, this one included, and to the next nodes where one fails. `send` writes those
-/// with these indexes to a node. A write fails only if its own content is at fault.
+/// Sends each write to `replicas` nodes, this one included. A node that fails is replaced by the next one. `send` sends
+/// the writes with the given indexes to a node. A write fails only if its own content is at fault.
 pub(super) async fn spread<F>(
     peers: &Peers,
     digests: &[Digest],

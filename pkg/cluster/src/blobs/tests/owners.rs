@@ -21,7 +21,7 @@ async fn put(owners: &Owners, content: &Bytes) {
     put.unwrap();
 }
 
-/// Returns the places in the order of a digest where it is.
+/// Returns the positions of the nodes that have the digest, in its order.
 async fn places(cluster: &Cluster, digest: &Digest) -> Vec<usize> {
     let mut places = Vec::new();
     for (place, node) in cluster.order(digest).into_iter().enumerate() {

@@ -102,7 +102,7 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let mut slots = slots;
-        // An action that no node may run would wait for ever.
+        // An action that no node can run would wait forever.
         slots[0] += 1;
         let mut world = World::new(&slots, Duration::from_millis(latency), seed);
         world.reads = reads;

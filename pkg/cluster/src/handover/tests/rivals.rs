@@ -9,18 +9,19 @@ use fastrand::Rng;
 
 use super::simulation::{Figures, Setup};
 
-/// The rule that chooses a node from what the entry node, the first, knows of each: the jobs there for each slot.
+/// The rule that chooses a node by the number of jobs for each slot, as the entry node knows it. The entry node is the
+/// first.
 type Rule = fn(live: &[f64], old: &[f64], random: &mut Rng) -> usize;
 
-/// The Go program's: the entry node while it has a slot; else the peer with the lowest load by news up to 500 ms old,
-/// unless all look full.
+/// Chooses the entry node while it has a slot, otherwise the peer with the lowest load by news up to 500 ms old, unless
+/// all peers seem full.
 pub(super) fn least_by_news(live: &[f64], old: &[f64], _: &mut Rng) -> usize {
     let peers = (1..live.len()).filter(|at| old[*at] < 1.0);
     let peer = peers.min_by(|a, b| old[*a].total_cmp(&old[*b]));
     peer.filter(|_| live[0] >= 1.0).unwrap_or(0)
 }
 
-/// The less loaded one of two, by own bookkeeping.
+/// Chooses the less loaded of two random nodes, by the entry node's own counts.
 pub(super) fn two_choices(live: &[f64], _: &[f64], random: &mut Rng) -> usize {
     let mut nodes: Vec<_> = (0..live.len()).collect();
     random.shuffle(&mut nodes);

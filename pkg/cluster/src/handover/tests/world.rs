@@ -37,7 +37,7 @@ pub(super) struct Node {
     links: BTreeMap<Generation, u64>,
     tick: Option<Time>,
     version: u64,
-    /// The actions that run here, and whether they are of another node.
+    /// The actions that run at this node, and whether another node owns them.
     pub(super) running: BTreeMap<AttemptId, (u32, bool)>,
     /// The actions that ended without their entry node.
     pub(super) orphans: usize,
@@ -264,7 +264,7 @@ impl World {
         }
     }
 
-    /// Passes an event to the machine of a node that lives, and carries out what follows.
+    /// Passes an event to the machine of a live node, and carries out the effects.
     pub(super) fn with(
         &mut self,
         at: usize,

@@ -78,7 +78,7 @@ async fn a_node_with_another_name_than_expected_is_refused() {
     let refused = a.links.dial(&b.address, Some("c")).await;
     let expected = "the certificate is of gorego://build/b; expected: gorego://build/c";
     assert_eq!(refused, Err(DialError::Foreign(expected.to_owned())));
-    // It says that it is `a`, with the certificate of `c`.
+    // The node claims to be `a`, with the certificate of `c`.
     let liar = Node::start("d", Some(authority.node("c"))).await;
     let refused = liar.dial(&a).await;
     assert!(

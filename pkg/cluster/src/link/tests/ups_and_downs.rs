@@ -52,7 +52,7 @@ async fn two_nodes_talk_in_plain_text() {
 #[tokio::test]
 async fn gossip_overtakes_other_frames() {
     let (a, mut b) = pair().await;
-    // On this thread, nothing is sent in between.
+    // This thread sends nothing in between.
     for number in 0..10 {
         a.links.send(b.links.me(), claim(number)).unwrap();
     }
@@ -77,7 +77,7 @@ async fn a_second_dial_returns_the_link_that_is_up() {
     assert_eq!(a.dial(&b).await.unwrap(), *b.links.me());
     let unnamed = a.links.dial(&b.address, None).await;
     assert_eq!(unnamed.unwrap(), *b.links.me());
-    // By a name of the address that the node does not advertise.
+    // The name resolves to the address, but the node does not advertise it.
     let alias = b.address.replace("127.0.0.1", "localhost");
     assert_eq!(a.links.dial(&alias, None).await, Err(DialError::Duplicate));
     assert!(a.events.is_empty() && b.events.is_empty());
@@ -187,7 +187,7 @@ async fn a_peer_that_reads_too_slowly_breaks_the_link() {
         matches!(&how, How::Broken(why) if why.contains("too slowly")),
         "{how:?}"
     );
-    // What was sent arrives before the end.
+    // Frames that were sent arrive before the end.
     loop {
         match b.event().await {
             Event::Frame { .. } => {}

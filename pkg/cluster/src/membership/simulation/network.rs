@@ -18,7 +18,7 @@ use crate::record::Record;
 /// The period of discovery while a node is alone, and afterwards.
 const DISCOVERY_ALONE: Duration = Duration::from_secs(10);
 const DISCOVERY: Duration = Duration::from_secs(30);
-/// The nodes that all others look for.
+/// The nodes that all others discover first.
 const SEEDS: usize = 3;
 
 /// A process in the network.
@@ -213,12 +213,12 @@ impl Network {
         }
     }
 
-    /// The reasons for which packets were refused.
+    /// Returns the reasons for which packets were refused.
     pub fn refused(&self) -> &[PacketError] {
         &self.refused
     }
 
-    /// The membership of a process; `None` after its end.
+    /// Returns the membership of a process; `None` after its end.
     pub fn membership(&mut self, index: usize) -> Option<&mut Membership> {
         self.processes[index].membership.as_mut()
     }
@@ -249,7 +249,7 @@ impl Network {
             })
     }
 
-    /// The active members that a process knows.
+    /// Returns the active members that a process knows.
     pub fn members_of(&self, index: usize) -> Vec<String> {
         self.processes[index]
             .up
@@ -258,7 +258,7 @@ impl Network {
             .collect()
     }
 
-    /// The members that each process misses or has too many, for messages.
+    /// Returns the members that each process misses or has too many, for messages.
     pub fn describe(&self) -> String {
         let live = || {
             self.processes
@@ -365,7 +365,7 @@ impl Network {
         self.refused.extend(result.and_then(Result::err));
     }
 
-    /// Opens links to the nodes that all look for, as far as they are not known.
+    /// Opens links to the nodes that all others discover first, unless they are known.
     fn discover(&mut self, index: usize) {
         let Some(membership) = &self.processes[index].membership else {
             return;

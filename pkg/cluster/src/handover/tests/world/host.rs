@@ -1,4 +1,4 @@
-//! The host of a node in the world: its scheduler, and a list of what it has to do.
+//! The host of a node in the world: its scheduler, and a list of its pending effects.
 
 use super::*;
 use crate::handover::{Host, wire};
