@@ -5,6 +5,7 @@ use std::{fs, net::TcpListener, time::Duration};
 
 use gorego_integration::{
     client::Client,
+    cluster,
     content::{blob, digest_of, result_of},
     link::Link,
     metrics::{Families, Metrics, families, labels_of},
@@ -306,6 +307,10 @@ async fn the_readme_documents_each_metric_with_its_labels_and_no_other() {
             .into_iter()
             .filter(|(name, _)| name == "gorego_certificate_expiry_seconds"),
     );
+    let [node, _other] = cluster::start::<2>(&[]).await;
+    let is_of_cluster = |(name, _): &(String, _)| name.starts_with("gorego_cluster_");
+    let of_cluster = families(node.server.metrics()).await;
+    exported.extend(of_cluster.into_iter().filter(is_of_cluster));
     assert_eq!(exported, documented());
 }
 

@@ -241,11 +241,9 @@ impl Handover {
                 is_gone: false,
             };
         }
+        // The next tick opens the link again, so that a failure at once costs no loop.
         if down != Down::Broken {
             peer.give_up(node, host);
-        } else if peer.has_attempts() && !peer.is_gone() {
-            peer.connects = true;
-            host.connect(node);
         }
     }
 

@@ -355,6 +355,11 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
             // The link of this run is up.
             Ok(found) if found == *node => return,
             _ if self.parts.links.is_up(node) => return,
+            // These are conditions of this node, and no news of the other.
+            Err(DialError::Duplicate | DialError::Rejected(_) | DialError::Own) => {
+                let broken = Down::Broken;
+                return self.handover.link_down(node, broken, now, &mut self.parts);
+            }
             Ok(_) | Err(DialError::Refused) => (Loss::Refused, Down::Refused),
             Err(why) => {
                 tracing::debug!(%node, %why, "failed to open a link to a node");

@@ -14,6 +14,8 @@ use tokio::net::TcpListener;
 use super::Error;
 use crate::{cli::VERSION, execution::LocalExecutor};
 
+/// The name and the value of the property of nodes that take all properties.
+pub(super) const ANY: &str = "*";
 /// An address of another machine. The system chooses the own address with which this machine would reach it. Nothing is
 /// sent there.
 const ELSEWHERE: [&str; 2] = ["192.0.2.1:9", "[2001:db8::1]:9"];
@@ -30,6 +32,11 @@ pub(super) fn of(
         let pair = |value: &String| (name.clone(), value.clone());
         values.iter().map(pair)
     });
+    // A node that ignores unknown properties takes any value of any.
+    let any = options
+        .ignore_unknown_platform
+        .then(|| (ANY.to_owned(), ANY.to_owned()));
+    let platform = platform.chain(any);
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let record = Record {
         node: executor.executor.generation().clone(),

@@ -1,18 +1,26 @@
 //! Routes of calls about operations to the nodes that own them.
 
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use gorego_cluster::{blobs::Member, calls, runner::Cluster};
+use futures::{StreamExt as _, stream};
+use gorego_cluster::{
+    blobs::Member,
+    calls,
+    runner::{Cluster, View},
+};
 use gorego_limits::Budget;
 use gorego_scheduler::Generation;
 use gorego_server::{Messages, Routes};
 use gorego_storage_remote::{RemoteAddress, RemoteOptions, channel};
 use gorego_tls::ClientTls;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::sleep};
 use tonic::{Status, transport::Channel};
+
+/// The interval in which it is checked whether a node is still there.
+const CHECK: Duration = Duration::from_millis(500);
 
 /// A function that returns the TLS settings of connections to a node.
 type Settings = Box<dyn Fn(&Member) -> Option<watch::Receiver<ClientTls>> + Send + Sync>;
@@ -74,6 +82,44 @@ impl fmt::Debug for ClusterRoutes {
     }
 }
 
+impl ClusterRoutes {
+    /// Waits until a run of a node is no member any more.
+    fn gone(&self, node: Generation) -> impl Future<Output = ()> + Send + use<> {
+        let cluster = Arc::clone(&self.cluster);
+        async move {
+            let is_there = |view: &View| {
+                let mut nodes = view.nodes.iter();
+                nodes.any(|it| it.record.node == node && it.state != "down")
+            };
+            while is_there(&cluster.view()) {
+                sleep(CHECK).await;
+            }
+        }
+    }
+}
+
+/// Returns the messages of a node, which end with an error once it is gone.
+fn until(
+    messages: Messages,
+    gone: impl Future<Output = ()> + Send + 'static,
+    node: Generation,
+) -> Messages {
+    let state = (messages, Box::pin(gone), node);
+    let next = stream::unfold(Some(state), |state| async {
+        let (mut messages, mut gone, node) = state?;
+        tokio::select! {
+            biased;
+            message = messages.next() => Some((message?, Some((messages, gone, node)))),
+            () = &mut gone => Some((Err(lost(&node)), None)),
+        }
+    });
+    next.boxed()
+}
+
+fn lost(node: &Generation) -> Status {
+    Status::unavailable(format!("node {} is gone", node.node()))
+}
+
 #[async_trait]
 impl Routes for ClusterRoutes {
     fn nodes(&self) -> Vec<Generation> {
@@ -96,6 +142,12 @@ impl Routes for ClusterRoutes {
             ))
         })?;
         let channel = self.channel(to, &members)?;
-        calls::call(channel, path, request).await
+        let gone = self.gone(node.clone());
+        tokio::select! {
+            messages = calls::call(channel, path, request) => {
+                Ok(until(messages?, self.gone(node.clone()), node.clone()))
+            }
+            () = gone => Err(lost(node)),
+        }
     }
 }

@@ -17,6 +17,7 @@ use reapi::{
     v2::{ExecuteResponse, RequestMetadata},
 };
 
+use super::record::ANY;
 use crate::tiers::Tiers;
 
 /// The executor of this node, for its cluster.
@@ -62,6 +63,10 @@ impl fmt::Debug for NodeWork {
 /// Returns whether a node has every property of a platform.
 pub(super) fn fits(node: &Record, platform: &str) -> bool {
     properties(platform).all(|(name, value)| {
+        // Without a name, it is no property: the action runs at its entry node only.
+        if !name.is_empty() && node.offers(ANY, ANY) {
+            return true;
+        }
         let mut offered = node.values(name);
         offered.any(|offered| accepts(name, offered, value))
     })

@@ -13,7 +13,8 @@ use gorego_limits::LogLimit;
 use gorego_scheduler::{
     ActionKey, AttemptId, ForeignSlot, Generation, Need, Phase, Report, Runner, WorkerId,
 };
-use reapi::gorego::cluster::{self as proto, Done, Frame, Load, frame::Content};
+use prost::Message as _;
+use reapi::gorego::cluster::{self as proto, Done, Frame, Load, done::End, frame::Content};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -21,11 +22,13 @@ use super::{Told, Work, dials::Dials, view::Counts};
 use crate::{
     choice,
     handover::{Host, wire},
-    link::{Links, SendError},
+    link::{Links, MAX_FRAME, SendError},
     membership::MemberState,
     record::Record,
 };
 
+/// The most bytes of a grant, which has to fit into a frame.
+const MAX_GRANT: usize = MAX_FRAME / 2;
 /// The time for which the grant of an ended action is kept, in case its owner is found to be gone.
 const KEEP: Duration = Duration::from_mins(1);
 
@@ -161,8 +164,9 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
     pub(super) fn own_load(&self) -> Load {
         let totals = self.scheduler.totals();
         let number = |of: usize| u32::try_from(of).unwrap_or(u32::MAX);
+        let elsewhere = self.given.values().filter(|given| !given.has_ended);
         Load {
-            running: number(totals.running),
+            running: number(totals.running.saturating_sub(elsewhere.count())),
             queued: number(totals.queued),
         }
     }
@@ -279,7 +283,15 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
         };
         self.given.insert(grant.attempt, given);
         self.counts.given += 1;
-        Some((grant.attempt, self.work.describe(&grant)))
+        let mut frame = self.work.describe(&grant);
+        // A wish, which need not be met.
+        if frame.encoded_len() > MAX_GRANT {
+            frame.inline_output_files.clear();
+        }
+        if frame.encoded_len() > MAX_GRANT {
+            frame.metadata.clear();
+        }
+        Some((grant.attempt, frame))
     }
 
     fn is_awaited(&self, attempt: AttemptId) -> bool {
@@ -291,12 +303,21 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
     }
 
     fn ended(&mut self, peer: &Generation, done: Done) -> bool {
-        let attempt = wire::attempt(done.attempt.as_ref());
-        let given = attempt.and_then(|attempt| Some((attempt, self.given.get_mut(&attempt)?)));
-        let Some((attempt, given)) = given else {
+        let Some(attempt) = wire::attempt(done.attempt.as_ref()) else {
+            return true;
+        };
+        let Some(given) = self.given.get_mut(&attempt) else {
+            // Nobody waits for it, but its slot is still counted.
+            self.scheduler.report(attempt, Report::Stopped);
             return true;
         };
         given.has_ended = true;
+        // A node that stops is no loss, however often that happens to an action.
+        let drains = |record: &Arc<Record>| record.draining;
+        if done.end() == End::Stopped && self.records.get(peer).is_none_or(drains) {
+            self.scheduler.decline(attempt);
+            return true;
+        }
         let (key, job) = (given.key.clone(), Arc::clone(&given.job));
         let (work, scheduler) = (Arc::clone(&self.work), self.scheduler.clone());
         let (told, peer) = (self.told.clone(), peer.clone());

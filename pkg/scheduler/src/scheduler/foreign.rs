@@ -128,7 +128,8 @@ impl<J, O> Scheduler<J, O> {
             priority: 0,
             number,
         };
-        let name: Arc<str> = format!("{entry:>NAME_LEN$}").into();
+        let name = entry.to_string();
+        let name: Arc<str> = format!("{name:>NAME_LEN$}").into();
         let line = self.queue.push(&name, &class, rank, number);
         let queue = ForeignQueue {
             entry: entry.clone(),
