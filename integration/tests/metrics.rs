@@ -308,6 +308,10 @@ async fn the_readme_documents_each_metric_with_its_labels_and_no_other() {
             .filter(|(name, _)| name == "gorego_certificate_expiry_seconds"),
     );
     let [node, _other] = cluster::start::<2>(&[]).await;
+    Metrics::wait_for(node.server.metrics(), |metrics| {
+        metrics.has("gorego_cluster_link_round_trip_seconds")
+    })
+    .await;
     let is_of_cluster = |(name, _): &(String, _)| name.starts_with("gorego_cluster_");
     let of_cluster = families(node.server.metrics()).await;
     exported.extend(of_cluster.into_iter().filter(is_of_cluster));
