@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, thread};
 
 use gorego_integration::{
     bazel::{BazelServer, Build},
-    cluster,
+    binary, cluster,
     executor::descendants,
     lock::Lock,
     workspace,
@@ -44,7 +44,8 @@ fn a_build_is_the_same_though_one_node_is_killed_and_another_stops() {
         killed.server.kill();
         runtime.block_on(stopped.wait_for_taken(30));
         // The process that was started only entered the root directory for it.
-        let [server, ..] = descendants(stopped.server.id(), "gorego")[..] else {
+        let program = binary::gorego().file_name().unwrap().to_str().unwrap();
+        let [server, ..] = descendants(stopped.server.id(), program)[..] else {
             panic!("no server");
         };
         let server = Pid::from_raw(server.cast_signed()).unwrap();

@@ -219,6 +219,9 @@ async fn every_query_of_the_dashboard_and_the_rules_has_data() {
         "local_cache.upload_lease=0s",
         "execution.enabled=true",
         "execution.run_as_root=true",
+        "cluster.enabled=true",
+        "cluster.bind_addr=127.0.0.1",
+        "cluster.bind_port=0",
     ];
     let server = Server::in_front_of(&backing.grpc_url(), &settings);
     let folder = TempDir::new().unwrap();
