@@ -286,7 +286,7 @@ impl LocalExecutor {
     }
 }
 
-/// Whether this node takes actions of other nodes only.
+/// Returns whether this node takes actions of other nodes only.
 pub(crate) fn is_worker(config: &Config) -> bool {
     config.cluster.enabled && config.cluster.role == Role::Worker
 }

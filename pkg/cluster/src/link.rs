@@ -106,7 +106,7 @@ impl Events {
         Some(event)
     }
 
-    /// Whether no event waits.
+    /// Returns whether no event waits.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -223,7 +223,7 @@ impl Links {
         open.map(|link| link.peer.clone()).collect()
     }
 
-    /// Whether a link to this run of a node is up.
+    /// Returns whether a link to this run of a node is up.
     pub fn is_up(&self, peer: &Generation) -> bool {
         let table = self.table.lock();
         let link = table.announced(peer);

@@ -68,7 +68,7 @@ impl Record {
         }
     }
 
-    /// Whether the node offers `value` for the platform property `name`.
+    /// Returns whether the node offers `value` for the platform property `name`.
     pub fn offers(&self, name: &str, value: &str) -> bool {
         self.values(name).any(|offered| offered == value)
     }

@@ -152,7 +152,7 @@ impl Executor {
         }
     }
 
-    /// Whether clients may execute actions.
+    /// Returns whether clients may execute actions.
     pub const fn is_for_clients(&self) -> bool {
         !self.is_for_nodes
     }

@@ -68,7 +68,7 @@ impl fmt::Display for NodeIdentity {
     }
 }
 
-/// Whether this is a name of a cluster or a node: 1 to 63 characters of `[A-Za-z0-9._-]`.
+/// Returns whether this is a name of a cluster or a node: 1 to 63 characters of `[A-Za-z0-9._-]`.
 pub fn is_name(name: &str) -> bool {
     let accepted = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     (1..=MAX_NAME).contains(&name.len()) && name.chars().all(accepted)
@@ -99,7 +99,7 @@ impl WrongNode {
     }
 }
 
-/// Whether a handshake failed since the peer is a node of another cluster or has another name.
+/// Returns whether a handshake failed since the peer is a node of another cluster or has another name.
 pub fn is_wrong_node(error: &TlsError) -> bool {
     let TlsError::InvalidCertificate(CertificateError::Other(OtherError(why))) = error else {
         return false;

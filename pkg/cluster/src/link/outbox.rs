@@ -177,7 +177,7 @@ impl Outbox {
         self.changed.notify_waiters();
     }
 
-    /// Whether frames can be added.
+    /// Returns whether frames can be added.
     pub(crate) fn is_open(&self) -> bool {
         matches!(self.queue.lock().state, State::Open)
     }

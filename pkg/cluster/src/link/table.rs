@@ -62,12 +62,12 @@ impl Link {
         })
     }
 
-    /// Whether the peer sent something within one and a half ping periods.
+    /// Returns whether the peer sent something within one and a half ping periods.
     fn is_alive(&self) -> bool {
         self.outbox.is_open() && self.received.lock().elapsed() < PING * 3 / 2
     }
 
-    /// Whether `new` replaces this link to the same run of the peer.
+    /// Returns whether `new` replaces this link to the same run of the peer.
     fn yields_to(&self, new: &Self, me: &Generation) -> bool {
         // Both sides come to the same choice if they opened a connection at the same time.
         let lower_opened = new.dialed == (me.node() < new.peer.node());

@@ -33,7 +33,7 @@ pub(super) struct Contest {
 }
 
 impl Membership {
-    /// Whether `id` has to wait, because a node elsewhere has its name and may be alive.
+    /// Returns whether `id` has to wait, because a node elsewhere has its name and may be alive.
     ///
     /// If the node itself `spoke`, it is notified as soon as the holder of the name has answered.
     pub(super) fn contests(&mut self, id: &Identity, spoke: bool) -> bool {
@@ -154,7 +154,7 @@ impl Membership {
         }
     }
 
-    /// Whether this node stays out of the cluster.
+    /// Returns whether this node stays out of the cluster.
     pub(super) fn retreats(&self) -> bool {
         self.retreat.is_some_and(|until| self.now < until)
     }

@@ -40,7 +40,7 @@ impl Identity {
         self.key
     }
 
-    /// Whether both are the same run at the same address; their ranks may differ.
+    /// Returns whether both are the same run at the same address; their ranks may differ.
     pub(super) fn same_run(&self, other: &Self) -> bool {
         self.node == other.node && self.address == other.address
     }

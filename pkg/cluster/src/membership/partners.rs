@@ -78,7 +78,7 @@ impl Membership {
     }
 }
 
-/// Whether `timer` belongs to a probe.
+/// Returns whether `timer` belongs to a probe.
 pub(super) fn probes(timer: &Timer<Identity>) -> bool {
     matches!(
         timer,

@@ -145,8 +145,8 @@ impl Membership {
         }
     }
 
-    /// Whether a packet of `from` counts. A node whose name another node has must wait, and so must a node beyond
-    /// `max_nodes`.
+    /// Returns whether a packet of `from` counts. A node whose name another node has must wait, and so must a node
+    /// beyond `max_nodes`.
     fn admits_sender(&mut self, from: &Identity) -> bool {
         let node = self.nodes.get(&from.key());
         if node.is_some_and(|node| node.active) {

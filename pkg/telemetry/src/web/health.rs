@@ -14,7 +14,7 @@ pub struct Health {
     pub disk: Option<watch::Receiver<bool>>,
     /// The state of the backing cache's circuit breaker. `None` without a backing cache.
     pub breaker: Option<watch::Receiver<BreakerState>>,
-    /// Whether the server drains. `None` if it cannot.
+    /// The state of draining: true while the server drains. `None` if it cannot.
     pub draining: Option<watch::Receiver<bool>>,
     /// Cancelled when the shutdown begins.
     pub shutdown: CancellationToken,

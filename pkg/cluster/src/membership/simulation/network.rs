@@ -236,7 +236,7 @@ impl Network {
         Some(result)
     }
 
-    /// Whether each process knows exactly the others.
+    /// Returns whether each process knows exactly the others.
     pub fn agrees(&self) -> bool {
         let live = || self.processes.iter().filter(|it| it.membership.is_some());
         let count = live().count();

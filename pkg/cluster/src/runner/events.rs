@@ -1,0 +1,111 @@
+//! The events of a node: its links, and the tasks that it started.
+
+use gorego_scheduler::{Generation, Need};
+use reapi::gorego::cluster::frame::Content;
+
+use super::{Task, Told};
+use crate::{
+    handover::Down,
+    link::{DialError, Event, How},
+    membership::Loss,
+    record::{Record, RecordError},
+};
+
+impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
+    pub(super) fn on_link(&mut self, event: Event) {
+        let now = self.now();
+        match event {
+            Event::Up { peer, hello } => {
+                let record = hello.record.ok_or(RecordError::NoNode);
+                match record.and_then(Record::from_proto) {
+                    Ok(record) => {
+                        self.membership.greet(&record, now);
+                        self.parts.link_up(record);
+                        self.handover.link_up(&peer, now, &mut self.parts);
+                    }
+                    Err(why) => self.parts.links.close(&peer, &why.to_string()),
+                }
+            }
+            Event::Frame { peer, frame } => match frame.content {
+                Some(Content::Gossip(packet)) => self.on_gossip(&peer, &packet),
+                Some(content) => {
+                    if let Content::Load(load) = &content {
+                        self.parts.set_load(&peer, *load);
+                    }
+                    self.handover.frame(&peer, content, now, &mut self.parts);
+                }
+                None => {}
+            },
+            Event::Down { peer, how } => {
+                self.parts.link_down(&peer);
+                let down = match &how {
+                    How::Bye(_) => Down::Bye,
+                    How::Broken(_) => Down::Broken,
+                };
+                if let How::Broken(why) = &how {
+                    tracing::debug!(%peer, why, "a link broke");
+                    self.membership.connection_lost(&peer, Loss::Broken, now);
+                    self.parts.dial(&peer);
+                }
+                self.handover.link_down(&peer, down, now, &mut self.parts);
+            }
+        }
+    }
+
+    fn on_gossip(&mut self, peer: &Generation, packet: &[u8]) {
+        let now = self.now();
+        let Some(record) = self.parts.linked(peer) else {
+            return;
+        };
+        if let Err(why) = self.membership.receive(&record, packet, now) {
+            tracing::debug!(%peer, %why, "a packet is refused");
+        }
+    }
+
+    pub(super) fn on_told(&mut self, told: Told<J, O>) {
+        let now = self.now();
+        let parts = &mut self.parts;
+        match told {
+            Told::Claimed(slot) => {
+                let (id, entry) = (slot.claim.attempt, slot.claim.entry.clone());
+                let need: Need = slot.claim.need;
+                parts.add_slot(slot);
+                self.handover.claimed(id, &entry, need, now, parts);
+            }
+            Told::Progress(slot, phase, run) => self.handover.progress(slot, phase, run, parts),
+            Told::Ended(slot, done) => {
+                parts.ended_here(slot);
+                self.handover.ended(slot, done, parts);
+            }
+            Told::Reported(peer, attempt) => self.handover.received(&peer, attempt, parts),
+            Told::Dialed { node, result } => self.on_dialed(&node, result),
+            Told::Found(addresses) => {
+                for address in addresses {
+                    parts.visit(&address);
+                }
+            }
+        }
+    }
+
+    fn on_dialed(&mut self, node: &Generation, result: Result<Generation, DialError>) {
+        let now = self.now();
+        self.parts.dialed(node);
+        let (loss, down) = match result {
+            // The link of this run is up.
+            Ok(found) if found == *node => return,
+            _ if self.parts.links.is_up(node) => return,
+            // These are conditions of this node, and no news of the other.
+            Err(DialError::Duplicate | DialError::Rejected(_) | DialError::Own) => {
+                let broken = Down::Broken;
+                return self.handover.link_down(node, broken, now, &mut self.parts);
+            }
+            Ok(_) | Err(DialError::Refused) => (Loss::Refused, Down::Refused),
+            Err(why) => {
+                tracing::debug!(%node, %why, "failed to open a link to a node");
+                (Loss::Broken, Down::Broken)
+            }
+        };
+        self.membership.connection_lost(node, loss, now);
+        self.handover.link_down(node, down, now, &mut self.parts);
+    }
+}
