@@ -151,6 +151,13 @@ async fn ps_names_the_node_of_an_action_and_tail_prints_its_output() {
     let elsewhere = listed.iter().find(|row| row["node"] == "b").expect("a row");
     assert_eq!(listed.len(), 2);
     assert!(listed.iter().any(|row| row["node"] == "a"));
+    for (node, elsewhere) in [(&a, 1), (&b, 0)] {
+        let is_counted = |metrics: &Metrics| {
+            metrics.get("gorego_execution_running") == Some(1)
+                && metrics.get("gorego_cluster_actions_elsewhere") == Some(elsewhere)
+        };
+        Metrics::wait_for(node.server.metrics(), is_counted).await;
+    }
 
     let operation = elsewhere["operation"].as_str().unwrap();
     let mut command = process::command(binary::gorego());

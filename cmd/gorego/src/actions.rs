@@ -35,6 +35,7 @@ fn totals(executor: &Executor) -> ActionTotals {
     ActionTotals {
         queued: totals.queued as u64,
         running: totals.running as u64,
+        elsewhere: totals.elsewhere as u64,
     }
 }
 

@@ -63,6 +63,8 @@ pub(crate) struct Reservation {
     pub(crate) memory: u64,
     /// Set for the work of another node.
     pub(crate) foreign: bool,
+    /// Set for work at another node.
+    pub(crate) at_peer: bool,
 }
 
 #[derive(Debug)]
@@ -93,6 +95,8 @@ impl Worker {
 pub(crate) struct Ledger {
     workers: BTreeMap<WorkerId, Worker>,
     reservations: BTreeMap<AttemptId, Reservation>,
+    /// The number of reservations at peers.
+    at_peers: usize,
 }
 
 impl Ledger {
@@ -112,7 +116,10 @@ impl Ledger {
         let lost = self
             .reservations
             .extract_if(.., |_, reservation| reservation.worker == *id);
-        lost.collect()
+        let lost: Vec<_> = lost.collect();
+        let at_peers = lost.iter().filter(|(_, lost)| lost.at_peer).count();
+        self.at_peers = self.at_peers.saturating_sub(at_peers);
+        lost
     }
 
     /// Returns whether the worker has a free slot, and no attempt that must be alone.
@@ -153,6 +160,7 @@ impl Ledger {
             line,
             memory,
             foreign: false,
+            at_peer: false,
         };
         self.reservations.insert(attempt, reservation);
         memory
@@ -172,8 +180,10 @@ impl Ledger {
             line: Some(line),
             memory: 0,
             foreign: false,
+            at_peer: true,
         };
         self.reservations.insert(attempt, reservation);
+        self.at_peers += 1;
     }
 
     /// Marks the attempt as work of another node.
@@ -202,6 +212,7 @@ impl Ledger {
     /// Releases the resources of an attempt; `None` if it has none.
     pub(crate) fn release(&mut self, attempt: AttemptId) -> Option<Reservation> {
         let reservation = self.reservations.remove(&attempt)?;
+        self.at_peers -= usize::from(reservation.at_peer);
         if let Some(worker) = self.workers.get_mut(&reservation.worker) {
             worker.running = worker.running.saturating_sub(1);
             worker.reserved = worker.reserved.saturating_sub(reservation.memory);
@@ -240,9 +251,14 @@ impl Ledger {
         foreign.map(|(attempt, reservation)| (&reservation.worker, *attempt))
     }
 
-    /// The number of attempts that have resources.
+    /// The number of attempts that have resources of this node.
     pub(crate) fn running(&self) -> usize {
-        self.reservations.len()
+        self.reservations.len().saturating_sub(self.at_peers)
+    }
+
+    /// The number of attempts at peers.
+    pub(crate) fn at_peers(&self) -> usize {
+        self.at_peers
     }
 
     /// The execution for which the worker drains.

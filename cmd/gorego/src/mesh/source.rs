@@ -77,6 +77,7 @@ pub(crate) fn counts(cluster: &Cluster, counters: &Counters) -> ClusterReport {
         offered: counts.offered.values().sum(),
         given: counts.given,
         taken: counts.taken,
+        elsewhere: counts.elsewhere,
         requeued: vec![
             ("declined", counts.declined),
             ("lease", counts.lost),

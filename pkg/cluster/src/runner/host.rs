@@ -164,9 +164,8 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
     pub(super) fn own_load(&self) -> Load {
         let totals = self.scheduler.totals();
         let number = |of: usize| u32::try_from(of).unwrap_or(u32::MAX);
-        let elsewhere = self.given.values().filter(|given| !given.has_ended);
         Load {
-            running: number(totals.running.saturating_sub(elsewhere.count())),
+            running: number(totals.running),
             queued: number(totals.queued),
         }
     }

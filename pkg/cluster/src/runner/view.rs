@@ -38,13 +38,15 @@ pub struct NodeView {
     pub round_trip: Option<Duration>,
 }
 
-/// The numbers of actions that were handed over. All but `offered` are totals since the start.
+/// The numbers of actions that were handed over. All but `elsewhere` and `offered` are totals since the start.
 #[derive(Clone, Debug, Default)]
 pub struct Counts {
     /// The attempts that other nodes got.
     pub given: u64,
     /// The attempts that this node got from others.
     pub taken: u64,
+    /// The attempts that other nodes run now.
+    pub elsewhere: u64,
     /// The attempts that were lost because a node sent no news of them.
     pub lost: u64,
     /// The attempts that were lost with a node or its link.
@@ -116,7 +118,10 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
         View {
             cluster: cluster.to_owned(),
             nodes,
-            counts: self.counts.clone(),
+            counts: Counts {
+                elsewhere: self.scheduler.totals().elsewhere as u64,
+                ..self.counts.clone()
+            },
         }
     }
 }

@@ -41,8 +41,10 @@ pub struct ListedAction<J> {
 pub struct Totals {
     /// The queued actions.
     pub queued: usize,
-    /// The attempts that occupy a worker, including those that are being stopped.
+    /// The attempts that occupy a worker of this node, including those that are being stopped and those of other nodes.
     pub running: usize,
+    /// The attempts at other nodes.
+    pub elsewhere: usize,
     /// The operations that have not ended.
     pub live: usize,
     /// The completed operations that are kept.
@@ -82,6 +84,7 @@ impl<J, O> Scheduler<J, O> {
         Totals {
             queued: self.executions.len().saturating_sub(self.executing),
             running: self.ledger.running(),
+            elsewhere: self.ledger.at_peers(),
             live: self.operations.count_live(),
             completed,
             completed_bytes,

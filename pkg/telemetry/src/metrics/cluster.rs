@@ -25,6 +25,10 @@ const TAKEN: Metric = Metric::new(
     "cluster_taken_actions",
     "Attempts to run an action that this node got from others.",
 );
+const ELSEWHERE: Metric = Metric::new(
+    "cluster_actions_elsewhere",
+    "Actions of this node that other nodes run now.",
+);
 const REQUEUED: Metric = Metric::new(
     "cluster_requeued_actions",
     "Actions that were queued again after another node did not end them, by cause.",
@@ -59,8 +63,8 @@ impl StartTimes {
     }
 }
 
-/// The numbers of a cluster, as one of its nodes knows them. All but `members`, `round_trips` and `offered` are totals
-/// since the start.
+/// The numbers of a cluster, as one of its nodes knows them. All but `members`, `links`, `round_trips`, `offered` and
+/// `elsewhere` are totals since the start.
 #[derive(Clone, Debug, Default)]
 pub struct ClusterReport {
     /// The number of other nodes by state.
@@ -75,6 +79,8 @@ pub struct ClusterReport {
     pub given: u64,
     /// The attempts that this node got from others.
     pub taken: u64,
+    /// The actions of this node that other nodes run now.
+    pub elsewhere: u64,
     /// The actions that were queued again after another node did not end them, by cause.
     pub requeued: Vec<(&'static str, u64)>,
     /// The times until actions of other nodes started.
@@ -96,6 +102,7 @@ pub(super) fn encode(mut encoder: Encoder<'_>, now: &ClusterReport) -> fmt::Resu
     let trips = trips.map(|(node, seconds)| ([("node", node.clone())], *seconds));
     encoder.gauges(ROUND_TRIP, trips)?;
     encoder.gauge(OFFERED, now.offered)?;
+    encoder.gauge(ELSEWHERE, now.elsewhere)?;
     encoder.counter(GIVEN, now.given)?;
     encoder.counter(TAKEN, now.taken)?;
     let causes = now.requeued.iter();

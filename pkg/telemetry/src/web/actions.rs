@@ -43,8 +43,11 @@ impl fmt::Debug for ActionSource {
 pub struct ActionTotals {
     /// The actions that wait for a worker.
     pub queued: u64,
-    /// The attempts that occupy a worker.
+    /// The attempts that occupy a worker of this node, also those of other nodes.
     pub running: u64,
+    /// The attempts of this node's actions that other nodes run.
+    #[serde(default)]
+    pub elsewhere: u64,
 }
 
 /// The actions of one moment.
@@ -193,10 +196,12 @@ pub(super) fn summary(totals: Option<ActionTotals>) -> Markup {
 
 fn numbers(totals: ActionTotals) -> String {
     let running = format::counted(totals.running, "action");
-    format!(
-        "{running} running, {} queued.",
-        format::count(totals.queued)
-    )
+    let queued = format::count(totals.queued);
+    if totals.elsewhere == 0 {
+        return format!("{running} running, {queued} queued.");
+    }
+    let elsewhere = format::count(totals.elsewhere);
+    format!("{running} running here, {elsewhere} on other nodes, {queued} queued.")
 }
 
 fn current(lists: &ActionLists, has: Shown) -> Markup {

@@ -332,7 +332,7 @@ impl Model {
     fn check_state(&self) {
         let scheduler = &self.bench.scheduler;
         let totals = scheduler.totals();
-        assert_eq!(totals.running, self.held.len());
+        assert_eq!(totals.running + totals.elsewhere, self.held.len());
         assert!(totals.completed <= 8 && totals.completed_bytes <= 1000);
         self.check_queue();
         let (mut live, mut executing) = (0, 0);
