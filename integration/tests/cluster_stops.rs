@@ -6,6 +6,7 @@ use gorego_integration::{
     executor::{Gate, TestAction, succeeded},
 };
 use rustix::process::Signal;
+use tonic::Code;
 
 /// One action at a time on each node.
 const ONE: &str = "execution.concurrency=1";
@@ -60,6 +61,24 @@ async fn a_node_that_is_asked_to_stop_hands_its_queue_over() {
     crowd.finish(&a).await;
     assert!(b.server.wait().success());
     assert_eq!(gate.starts(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_action_fails_with_the_names_of_the_nodes_after_it_lost_six() {
+    let a = Node::start("a", "", &["execution.enabled=false"]).await;
+    let mut b = Node::start("b", &a.mesh.to_string(), &[ONE]).await;
+    a.wait_for_members(&["a", "b"]).await;
+    let gate = Gate::new();
+    let mut action = a.executor.start(&TestAction::script(&gate.pass())).await;
+    for losses in 1..=6 {
+        gate.wait_for_starts(losses);
+        b.server.kill();
+        b = b.restart().await;
+    }
+    let status = action.response().await.status.expect("an error");
+    assert_eq!(status.code, Code::Internal as i32, "{status:?}");
+    assert!(status.message.ends_with(": b, b, b, b, b, b"), "{status:?}");
+    assert!(status.details.is_empty(), "no retry is advised: {status:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
