@@ -4,7 +4,7 @@ use gorego_config::{Config, Switch};
 use gorego_sandbox::{Launcher, has_users};
 use rustix::process::geteuid;
 
-use super::{Error, first_user, memory, users};
+use super::{Error, first_user, settings::memory, users};
 
 /// The start of execution.
 #[derive(Debug)]
