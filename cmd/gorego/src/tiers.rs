@@ -2,23 +2,19 @@
 //! nodes.
 
 pub(crate) mod cluster;
+mod local;
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use gorego_config::{self as config, Config, LocalCache};
+use gorego_config::{self as config, Config};
 use gorego_execution as execution;
-use gorego_janitor::{self as janitor, Janitor, Marks};
+use gorego_janitor::{self as janitor, Janitor};
 use gorego_proxy::{Backing, Depth, OnOutage, Options, Outbox, ProxyActions, ProxyStore};
 use gorego_server::Stores;
 use gorego_storage::{
     ActionCache, BreakerState, CompletenessChecking, DigestFunction, Links, span::Tier,
 };
-use gorego_storage_local::{LocalOptions, LocalStore, OpenError, SyncMode};
+use gorego_storage_local::{LocalStore, OpenError};
 use gorego_storage_remote::RemoteStore;
 use gorego_telemetry::{Calls, PendingWrites, Sources, builds::Misses, web::Health};
 use gorego_tls::Certificate;
@@ -28,7 +24,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::cluster::ClusterStores;
+use self::{
+    cluster::ClusterStores,
+    local::{marks, open_local, outbox, warn_of_pending, warn_of_unused},
+};
 use crate::{
     cli::VERSION,
     memory::Parts,
@@ -371,82 +370,10 @@ pub(crate) fn pending(depth: Depth) -> PendingWrites {
     }
 }
 
-/// Opens the local tier, unless an earlier version left pending writes there that only it can upload.
-async fn open_local(config: &Config, parts: &Parts) -> Result<Arc<LocalStore>, Error> {
-    if let Some(log) = Outbox::old_journal(&config.local_cache.dir) {
-        return Err(Error::Journal(log));
-    }
-    Ok(Arc::new(
-        LocalStore::open(local_options(config, parts)).await?,
-    ))
-}
-
-async fn outbox(config: &Config, local: &Arc<LocalStore>) -> Result<Outbox, Error> {
-    // Pending writes are not evicted, and must leave room for other blobs.
-    let half = config.local_cache.max_size_gb.bytes() / 2;
-    let max_bytes = config.backing_cache.journal_max.bytes().min(half);
-    Ok(Outbox::open(Arc::clone(local), max_bytes).await?)
-}
-
-/// Warns about pending writes of an earlier configuration that this one does not upload.
-fn warn_of_pending(depth: Depth, why: &'static str) {
-    let Depth { entries, bytes, .. } = depth;
-    if entries > 0 {
-        tracing::warn!(
-            entries,
-            bytes,
-            why,
-            "writes of an outage stay in the outbox"
-        );
-    }
-}
-
-/// Warns of pending writes in the data directory of a process without a local tier. Another process
-/// may use it.
-fn warn_of_unused(data: &Path) {
-    if let Some(log) = Outbox::old_journal(data) {
-        let log = log.display();
-        tracing::warn!(%log, "holds pending writes; drain it with the previous version");
-    }
-    match Outbox::pending_in(data) {
-        Ok(depth) => warn_of_pending(depth, "there is no local tier"),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => tracing::warn!(%error, "cannot list the outbox"),
-    }
-}
-
-fn local_options(config: &Config, parts: &Parts) -> LocalOptions {
-    let cache = &config.local_cache;
-    let max_bytes = cache.max_size_gb.bytes();
-    LocalOptions {
-        dir: cache.dir.clone(),
-        max_bytes,
-        wake_bytes: marks(cache).high_bytes(max_bytes),
-        lease: cache.lease,
-        upload_lease: cache.upload_lease,
-        force_update_atime: config.force_update_atime,
-        sync: match cache.sync {
-            config::Sync::None => SyncMode::None,
-            config::Sync::Data => SyncMode::Data,
-            config::Sync::Full => SyncMode::Full,
-        },
-        scrub_period: Some(cache.scrub_period).filter(|period| !period.is_zero()),
-        pieces: Some(parts.server.pieces.clone()),
-    }
-}
-
 fn inferred_functions(limits: &config::Limits) -> Vec<DigestFunction> {
     let known = |function: &_| match function {
         config::InferredFunction::Sha256 => DigestFunction::Sha256,
         config::InferredFunction::Blake3 => DigestFunction::Blake3,
     };
     limits.inferred_functions.iter().map(known).collect()
-}
-
-fn marks(cache: &LocalCache) -> Marks {
-    Marks {
-        high: cache.high_watermark,
-        low: cache.low_watermark,
-        min_free: cache.min_free.bytes(),
-    }
 }
