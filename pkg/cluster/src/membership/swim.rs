@@ -19,7 +19,7 @@ const MAX_DEPARTURES: usize = 64;
 const MAX_REFUSED: usize = 256;
 
 /// The share of the time of a suspect that a node has whose host refuses connections.
-const REFUSED_SHARE: f64 = 2.0 / 3.0;
+const REFUSED_SHARE: f64 = 0.5;
 
 impl Membership {
     /// Handles a packet of `sender`, whose rank may be stale.
