@@ -94,15 +94,17 @@ impl Node {
         web::wait_for(self.server.metrics(), "/api/v1/peers", is_met).await;
     }
 
-    /// Waits until this node knows the nodes of exactly these names as alive, itself included.
+    /// Waits until this node knows the nodes of exactly these names as alive, itself included, and suspects none.
     pub async fn wait_for_members(&self, names: &[&str]) {
         let is_met = |response: &web::Response| {
-            let alive = nodes(response).into_iter().filter(|node| {
+            let members = nodes(response).into_iter().filter(|node| {
                 let state = node["state"].as_str().expect("a state");
-                ["self", "alive"].contains(&state)
+                !["draining", "down"].contains(&state)
             });
-            let alive: Vec<_> = alive.map(|node| node["name"].clone()).collect();
-            alive == names
+            let members: Vec<_> = members.collect();
+            let is_suspect = |node: &Value| node["state"] == "suspect";
+            let names_of = members.iter().map(|node| node["name"].clone());
+            !members.iter().any(is_suspect) && names_of.collect::<Vec<_>>() == names
         };
         web::wait_for(self.server.metrics(), "/api/v1/peers", is_met).await;
     }

@@ -1,13 +1,17 @@
-//! Tests of nodes with bad links.
+//! Tests of nodes with bad links, busy processors, and strangers at their ports.
 #![cfg(test)]
 
-use std::time::Duration;
+use std::{fs, net::SocketAddr, process::Command, time::Duration};
 
 use gorego_integration::{
-    cluster::Node,
-    executor::{Gate, TestAction, succeeded},
+    cluster::{self, Crowd, Node},
+    executor::{self, Executor, Gate, TestAction, succeeded},
     link::Link,
+    server::Server,
 };
+use reapi::v2::execution_stage::Value;
+use rustix::process::{Resource, getrlimit, setrlimit};
+use tokio::net::TcpStream;
 
 /// One action at a time on each node.
 const ONE: &str = "execution.concurrency=1";
@@ -48,4 +52,99 @@ async fn actions_end_right_over_a_slow_link_that_is_reset() {
         assert_eq!(a.executor.stdout(&result).await, line);
         assert_eq!(a.executor.file(&result, "file").await, line);
     }
+}
+
+/// The name of the thread for links.
+const THREAD: &str = "gorego-links";
+
+/// Returns whether a server has a thread for links.
+fn has_thread(server: &Server) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{}/task", server.id())).unwrap();
+    let names = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("comm")));
+    names.flatten().any(|name| name.trim_end() == THREAD)
+}
+
+/// Returns the nice value of actions.
+async fn nice_of_actions(executor: &Executor) -> i32 {
+    let result = succeeded(executor.execute(&TestAction::script("nice")).await);
+    executor.stdout(&result).await.trim().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn links_have_a_thread_of_their_own_and_actions_a_lower_priority() {
+    let own = Command::new("nice").output().unwrap().stdout;
+    let own: i32 = String::from_utf8(own).unwrap().trim().parse().unwrap();
+    let [a] = cluster::start::<1>(&[ONE]).await;
+    assert!(has_thread(&a.server));
+    assert_eq!(nice_of_actions(&a.executor).await, (own + 5).min(19));
+    let (server, executor) = executor::start(&[]).await;
+    assert!(!has_thread(&server));
+    assert_eq!(nice_of_actions(&executor).await, own);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_whose_processors_are_all_busy_are_not_suspected() {
+    let [a, b] = cluster::start::<2>(&["execution.concurrency=8"]).await;
+    let gate = Gate::new();
+    let mut busy = Vec::new();
+    for number in 0..15 {
+        let script = format!("{}; : {number}; while :; do :; done", gate.report());
+        let mut messages = a.executor.start(&TestAction::script(&script)).await;
+        messages.reach(Value::Executing).await;
+        busy.push(messages);
+    }
+    gate.wait_for_starts(15);
+    for number in 0..40 {
+        let action = TestAction::script(&format!("echo {number}"));
+        succeeded(a.executor.execute(&action).await);
+        for node in [&a, &b] {
+            let peers = node.peers().await.into_iter();
+            let states = peers.map(|peer| peer["state"].as_str().unwrap().to_owned());
+            let mut states: Vec<_> = states.collect();
+            states.sort();
+            assert_eq!(states, ["alive", "self"]);
+        }
+    }
+    for messages in &busy {
+        a.executor.cancel(&messages.name).await.unwrap();
+    }
+    for node in [&a, &b] {
+        assert!(!node.server.log().contains("a node is gone"));
+    }
+}
+
+/// Opens connections that send nothing, as many as this process may have, but at most 3,000.
+async fn idle_connections(to: SocketAddr) -> Vec<TcpStream> {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).unwrap();
+    let count = limit.maximum.map_or(3000, |most| most.min(6000) / 2);
+    let mut idle = Vec::new();
+    for _ in 0..count {
+        idle.push(TcpStream::connect(to).await.unwrap());
+    }
+    idle
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_at_the_port_for_nodes_keep_neither_clients_nor_nodes_away() {
+    let few = [ONE, "cluster.max_nodes=4"];
+    let a = Node::start("a", "", &few).await;
+    let b = Node::start("b", &a.mesh.to_string(), &few).await;
+    b.wait_for_members(&["a", "b"]).await;
+    let strangers = idle_connections(a.mesh).await;
+    let c = Node::start("c", &a.mesh.to_string(), &few).await;
+    for node in [&a, &b, &c] {
+        node.wait_for_members(&["a", "b", "c"]).await;
+    }
+    let mut gate = Gate::new();
+    let crowd = Crowd::start(&a, &gate, 3).await;
+    gate.wait_for_starts(3);
+    assert_eq!(a.places().await, ["a", "b", "c"]);
+    // Of 4 nodes, and of handshakes.
+    let open = fs::read_dir(format!("/proc/{}/fd", a.server.id())).unwrap();
+    assert!(open.count() < 400);
+    gate.open_for(3);
+    crowd.finish(&a).await;
+    drop(strangers);
 }

@@ -1,6 +1,12 @@
 //! Tests of nodes with different roles.
 #![cfg(test)]
 
+use std::{
+    fs::File,
+    io::{BufRead as _, BufReader, Write as _},
+    os::{fd::AsRawFd as _, unix::net::UnixStream},
+};
+
 use gorego_integration::{
     binary,
     cluster::{self, Node},
@@ -166,6 +172,30 @@ async fn a_drained_node_has_no_work_and_takes_it_again_when_told() {
     for mut action in [own, waits] {
         succeeded(action.response().await);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn interrupted_drains_leave_room_for_other_commands() {
+    let a = Node::start("a", "", &[ONE]).await;
+    let mut gate = Gate::new();
+    let mut running = a.executor.start(&TestAction::script(&gate.pass())).await;
+    gate.wait_for_starts(1);
+    // The path of the socket itself may be too long.
+    let folder = File::open(a.server.data().join("control")).unwrap();
+    let socket = format!("/proc/self/fd/{}/socket", folder.as_raw_fd());
+    // More than the commands at once.
+    for _ in 0..20 {
+        let mut command = UnixStream::connect(&socket).unwrap();
+        writeln!(command, "drain").unwrap();
+        let mut line = String::new();
+        BufReader::new(command).read_line(&mut line).unwrap();
+        assert_eq!(line, "1 actions left\n");
+    }
+    assert!(drain(&a, &["--undo"]).wait().success());
+    wait_for_readiness(&a, 200).await;
+    gate.open();
+    succeeded(running.response().await);
+    succeeded(a.executor.execute(&TestAction::script("true")).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

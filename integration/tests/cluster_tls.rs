@@ -17,6 +17,7 @@ use rcgen::{
 use reapi::v2::{
     FindMissingBlobsRequest, content_addressable_storage_client::ContentAddressableStorageClient,
 };
+use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -245,4 +246,25 @@ async fn clients_without_a_certificate_of_a_node_cannot_call_its_port() {
         let stranger = authority.issue(name, 2999);
         find_missing(Some(stranger)).await.unwrap_err();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_authority_is_no_longer_accepted_is_cut_off() {
+    let [former, current] = [Authority::new(), Authority::new()];
+    let settings = former.settings(&former.issue("gorego://gorego/a", 2999));
+    let more: Vec<_> = settings.iter().map(String::as_str).chain([ONE]).collect();
+    let a = Node::start("a", "", &more).await;
+    let join = a.mesh.to_string();
+    let b = former
+        .start(("b", "gorego://gorego/b", 2999), &join, &[])
+        .await;
+    work_together(&a, &b).await;
+    let replaced = current.settings(&current.issue("gorego://gorego/a", 2999));
+    for (former, current) in settings.iter().zip(&replaced) {
+        let path = |setting: &str| setting.split_once('=').unwrap().1.to_owned();
+        std::fs::copy(path(current), path(former)).unwrap();
+    }
+    a.server.signal(Signal::HUP);
+    a.wait_for_state("b", "down").await;
+    b.wait_for_state("a", "down").await;
 }

@@ -8,22 +8,33 @@ const OVERHEAD: u64 = 128;
 /// writes open a file only briefly.
 const LEAST_FILES: u64 = 256;
 
+/// The connections of a node: a link, one for blobs, one for calls about operations, and one that replaces another.
+const PER_NODE: u64 = 4;
+/// Connections at the port for nodes whose handshake has not ended.
+const HANDSHAKES: u64 = 64;
+/// The least divisor of the descriptors: connections from nodes get at most the quotient, and those to nodes, too.
+const NODES_SHARE: u64 = 8;
+
 /// The numbers of descriptors for connections and files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Descriptors {
     /// Connections of clients.
     pub(crate) connections: usize,
+    /// Connections that other nodes opened. This node opens as many to them.
+    pub(crate) nodes: usize,
     /// Files of blobs and results.
     pub(crate) files: u64,
 }
 
 impl Descriptors {
     /// Raises the process's limit to its maximum and divides it. Logs a warning if fewer connections fit
-    /// than are configured.
-    pub(crate) fn claim(max_connections: u32) -> Self {
+    /// than are configured. `max_nodes` is the number of nodes of the cluster; 0 without one.
+    pub(crate) fn claim(max_connections: u32, max_nodes: u32) -> Self {
         let limit = raise();
-        let divided = Self::divide(limit, max_connections);
-        let Self { connections, files } = divided;
+        let divided = Self::divide(limit, max_connections, max_nodes);
+        let Self {
+            connections, files, ..
+        } = divided;
         if connections < usize::try_from(max_connections).unwrap_or(usize::MAX) {
             tracing::warn!(
                 "limits.max_connections = {max_connections} is reduced to {connections}: the process \
@@ -34,12 +45,19 @@ impl Descriptors {
         divided
     }
 
-    fn divide(limit: u64, max_connections: u32) -> Self {
+    fn divide(limit: u64, max_connections: u32, max_nodes: u32) -> Self {
         let usable = limit.saturating_sub(OVERHEAD).max(2);
+        let nodes = match u64::from(max_nodes) {
+            0 => 0,
+            most => most * PER_NODE + HANDSHAKES,
+        };
+        let nodes = nodes.min(usable / NODES_SHARE);
+        let usable = usable - 2 * nodes;
         let files = (usable / 4).max(LEAST_FILES).min(usable / 2);
         let connections = u64::from(max_connections).min(usable - files);
         Self {
             connections: usize::try_from(connections).unwrap_or(usize::MAX),
+            nodes: usize::try_from(nodes).unwrap_or(usize::MAX),
             files: usable - connections,
         }
     }
@@ -72,11 +90,25 @@ mod tests {
             (256, 10_000, 64),
             (10, 10_000, 1),
         ] {
-            let divided = Descriptors::divide(limit, wanted);
+            let divided = Descriptors::divide(limit, wanted, 0);
             assert_eq!(divided.connections, connections, "{limit}");
             assert!(
                 divided.files >= connections.min(256) as u64,
                 "{divided:?} of {limit}"
+            );
+        }
+    }
+
+    #[test]
+    fn connections_of_nodes_leave_descriptors_for_clients_and_files() {
+        for (limit, max_nodes, nodes) in [(20_000, 256, 1088), (20_000, 3, 76), (1024, 256, 112)] {
+            let divided = Descriptors::divide(limit, 10_000, max_nodes);
+            assert_eq!(divided.nodes, nodes, "{limit}");
+            let others = (divided.connections + 2 * nodes) as u64;
+            assert_eq!(others + divided.files + OVERHEAD, limit);
+            assert!(
+                divided.connections >= 256 && divided.files >= 256,
+                "{divided:?}"
             );
         }
     }

@@ -21,7 +21,7 @@ use gorego_execution::Executor;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader as Lines},
     net::{UnixListener, UnixStream},
-    sync::watch,
+    sync::{Mutex, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -56,6 +56,8 @@ pub(crate) struct Control {
     executor: Arc<Executor>,
     cluster: Arc<Cluster>,
     draining: watch::Sender<bool>,
+    /// Held during changes of the drain, so that none is undone in part.
+    changes: Mutex<()>,
 }
 
 impl Control {
@@ -83,6 +85,7 @@ impl Control {
             executor: Arc::clone(executor),
             cluster: Arc::clone(cluster),
             draining,
+            changes: Mutex::default(),
         })
     }
 
@@ -101,6 +104,7 @@ impl Control {
                     }
                 }
                 Some(_) = commands.join_next() => {}
+                () = sleep(PERIOD), if *control.draining.borrow() => control.refuse().await,
             }
         }
     }
@@ -119,15 +123,17 @@ impl Control {
         }
     }
 
+    /// Begins a drain, and reports the work that is left. The drain goes on if the command ends.
     async fn drain(&self, stream: &mut UnixStream) {
+        let changing = self.changes.lock().await;
         tracing::info!("draining: new actions are refused");
         self.draining.send_replace(true);
         self.cluster.drain().await;
+        drop(changing);
+        self.refuse().await;
         let scheduler = self.executor.scheduler();
         let mut told = None;
         while *self.draining.borrow() {
-            let cluster = Arc::clone(&self.cluster);
-            scheduler.close(Some(Arc::new(move |platform| takes(&cluster, platform))));
             let left = scheduler.unfinished();
             if left == 0 {
                 tracing::info!("drained");
@@ -136,18 +142,38 @@ impl Control {
             if told.replace(left) != Some(left) {
                 say(stream, &format!("{left} actions left")).await;
             }
-            sleep(PERIOD).await;
+            tokio::select! {
+                () = sleep(PERIOD) => {}
+                () = end_of(stream) => return,
+            }
         }
         say(stream, "the drain was undone").await;
     }
 
+    /// Refuses actions that no other node takes, while the node drains.
+    async fn refuse(&self) {
+        let _changing = self.changes.lock().await;
+        if *self.draining.borrow() {
+            let (scheduler, cluster) = (self.executor.scheduler(), Arc::clone(&self.cluster));
+            scheduler.close(Some(Arc::new(move |platform| takes(&cluster, platform))));
+        }
+    }
+
     async fn undo(&self, stream: &mut UnixStream) {
+        let changing = self.changes.lock().await;
         self.draining.send_replace(false);
         self.executor.scheduler().close(None);
         self.cluster.resume().await;
+        drop(changing);
         tracing::info!("no longer draining: actions are accepted");
         say(stream, DONE).await;
     }
+}
+
+/// Waits until the command has ended.
+async fn end_of(stream: &mut UnixStream) {
+    let mut byte = [0];
+    while matches!(stream.read(&mut byte).await, Ok(1..)) {}
 }
 
 /// Sends a line. If the command has ended, the drain continues.

@@ -5,10 +5,12 @@ mod generation;
 mod record;
 mod routes;
 mod source;
+mod thread;
 mod work;
 
 use std::{
     io,
+    pin::pin,
     sync::{Arc, OnceLock},
 };
 
@@ -23,12 +25,12 @@ use gorego_cluster::{
 };
 use gorego_config::{Config, DiscoveryMode};
 use gorego_execution::{Executor, PeerPlatforms};
-use gorego_grpc::{Body, Messages, Peer};
+use gorego_grpc::{Body, CallRuntime, Messages, Peer};
 use gorego_limits::Budget;
 use gorego_scheduler::Generation;
 use gorego_server::{self as server, Extension, READ_LOG, read_guest_log};
 use gorego_tls::{ClientTls, ClusterFiles, ClusterTls, NodeIdentity};
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{net::TcpListener, runtime::Handle, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Status;
 
@@ -36,7 +38,7 @@ pub(crate) use self::{
     fitting::takes,
     source::{Counters, counts, peers},
 };
-use self::{routes::ClusterRoutes, work::NodeWork};
+use self::{routes::ClusterRoutes, thread::LinkThread, work::NodeWork};
 use crate::{
     backing::given,
     descriptors::Descriptors,
@@ -65,6 +67,12 @@ pub(crate) enum Error {
     Record(#[from] RecordError),
     #[error("cluster.enabled: {0}; accepted: a node that executes actions")]
     NoExecutor(String),
+    #[error("cannot start the thread for links to other nodes: {0}")]
+    Thread(io::Error),
+    #[error("a task of this node in its cluster failed, and other nodes cannot use it")]
+    Failed,
+    #[error(transparent)]
+    Server(#[from] gorego_grpc::Error),
     #[error("cannot write the number of this start to {0}: {1}")]
     Generation(std::path::PathBuf, io::Error),
 }
@@ -72,10 +80,12 @@ pub(crate) enum Error {
 /// The port of a node for others, before it has joined.
 pub(crate) struct Mesh {
     listener: TcpListener,
+    thread: LinkThread,
     tls: Option<watch::Receiver<ClusterTls>>,
     name: String,
     tasks: TaskTracker,
     windows: Budget,
+    responses: Budget,
     peers: Arc<Peers>,
     counters: Counters,
     /// The cluster, once this node has joined.
@@ -89,10 +99,12 @@ pub(crate) struct Joined {
     pub(crate) routes: Arc<dyn server::Routes>,
     links: Arc<Links>,
     listener: TcpListener,
+    thread: LinkThread,
     tls: Option<watch::Receiver<ClusterTls>>,
     tasks: TaskTracker,
     /// The memory for calls of other nodes.
     memory: Parts,
+    max_connections: usize,
 }
 
 impl Mesh {
@@ -100,7 +112,7 @@ impl Mesh {
     pub(crate) async fn open(
         config: &Config,
         reloads: &mut Reloads,
-        windows: &Budget,
+        memory: &Parts,
     ) -> Result<Option<Self>, Error> {
         if !config.cluster.enabled {
             return Ok(None);
@@ -111,19 +123,22 @@ impl Mesh {
         let address = address.unwrap_or_else(|| config.listen_addr.clone());
         let listener = listen(&address).await;
         let listener = listener.map_err(|why| Error::Listen(address.to_string(), why))?;
+        let thread = LinkThread::start().await.map_err(Error::Thread)?;
         let tasks = TaskTracker::new();
         let (of_nodes, following) = (tls.clone(), tasks.clone());
         let settings =
             move |member: &Member| Some(settings(of_nodes.as_ref()?, &following, member));
         let counters = Counters::default();
-        let connect = connect(windows, Arc::clone(&counters.traffic), settings);
+        let connect = connect(&memory.downloads, Arc::clone(&counters.traffic), settings);
         let peers = Peers::new(&name, connect);
         Ok(Some(Self {
             listener,
+            thread,
             tls,
             name,
             tasks,
-            windows: windows.clone(),
+            windows: memory.downloads.clone(),
+            responses: memory.transport.responses.clone(),
             peers: Arc::new(peers),
             counters,
             joined: Arc::default(),
@@ -194,36 +209,44 @@ impl Mesh {
             },
             load_period: config.cluster.broadcast_period,
         };
-        let cluster = Arc::new(Cluster::start(options, components)?);
+        let cluster = {
+            let _entered = self.thread.runtime().enter();
+            Arc::new(Cluster::start(options, components)?)
+        };
         // No other code sets it.
         let _ = self.joined.set(Arc::clone(&cluster));
         let (of_nodes, following) = (self.tls.clone(), self.tasks.clone());
         let settings =
             move |member: &Member| Some(settings(of_nodes.as_ref()?, &following, member));
-        let routes = ClusterRoutes::new(Arc::clone(&cluster), self.windows, settings);
+        let memory = [self.windows, self.responses];
+        let routes = ClusterRoutes::new(Arc::clone(&cluster), memory, settings);
         Ok(Joined {
             routes: Arc::new(routes),
             cluster,
             counters: self.counters,
             links,
             listener: self.listener,
+            thread: self.thread,
             tls: self.tls,
             tasks: self.tasks,
             memory: Parts::of_nodes(config.limits.max_batch_bytes.bytes(), descriptors.files),
+            max_connections: descriptors.nodes,
         })
     }
 }
 
 impl Joined {
     /// Serves other nodes until `serving` ends, which serves clients and runs actions, and until the other nodes know
-    /// that this node is gone. `options` are the options for clients.
+    /// that this node is gone. `options` are the options for clients. Cancels `stop` if this node can take no part in
+    /// the cluster any more.
     pub(crate) async fn serve(
         self,
         stores: server::Stores,
         executor: &LocalExecutor,
         options: server::Options,
         serving: impl Future<Output = Result<(), gorego_grpc::Error>>,
-    ) -> Result<(), gorego_grpc::Error> {
+        stop: &CancellationToken,
+    ) -> Result<(), Error> {
         let tls = self
             .tls
             .map(|tls| follow(&self.tasks, tls, ClusterTls::server));
@@ -235,8 +258,16 @@ impl Joined {
                 tls,
                 healthy: None,
                 peers: gorego_grpc::Peers::Nodes,
+                limits: gorego_grpc::Limits {
+                    max_connections: self.max_connections,
+                    ..options.transport.limits
+                },
                 observer: None,
                 memory: transport,
+                calls: Some(CallRuntime {
+                    handle: Handle::current(),
+                    except: &[Links::PATH],
+                }),
                 ..options.transport
             },
             memory: server,
@@ -253,19 +284,38 @@ impl Joined {
             })),
             ..options
         };
-        let shutdown = CancellationToken::new();
+        let (listener, shutdown) = (self.listener.into_std(), CancellationToken::new());
+        let listener = listener.map_err(Error::Thread)?;
         let ending = shutdown.clone();
-        let serving = async {
-            let served = serving.await;
-            self.cluster.leave().await;
-            ending.cancel();
-            served
-        };
-        let (served, meshed) = tokio::join!(
-            serving,
-            server::serve(self.listener, stores, options, shutdown)
-        );
+        let meshed = self.thread.runtime().spawn(async move {
+            let listener = TcpListener::from_std(listener).map_err(Error::Thread)?;
+            server::serve(listener, stores, options, shutdown).await?;
+            Ok(())
+        });
+        let served = or_failed(serving, &self.cluster, stop).await;
+        self.cluster.leave().await;
+        ending.cancel();
+        let meshed = meshed.await.unwrap_or(Err(Error::Failed));
         served.and(meshed)
+    }
+}
+
+/// Serves until `serving` ends. If the cluster fails, cancels `stop`, since the other nodes count on this one, and the
+/// process can be started again.
+async fn or_failed(
+    serving: impl Future<Output = Result<(), gorego_grpc::Error>>,
+    cluster: &Cluster,
+    stop: &CancellationToken,
+) -> Result<(), Error> {
+    let mut serving = pin!(serving);
+    tokio::select! {
+        served = &mut serving => Ok(served?),
+        () = cluster.failed() => {
+            tracing::error!("shutting down: {}", Error::Failed);
+            stop.cancel();
+            serving.await?;
+            Err(Error::Failed)
+        }
     }
 }
 

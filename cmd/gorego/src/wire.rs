@@ -22,7 +22,7 @@ use gorego_tls::{Certificate, ClientAuth, ClientTls, ServerFiles, ServerTls};
 use tokio::{net::TcpListener, runtime::Runtime, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::options::{options, parts};
+use self::options::{descriptors, options, parts};
 use crate::{
     backing,
     banner::banner,
@@ -102,7 +102,7 @@ struct Opened {
 async fn open(loaded: &LoadedConfig, start: execution::Start) -> Result<Opened, Error> {
     let config = &loaded.config;
     let mut reloads = Reloads::default();
-    let descriptors = Descriptors::claim(config.limits.max_connections);
+    let descriptors = descriptors(config);
     let redaction = builds::redaction(loaded).map_err(Error::Redact)?;
     let tls = tls(&config.tls, &mut reloads)?;
     let listener = bind(config).await?;
@@ -113,7 +113,7 @@ async fn open(loaded: &LoadedConfig, start: execution::Start) -> Result<Opened, 
     let (backing, backing_tls) = backing.map_or((None, None), |(store, tls)| (Some(store), tls));
     let collector = traces::collector(&config.telemetry, &mut reloads)?;
     let meters = scraped.as_ref().map(|_| Meters::new(&parts));
-    let mesh = Mesh::open(config, &mut reloads, &parts.downloads).await?;
+    let mesh = Mesh::open(config, &mut reloads, &parts).await?;
     let shared = mesh.as_ref().map(|mesh| mesh.stores(config));
     let mut tiers = Tiers::open(config, &parts, backing, meters, shared.as_ref()).await?;
     let recorded = builds::record(config, redaction, scraped.is_some(), &mut tiers);
@@ -202,7 +202,7 @@ async fn serve(
     signals.abort();
     reloads.abort();
     tracing::info!("shutdown complete");
-    Ok(served?)
+    served
 }
 
 /// Closes the stores, then the tasks that they need, then the tasks that observe.
@@ -228,16 +228,16 @@ async fn serve_all(
     (executor, mesh): (Option<LocalExecutor>, Option<Joined>),
     options: server::Options,
     shutdown: CancellationToken,
-) -> Result<(), gorego_grpc::Error> {
+) -> Result<(), Error> {
     let executor = executor.as_ref();
     let cluster = mesh.as_ref().map(|mesh| Arc::clone(&mesh.cluster));
-    let (cluster, for_nodes) = (cluster.as_deref(), options.clone());
+    let (cluster, for_nodes, stop) = (cluster.as_deref(), options.clone(), shutdown.clone());
     let serving = serve_and_save(listener, tiers, (executor, cluster), options, shutdown);
     match (mesh, executor, tiers.mesh_stores()) {
-        (Some(mesh), Some(executor), Some(stores)) => {
-            mesh.serve(stores, executor, for_nodes, serving).await
-        }
-        _ => serving.await,
+        (Some(mesh), Some(executor), Some(stores)) => Ok(mesh
+            .serve(stores, executor, for_nodes, serving, &stop)
+            .await?),
+        _ => Ok(serving.await?),
     }
 }
 

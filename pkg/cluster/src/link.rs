@@ -251,6 +251,26 @@ impl Links {
         let _ = timeout(GOODBYE * 2, self.tasks.wait()).await;
     }
 
+    /// Breaks all links when the authorities of nodes change, so that each peer proves its name again. Actions go on if
+    /// the new links are up within a second.
+    pub(crate) async fn follow_authorities(&self) {
+        let Some(mut tls) = self.tls.clone() else {
+            return;
+        };
+        let mut known = tls.borrow_and_update().clone();
+        while tls.changed().await.is_ok() {
+            let current = tls.borrow_and_update().clone();
+            if !current.has_authorities_of(&known) {
+                tracing::info!("the authorities of nodes changed: links are opened again");
+                for link in self.table.lock().all() {
+                    let why = "the authorities of nodes changed";
+                    link.outbox.end(How::Broken(why.to_owned()));
+                }
+            }
+            known = current;
+        }
+    }
+
     fn close_all(&self, why: &str) {
         let mut table = self.table.lock();
         table.shut();

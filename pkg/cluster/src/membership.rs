@@ -18,6 +18,7 @@ pub mod simulation;
 mod swim;
 #[cfg(test)]
 mod tests;
+mod upkeep;
 mod wants;
 mod wire;
 
@@ -57,9 +58,9 @@ const FIRST_SYNC: Duration = Duration::from_millis(500);
 const RETURN_ATTEMPTS: usize = 3;
 /// The period of work that no event starts.
 const UPKEEP_PERIOD: Duration = Duration::from_secs(1);
-/// The time in which only the first refused connection to a node counts as its death. Otherwise a node that others
-/// reach would come and go.
-const REFUSED_PERIOD: Duration = Duration::from_mins(1);
+/// The time in which only the first connection to a node that cannot be opened makes it suspect. Otherwise a node that
+/// others reach would be suspect again and again; then probes by others decide.
+const UNREACHABLE_PERIOD: Duration = Duration::from_mins(1);
 
 type Swim = Foca<Identity, PostcardCodec, SmallRng, SharedRecords>;
 
@@ -71,7 +72,8 @@ struct Node {
     up: Option<Generation>,
     /// The time of the next request for the record, and the number of earlier requests.
     want: Option<(Time, u32)>,
-    refused: Option<Time>,
+    /// The time at which a connection to it could not be opened.
+    unreachable: Option<Time>,
     contest: Option<Contest>,
 }
 
@@ -267,10 +269,10 @@ impl Membership {
         mem::take(&mut self.effects)
     }
 
-    /// Records that the connection to `peer` was lost without a farewell.
+    /// Records that the connection to `peer` was lost without a farewell, or that none can be opened.
     ///
-    /// A node that refuses connections is down at once, but only once a minute. Otherwise it has a few seconds to
-    /// answer any node.
+    /// The node has a few seconds to answer any node, since a firewall may stand between two nodes only. A node that
+    /// refuses connections has less time than one that does not answer.
     pub fn connection_lost(&mut self, peer: &Generation, loss: Loss, now: Time) {
         self.advance(now);
         let now = self.now;
@@ -280,17 +282,15 @@ impl Membership {
         if !node.active || node.id.node != *peer {
             return;
         }
-        let id = node.id.clone();
-        let recently = |at: Time| now.saturating_sub(at) < REFUSED_PERIOD;
-        if loss == Loss::Refused && !node.refused.is_some_and(recently) {
-            node.refused = Some(now);
-            self.cause = Departure::Refused;
-            self.apply(foca::Member::down(id));
-            self.drive(|foca, runtime| foca.gossip(runtime));
-            self.cause = Departure::Reported;
-        } else {
-            self.suspect(&id);
+        if loss != Loss::Broken {
+            let recently = |at: Time| now.saturating_sub(at) < UNREACHABLE_PERIOD;
+            if node.unreachable.is_some_and(recently) {
+                return;
+            }
+            node.unreachable = Some(now);
         }
+        let id = node.id.clone();
+        self.suspect(&id, loss);
         self.settle();
     }
 
@@ -380,73 +380,6 @@ impl Membership {
                 ..Envelope::default()
             },
         );
-    }
-
-    fn announce_to(&mut self, id: Identity) {
-        self.drive(|foca, runtime| foca.announce(id, runtime));
-    }
-
-    fn announce_to_candidates(&mut self) {
-        if self.retreats() {
-            return;
-        }
-        if self.retreat.is_none() {
-            let nodes = &self.nodes;
-            self.candidates.retain(|key, candidate| {
-                let known = nodes.get(key);
-                let joined =
-                    known.is_some_and(|node| node.active && node.id.same_run(&candidate.id));
-                candidate.announcements += 1;
-                !joined && candidate.announcements <= MAX_ANNOUNCEMENTS
-            });
-        }
-        let ids = self.candidates.values().map(|it| it.id.clone());
-        // While it stays out of the cluster, this node announces itself to a few nodes only.
-        let most = if self.retreat.is_some() {
-            RETURN_ATTEMPTS
-        } else {
-            usize::MAX
-        };
-        for id in self
-            .random
-            .choose_multiple(ids, most.min(self.candidates.len()))
-        {
-            self.announce_to(id);
-        }
-    }
-
-    /// Asks a partner for all nodes that it knows.
-    fn sync(&mut self) {
-        let partner = self.random.choice(&self.partners);
-        let partner = partner.and_then(|key| self.nodes.get(key));
-        if let Some(id) = partner.map(|node| node.id.clone()) {
-            self.announce_to(id);
-        }
-        let wait = self.sync_wait;
-        self.next_sync = self.now + wait.mul_f64(0.75 + self.random.f64() / 2.0);
-        self.sync_wait = (wait * 2).min(self.options.sync_period);
-    }
-
-    /// Spreads this node's record again.
-    fn broadcast_record(&mut self) {
-        self.counter += 1;
-        if let Ok(item) = item(&self.me, self.counter) {
-            let _ = self.foca.add_broadcast(&item);
-        }
-    }
-
-    /// Does the work of each second.
-    fn keep_up(&mut self) {
-        self.upkeeps = self.upkeeps.wrapping_add(1);
-        self.settle_contests();
-        if self.upkeeps.is_multiple_of(30) {
-            let nodes = &self.nodes;
-            self.records.0.lock().sweep(|node| {
-                let known = nodes.get(&key(node.node()));
-                *node == self.me.node || known.is_some_and(|it| it.id.node == *node)
-            });
-            self.refused.clear();
-        }
     }
 }
 

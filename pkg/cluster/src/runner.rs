@@ -6,11 +6,14 @@
 mod dials;
 mod events;
 mod host;
+mod leaving;
+mod upkeep;
 mod view;
 mod work;
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
+use futures::FutureExt as _;
 use gorego_scheduler::{AttemptId, Foreign, ForeignSlot, Generation, Phase, Runner, Time};
 use parking_lot::Mutex;
 use reapi::gorego::cluster::{Done, Load, frame::Content};
@@ -18,7 +21,7 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep_until, timeout},
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     blobs::{Member as BlobMember, Peers},
@@ -75,6 +78,8 @@ pub struct Cluster {
     view: Arc<Mutex<View>>,
     orders: mpsc::Sender<Order>,
     tasks: TaskTracker,
+    /// Cancelled if a task panicked.
+    failed: CancellationToken,
 }
 
 /// A command to the task.
@@ -151,13 +156,20 @@ impl Cluster {
             next_upkeep: Time::ZERO,
             cluster: options.cluster,
         };
-        tasks.spawn(dials::discover(
-            discovery,
-            task.parts.told.clone(),
-            Arc::clone(&view),
-        ));
-        tasks.spawn(task.run(events, tells, ordered, options.load_period));
+        let failed = CancellationToken::new();
+        let discovering = dials::discover(discovery, task.parts.told.clone(), Arc::clone(&view));
+        tasks.spawn(supervise(discovering, failed.clone()));
+        let (following, closing) = (Arc::clone(&task.parts.links), task.parts.told.clone());
+        tasks.spawn(async move {
+            tokio::select! {
+                () = following.follow_authorities() => {}
+                () = closing.closed() => {}
+            }
+        });
+        let running = task.run(events, tells, ordered, options.load_period);
+        tasks.spawn(supervise(running, failed.clone()));
         Ok(Self {
+            failed,
             view,
             orders,
             tasks,
@@ -167,6 +179,12 @@ impl Cluster {
     /// Returns the nodes and the counts as of at most a second ago.
     pub fn view(&self) -> View {
         self.view.lock().clone()
+    }
+
+    /// Waits until a task of the node has panicked, and with it the node's part in the cluster: it claims nothing and
+    /// knows no changes of other nodes.
+    pub async fn failed(&self) {
+        self.failed.cancelled().await;
     }
 
     /// Notifies other nodes that this one takes no more work.
@@ -189,6 +207,13 @@ impl Cluster {
         }
         self.tasks.close();
         let _ = timeout(FAREWELL, self.tasks.wait()).await;
+    }
+}
+
+/// Runs a task, and records a panic.
+async fn supervise(task: impl Future<Output = ()>, failed: CancellationToken) {
+    if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+        failed.cancel();
     }
 }
 
@@ -229,7 +254,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
                 biased;
                 Some(order) = orders.recv() => match order {
                     Order::Drain(draining) => self.drain(draining),
-                    Order::Leave(left) => return self.leave(&mut events, left).await,
+                    Order::Leave(left) => return self.leave(&mut events, &mut tells, left).await,
                 },
                 Some(event) = events.recv() => self.on_link(event),
                 Some(told) = tells.recv() => self.on_told(told),
@@ -286,6 +311,12 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
                 } => self.parts.gossip(&to, &address, packet),
                 Effect::Up(record) => {
                     tracing::info!(node = %record.node, address = record.address, "a node joined");
+                    if record.backing != self.membership.me().backing {
+                        tracing::warn!(
+                            node = %record.node,
+                            "the node has another backing cache than this one: outputs are copied"
+                        );
+                    }
                     has_changed = true;
                 }
                 Effect::Changed(_) => has_changed = true,
@@ -366,40 +397,18 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
             .view(&self.cluster, self.membership.me(), &members);
         *self.view.lock() = view;
     }
+}
 
-    fn drain(&mut self, draining: bool) {
-        let mut record = self.membership.me().clone();
-        record.draining = draining;
-        let now = self.now();
-        match self.membership.update(record, now) {
-            Ok(()) => self.parts.links.set_record(self.membership.me().to_proto()),
-            Err(why) => {
-                tracing::warn!(%why, draining, "failed to announce the drain, or its end, to other nodes");
-            }
-        }
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    async fn leave(mut self, events: &mut Events, left: oneshot::Sender<()>) {
-        let end = Instant::now() + FAREWELL;
-        while self.handover.has_ends() {
-            match tokio::time::timeout_at(end, events.recv()).await {
-                Ok(Some(event)) => self.on_link(event),
-                Ok(None) | Err(_) => break,
-            }
-        }
-        let now = self.now();
-        self.membership.leave(now);
-        self.carry_out();
-        let links = Arc::clone(&self.parts.links);
-        let closing = links.shutdown("the node stops");
-        tokio::pin!(closing);
-        loop {
-            tokio::select! {
-                () = &mut closing => break,
-                Some(_) = events.recv() => {}
-            }
-        }
-        // This fails if the caller does not wait.
-        let _ = left.send(());
+    #[tokio::test]
+    async fn a_panic_of_a_task_is_reported_and_its_end_is_not() {
+        let failed = CancellationToken::new();
+        supervise(async {}, failed.clone()).await;
+        assert!(!failed.is_cancelled());
+        supervise(async { panic!("a test") }, failed.clone()).await;
+        assert!(failed.is_cancelled());
     }
 }

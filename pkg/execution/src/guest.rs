@@ -145,7 +145,8 @@ impl Publisher {
     }
 
     /// Extends the leases of the outputs. Reads missing outputs, which the other node may have in its local tier only:
-    /// the backing cache may be read-only, or down.
+    /// the backing cache may be read-only, or down. Outputs that are missing nevertheless are stored: the other node may
+    /// have another backing cache.
     async fn hold(&self, action: Digest, response: &ExecuteResponse) -> Result<(), Error> {
         let hold = || publish::hold(&self.blobs, &self.trees, action, response);
         let Some(result) = &response.result else {
@@ -160,6 +161,10 @@ impl Publisher {
         while let Some(digests) = outputs.next().await? {
             for fetched in self.blobs.fetch_batch(&digests).await {
                 fetched?;
+            }
+            for digest in self.blobs.find_missing(&digests).await? {
+                let blob = self.blobs.get(&digest, 0).await?;
+                self.blobs.put(&digest, blob).await?;
             }
         }
         hold().await

@@ -93,6 +93,12 @@ impl Options {
         isolation.is_some_and(|isolation| isolation.by == Means::Root)
     }
 
+    /// Returns the nice value of actions. The nodes of a cluster have to answer each other while actions use all
+    /// processors.
+    pub(crate) fn nice(&self) -> i32 {
+        self.peer_platforms.as_ref().map_or(0, |_| NICE)
+    }
+
     /// Returns the number of users that actions and persistent workers need.
     pub fn users(&self) -> u32 {
         let workers = self
@@ -109,6 +115,9 @@ impl Options {
             .map_or(0, |_| self.memory / IDLE_SHARE)
     }
 }
+
+/// The nice value of actions in a cluster.
+const NICE: i32 = 5;
 
 /// The divisor of the memory: idle persistent workers may have the quotient.
 const IDLE_SHARE: u64 = 4;

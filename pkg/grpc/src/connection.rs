@@ -1,7 +1,12 @@
 //! One connection, from the handshake to its end.
 
 use std::{
-    convert::Infallible, future::ready, net::SocketAddr, pin::pin, sync::Arc, time::Duration,
+    convert::Infallible,
+    future::{pending, ready},
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+    time::Duration,
 };
 
 use futures::FutureExt as _;
@@ -17,10 +22,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
 use crate::{
-    Options, Peer, Service, Socket,
+    Options, Peer, Peers, Service, Socket,
     greeting::{self, BoxError, Fault, Faults, HANDSHAKE_TIMEOUT},
     head::refuse_foreign,
     idle::{Activity, Idle},
+    placement::Placement,
     router::Router,
     watchdog::StreamExecutor,
     windows::Windows,
@@ -101,15 +107,22 @@ impl<S: Service> Connections<S> {
         let Some(tls) = &self.options.tls else {
             let greeting = Box::pin(greeting::http2(stream, "grpc"));
             let stream = self.in_time(&activity, greeting).await?;
-            return Box::pin(self.serve_http2(stream, peer, activity)).await;
+            return Box::pin(self.serve_http2(stream, peer, activity, pending())).await;
         };
-        let config = Arc::clone(&tls.borrow().config);
+        let mut tls = tls.clone();
+        let config = Arc::clone(&tls.borrow_and_update().config);
         let greeting = Box::pin(greeting::tls(stream, config));
         let stream = self.in_time(&activity, greeting).await?;
         let shown = stream.get_ref().1.peer_certificates();
         let node = shown.and_then(|chain| NodeIdentity::of(chain.first()?));
         peer.node = node.map(Arc::new);
-        Box::pin(self.serve_http2(stream, peer, activity)).await
+        // Nodes connect again on their own, and prove their names by the new files.
+        let changed = async {
+            if self.options.peers == Peers::Clients || tls.changed().await.is_err() {
+                pending().await
+            }
+        };
+        Box::pin(self.serve_http2(stream, peer, activity, changed)).await
     }
 
     /// Runs a handshake, which neither its client nor the shutdown may prolong, and which makes room for others like
@@ -137,6 +150,7 @@ impl<S: Service> Connections<S> {
         stream: IO,
         peer: Peer,
         activity: Arc<Activity>,
+        outdated: impl Future<Output = ()>,
     ) -> Result<(), BoxError>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -145,7 +159,10 @@ impl<S: Service> Connections<S> {
         let wire = Wire::new(stream, peer.address);
         let client = Client::new(self.options.limits.grace);
         let caller = client.clone();
+        let placement = Placement::new(self.options.calls.as_ref());
+        let announced = placement.clone();
         let service = service_fn(move |request: http::Request<Incoming>| {
+            announced.announce(request.uri().path());
             // At once, so that large headers are freed before the next call is accepted.
             let answer = if let Some(refusal) = refuse_foreign(&request) {
                 let call = caller.call();
@@ -163,6 +180,7 @@ impl<S: Service> Connections<S> {
             activity: Arc::clone(&activity),
             client,
             idle_timeout: self.options.limits.idle_timeout,
+            placement,
         };
         // All connections hold this value, and so does the task that accepts them.
         let connections = Arc::strong_count(self).saturating_sub(1);
@@ -175,6 +193,7 @@ impl<S: Service> Connections<S> {
                 ended = connection.as_mut() => return Ok(ended?),
                 () = self.drain.cancelled() => {}
                 () = activity.has_to_close() => {}
+                () = outdated => {}
             }
             connection.as_mut().graceful_shutdown();
             tokio::select! {

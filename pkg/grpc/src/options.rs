@@ -6,7 +6,7 @@ use gorego_limits::Budget;
 use gorego_tls::ServerTls;
 use tokio::sync::watch;
 
-use crate::Observer;
+use crate::{CallRuntime, Observer};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -25,6 +25,8 @@ pub struct Options {
     pub observer: Option<Arc<dyn Observer>>,
     /// The kind of peers, for the advice in the log when one is misconfigured.
     pub peers: Peers,
+    /// The runtime of calls. Without it, calls run on the runtime of their connections.
+    pub calls: Option<CallRuntime>,
 }
 
 /// The kind of peers of a server.

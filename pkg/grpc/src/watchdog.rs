@@ -21,7 +21,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
-use crate::{idle::Activity, status::too_slow};
+use crate::{idle::Activity, placement::Placement, status::too_slow};
 
 /// The time after its deadline for which a call may still send its status.
 const LATE: Duration = Duration::from_secs(1);
@@ -124,6 +124,7 @@ pub(crate) struct StreamExecutor {
     pub(crate) activity: Arc<Activity>,
     pub(crate) client: Client,
     pub(crate) idle_timeout: Duration,
+    pub(crate) placement: Placement,
 }
 
 impl<F> hyper::rt::Executor<F> for StreamExecutor
@@ -136,7 +137,7 @@ where
         let running = self.activity.call();
         // An async block would have room for the stream twice.
         let watched = watched.map(|()| drop(running));
-        self.tasks.spawn(call.scope(watched));
+        self.placement.spawn(&self.tasks, call.scope(watched));
     }
 }
 

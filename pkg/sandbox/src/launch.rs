@@ -110,6 +110,8 @@ pub struct Limits {
     pub memory: Option<u64>,
     /// The size of a core dump in bytes.
     pub core: u64,
+    /// The nice value above that of the server: a process with a higher one gets less of busy processors.
+    pub nice: i32,
 }
 
 /// The limit of what a command writes to disk. It is compared every second, or less often in a large directory.

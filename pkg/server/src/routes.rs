@@ -3,11 +3,11 @@
 use std::fmt;
 
 use async_trait::async_trait;
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use gorego_execution::LogName;
-use gorego_grpc::{Body, Framed, HEADER_LEN, full, put_header};
-use gorego_limits::{Budget, Permit};
+use gorego_grpc::{Body, Framed, HEADER_LEN, put_header};
+use gorego_limits::Permit;
 use gorego_scheduler::{Generation, OperationName};
 use prost::Message;
 use reapi::{
@@ -22,7 +22,7 @@ use tonic::Status;
 
 use crate::services::Reapi;
 
-/// The answer of another node: its messages, encoded.
+/// The answer of another node: its messages, encoded. Each holds its memory until it is dropped.
 pub type Messages = BoxStream<'static, Result<Bytes, Status>>;
 
 /// The route to the other nodes of a cluster.
@@ -91,7 +91,7 @@ impl Reapi {
         };
         let encoded = request.encode_to_vec().into();
         let messages = routes.call(&owner, path, encoded).await?;
-        Ok(self.passed_on(messages))
+        Ok(passed_on(messages))
     }
 
     /// Returns the name of the first other node whose name is greater than `name`.
@@ -134,24 +134,17 @@ impl Reapi {
             }
         }
     }
-
-    /// Returns the messages of another node as a response.
-    fn passed_on(&self, messages: Messages) -> Body {
-        let responses = self.transport().responses.clone();
-        let messages = messages.and_then(move |message| framed(responses.clone(), message));
-        Body::messages(messages.boxed(), Permit::default())
-    }
 }
 
-/// Frames an encoded message, whose memory is reserved until the client has taken it.
-async fn framed(responses: Budget, message: Bytes) -> Result<Framed, Status> {
-    let len = message.len();
-    let permit = responses.reserve(len as u64).await.map_err(full)?;
-    let mut head = BytesMut::with_capacity(HEADER_LEN + len);
-    put_header(&mut head, len);
-    head.put(message);
-    Ok(Framed {
-        head: permit.hold(head.freeze()),
-        payload: Bytes::new(),
-    })
+/// Returns the messages of another node as a response.
+fn passed_on(messages: Messages) -> Body {
+    Body::messages(messages.map_ok(framed).boxed(), Permit::default())
+}
+
+/// Frames an encoded message.
+fn framed(payload: Bytes) -> Framed {
+    let mut head = BytesMut::with_capacity(HEADER_LEN);
+    put_header(&mut head, payload.len());
+    let head = head.freeze();
+    Framed { head, payload }
 }

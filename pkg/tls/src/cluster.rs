@@ -263,6 +263,11 @@ impl ClusterTls {
         self.server.clone()
     }
 
+    /// Returns whether the authorities of all nodes are the same as in `other`.
+    pub fn has_authorities_of(&self, other: &Self) -> bool {
+        self.servers.roots.roots == other.servers.roots.roots
+    }
+
     /// Returns the certificates in the files.
     pub fn certificates(&self) -> &[Certificate] {
         &self.server.certificates

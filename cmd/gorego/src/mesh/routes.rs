@@ -29,6 +29,8 @@ type Settings = Box<dyn Fn(&Member) -> Option<watch::Receiver<ClientTls>> + Send
 pub(super) struct ClusterRoutes {
     cluster: Arc<Cluster>,
     windows: Budget,
+    /// The memory of messages on their way to clients.
+    responses: Budget,
     tls: Settings,
     channels: Mutex<HashMap<Member, Channel>>,
 }
@@ -36,12 +38,13 @@ pub(super) struct ClusterRoutes {
 impl ClusterRoutes {
     pub(super) fn new(
         cluster: Arc<Cluster>,
-        windows: Budget,
+        [windows, responses]: [Budget; 2],
         tls: impl Fn(&Member) -> Option<watch::Receiver<ClientTls>> + Send + Sync + 'static,
     ) -> Self {
         Self {
             cluster,
             windows,
+            responses,
             tls: Box::new(tls),
             channels: Mutex::default(),
         }
@@ -144,7 +147,7 @@ impl Routes for ClusterRoutes {
         let channel = self.channel(to, &members)?;
         let gone = self.gone(node.clone());
         tokio::select! {
-            messages = calls::call(channel, path, request) => {
+            messages = calls::call(channel, path, request, self.responses.clone()) => {
                 Ok(until(messages?, self.gone(node.clone()), node.clone()))
             }
             () = gone => Err(lost(node)),

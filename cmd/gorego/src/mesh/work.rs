@@ -16,6 +16,7 @@ use reapi::{
     gorego::cluster::{self as proto, Done},
     v2::{ExecuteResponse, RequestMetadata},
 };
+use tokio::runtime::Handle;
 
 use super::record::ANY;
 use crate::tiers::Tiers;
@@ -28,10 +29,12 @@ pub(super) struct NodeWork {
     /// The tier from which other nodes read.
     local: Arc<dyn BlobStore>,
     publisher: Publisher,
+    runtime: Handle,
     starts: Arc<StartTimes>,
 }
 
 impl NodeWork {
+    /// Creates the work of a node, for the current runtime.
     pub(super) fn new(executor: &Arc<Executor>, tiers: &Tiers, starts: Arc<StartTimes>) -> Self {
         let stores = tiers.executor.as_ref().map(|stores| &stores.worker);
         let (blobs, results) = stores.map_or_else(
@@ -49,6 +52,7 @@ impl NodeWork {
             local: local.unwrap_or_else(|| Arc::clone(&blobs)),
             publisher: Publisher::new(Arc::clone(&blobs), results),
             blobs,
+            runtime: Handle::current(),
             starts,
         }
     }
@@ -74,6 +78,10 @@ pub(super) fn fits(node: &Record, platform: &str) -> bool {
 
 #[async_trait]
 impl Work<Job, ExecuteResponse> for NodeWork {
+    fn runtime(&self) -> Handle {
+        self.runtime.clone()
+    }
+
     fn fits(&self, node: &Record, platform: &str) -> bool {
         fits(node, platform)
     }

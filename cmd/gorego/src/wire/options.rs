@@ -11,6 +11,17 @@ use tokio::sync::watch;
 
 use crate::{descriptors::Descriptors, memory::Parts, metrics::CallObserver};
 
+/// Claims the descriptors of the process.
+pub(super) fn descriptors(config: &Config) -> Descriptors {
+    let cluster = &config.cluster;
+    let max_nodes = if cluster.enabled {
+        cluster.max_nodes
+    } else {
+        0
+    };
+    Descriptors::claim(config.limits.max_connections, max_nodes)
+}
+
 /// Returns the division of the memory among the parts of the server.
 pub(super) fn parts(config: &Config, descriptors: Descriptors) -> Parts {
     Parts::of(

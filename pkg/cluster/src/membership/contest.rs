@@ -8,7 +8,7 @@ use gorego_scheduler::{Generation, Time};
 
 use super::identity::Identity;
 use super::wire::Holder;
-use super::{Candidate, Departure, Effect, Membership, new_foca};
+use super::{Candidate, Departure, Effect, Loss, Membership, new_foca};
 
 /// The time that the holder of a name has to answer before it is suspected.
 const ANSWER_TIME: Duration = Duration::from_secs(2);
@@ -100,7 +100,7 @@ impl Membership {
             }
         }
         for id in silent {
-            self.suspect(&id);
+            self.suspect(&id, Loss::Unreachable);
         }
         for rival in won {
             self.apply(Member::alive(rival));

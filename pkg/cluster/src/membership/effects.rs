@@ -50,8 +50,6 @@ pub enum Effect {
 /// The reason why a node is no member any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Departure {
-    /// Connections to it are refused.
-    Refused,
     /// It has not answered for several seconds.
     Silent,
     /// It left, or another node declared it down.
@@ -65,10 +63,12 @@ pub enum Departure {
 /// The way in which a connection to a node was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
-    /// The node's host refuses connections: the process is gone.
-    Refused,
-    /// An open connection broke, or none can be opened.
+    /// An open connection broke.
     Broken,
+    /// The host refuses connections: the process is gone, or a firewall keeps this node away.
+    Refused,
+    /// A connection cannot be opened for another reason.
+    Unreachable,
 }
 
 /// The state of a node, as [`Membership::members`] lists it.

@@ -10,13 +10,16 @@ use foca::{AccumulatingRuntime, Member, Message as Kind, OwnedNotification, Stat
 use super::identity::Identity;
 use super::partners::{Routed, partners, probes};
 use super::wire::{Envelope, PacketError, Swim as Packet};
-use super::{Departure, Effect, FIRST_SYNC, Membership, Node, Swim, WANT_AFTER};
+use super::{Departure, Effect, FIRST_SYNC, Loss, Membership, Node, Swim, WANT_AFTER};
 
 /// The most nodes in one list of nodes that are down.
 const MAX_DEPARTURES: usize = 64;
 
 /// The most names that are remembered as refused, so that each is reported once.
 const MAX_REFUSED: usize = 256;
+
+/// The share of the time of a suspect that a node has whose host refuses connections.
+const REFUSED_SHARE: f64 = 0.5;
 
 impl Membership {
     /// Handles a packet of `sender`, whose rank may be stale.
@@ -114,15 +117,7 @@ impl Membership {
         let Some(member) = self.foca.iter_members().find(suspected).cloned() else {
             return;
         };
-        if let Ok(swim) = Packet::news(self.foca.identity(), from, vec![member]).encode() {
-            self.send(
-                from,
-                Envelope {
-                    swim,
-                    ..Envelope::default()
-                },
-            );
-        }
+        self.send_news(from, vec![member]);
     }
 
     /// Notifies a node of the nodes that are down, which foca's answer to an announcement omits. A node that is no
@@ -131,17 +126,8 @@ impl Membership {
         let down = self.nodes.values().filter(|node| !node.active);
         let down = down.map(|node| Member::down(node.id.clone()));
         let news = self.random.choose_multiple(down, MAX_DEPARTURES);
-        if news.is_empty() {
-            return;
-        }
-        if let Ok(swim) = Packet::news(self.foca.identity(), to, news).encode() {
-            self.send(
-                to,
-                Envelope {
-                    swim,
-                    ..Envelope::default()
-                },
-            );
+        if !news.is_empty() {
+            self.send_news(to, news);
         }
     }
 
@@ -248,39 +234,46 @@ impl Membership {
     }
 
     /// Declares an active node suspect, and notifies it: the node is down unless it answers.
-    pub(super) fn suspect(&mut self, id: &Identity) {
-        let alive = |it: &&Member<_>| it.id() == id && it.state() == State::Alive;
-        let Some(incarnation) = self
-            .foca
-            .iter_members()
-            .find(alive)
-            .map(Member::incarnation)
-        else {
+    pub(super) fn suspect(&mut self, id: &Identity, loss: Loss) {
+        let found = self.foca.iter_members().find(|it| it.id() == id).cloned();
+        let Some(member) = found else {
             return;
         };
-        let suspect = Member::new(id.clone(), incarnation, State::Suspect);
-        self.apply(suspect.clone());
-        let after = self
+        let incarnation = member.incarnation();
+        let mut after = self
             .options
             .foca(self.nodes.len() + 1)
             .suspect_to_down_after;
+        if loss == Loss::Refused {
+            after = after.mul_f64(REFUSED_SHARE);
+        } else if member.state() != State::Alive {
+            return;
+        }
         let timer = Timer::ChangeSuspectToDown {
             member_id: id.clone(),
             incarnation,
             token: self.token,
         };
+        if member.state() == State::Alive {
+            let suspect = Member::new(id.clone(), incarnation, State::Suspect);
+            self.apply(suspect.clone());
+            self.send_news(id, vec![suspect]);
+            self.drive(|foca, runtime| foca.gossip(runtime));
+        }
         self.schedule(timer, after);
-        let news = Packet::news(self.foca.identity(), id, vec![suspect]);
-        if let Ok(swim) = news.encode() {
+    }
+
+    /// Sends a node news in the name of this one.
+    fn send_news(&mut self, to: &Identity, news: Vec<Member<Identity>>) {
+        if let Ok(swim) = Packet::news(self.foca.identity(), to, news).encode() {
             self.send(
-                id,
+                to,
                 Envelope {
                     swim,
                     ..Envelope::default()
                 },
             );
         }
-        self.drive(|foca, runtime| foca.gossip(runtime));
     }
 
     fn schedule(&mut self, timer: Timer<Identity>, after: Duration) {
@@ -366,7 +359,7 @@ impl Membership {
             active: true,
             up: None,
             want: None,
-            refused: None,
+            unreachable: None,
             contest: None,
         });
         let again = !node.active;

@@ -32,7 +32,7 @@ fn agree(network: &mut Network, limit: u64) -> Duration {
 fn ten_nodes_reach_the_aims() {
     let report = simulate(10, 0.01, 1, &MembershipOptions::default());
     assert!(report.known.unwrap() < seconds(1), "{report:?}");
-    assert!(report.killed.unwrap() < seconds(1), "{report:?}");
+    assert!(report.killed.unwrap() < seconds(4), "{report:?}");
     assert!(
         report.vanished.is_some() && report.idle_bytes < 10_000,
         "{report:?}"
@@ -88,7 +88,7 @@ fn killed_node_is_noticed_and_its_next_run_is_admitted() {
     for (nodes, refuses) in [(3, true), (3, false), (10, true), (10, false), (100, true)] {
         let mut network = network(nodes, 0.01, 7);
         network.kill(1, refuses);
-        agree(&mut network, if refuses { 1 } else { 8 });
+        agree(&mut network, if refuses { 5 } else { 8 });
         network.start("node-1", 2, "10.0.0.1:7946");
         agree(&mut network, 15);
         assert_eq!(network.false_downs, 0);
@@ -301,22 +301,24 @@ fn leaving_node_is_gone_at_once() {
 }
 
 #[test]
-fn refused_connection_of_one_node_does_not_make_a_live_node_come_and_go() {
-    let mut network = network(10, 0.0, 3);
-    let peer = Generation::new("node-5", 1).unwrap();
-    for _ in 0..20 {
-        network.act(2, |membership, now| {
-            membership.connection_lost(&peer, Loss::Refused, now);
-        });
-        network.run(seconds(1));
-        network.act(2, |membership, now| {
-            membership.connection_lost(&peer, Loss::Broken, now);
-        });
-        network.run(seconds(1));
+fn node_that_refuses_one_other_only_stays_a_member() {
+    for nodes in [3, 10, 100] {
+        let mut network = network(nodes, 0.01, 3);
+        network.cut = Box::new(|a, b| (a, b) == (2, 1) || (a, b) == (1, 2));
+        let peer = Generation::new("node-1", 1).unwrap();
+        let lost = |network: &mut Network, loss| {
+            network.act(2, |membership, now| {
+                membership.connection_lost(&peer, loss, now);
+            });
+        };
+        lost(&mut network, Loss::Broken);
+        for _ in 0..200 {
+            lost(&mut network, Loss::Refused);
+            network.run(Duration::from_millis(100));
+        }
+        assert_eq!(network.false_downs, 0, "{nodes} nodes");
+        assert!(network.agrees());
     }
-    agree(&mut network, 5);
-    // Each node was notified once.
-    assert!(network.false_downs <= 9, "{}", network.false_downs);
 }
 
 #[test]

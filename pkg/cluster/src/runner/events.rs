@@ -102,7 +102,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
             Ok(_) | Err(DialError::Refused) => (Loss::Refused, Down::Refused),
             Err(why) => {
                 tracing::debug!(%node, %why, "failed to open a link to a node");
-                (Loss::Broken, Down::Broken)
+                (Loss::Unreachable, Down::Broken)
             }
         };
         self.membership.connection_lost(node, loss, now);

@@ -4,7 +4,6 @@ use std::{
     collections::{BTreeMap, HashMap},
     panic::AssertUnwindSafe,
     sync::{Arc, OnceLock},
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -15,7 +14,7 @@ use gorego_scheduler::{
 };
 use prost::Message as _;
 use reapi::gorego::cluster::{self as proto, Done, Frame, Load, done::End, frame::Content};
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{runtime::Handle, sync::mpsc, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Told, Work, dials::Dials, view::Counts};
@@ -23,14 +22,11 @@ use crate::{
     choice,
     handover::{Host, wire},
     link::{Links, MAX_FRAME, SendError},
-    membership::MemberState,
     record::Record,
 };
 
 /// The most bytes of a grant, which has to fit into a frame.
 const MAX_GRANT: usize = MAX_FRAME / 2;
-/// The time for which the grant of an ended action is kept, in case its owner is found to be gone.
-const KEEP: Duration = Duration::from_mins(1);
 
 /// The state of a node beside its state machines.
 pub(super) struct Parts<J, O> {
@@ -39,6 +35,8 @@ pub(super) struct Parts<J, O> {
     pub(super) work: Arc<dyn Work<J, O>>,
     pub(super) told: mpsc::UnboundedSender<Told<J, O>>,
     pub(super) tasks: TaskTracker,
+    /// The runtime for work.
+    runtime: Handle,
     pub(super) dials: Dials,
     /// The members, by their runs.
     pub(super) records: BTreeMap<Generation, Arc<Record>>,
@@ -52,7 +50,7 @@ pub(super) struct Parts<J, O> {
     pub(super) given: HashMap<AttemptId, Given<J>>,
     pub(super) counts: Counts,
     /// Limits the errors of a node that shares no work.
-    namesake: LogLimit,
+    pub(super) namesake: LogLimit,
 }
 
 /// A peer with a link.
@@ -60,7 +58,7 @@ pub(super) struct Linked {
     record: Arc<Record>,
     pub(super) load: Option<Load>,
     /// The last time that gossip was sent or received.
-    gossiped: Instant,
+    pub(super) gossiped: Instant,
 }
 
 /// An action of another node.
@@ -98,6 +96,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
         Self {
             links,
             scheduler,
+            runtime: work.runtime(),
             work,
             told,
             tasks,
@@ -151,16 +150,6 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
             .collect();
     }
 
-    /// Returns whether a link was unused for `time`.
-    pub(super) fn is_idle(&self, peer: &Generation, time: Duration) -> bool {
-        let gossiped = self
-            .linked
-            .get(peer)
-            .map(|linked| linked.gossiped.elapsed());
-        let worked = self.links.idle_for(peer);
-        gossiped.is_none_or(|since| since > time) && worked.is_some_and(|since| since > time)
-    }
-
     pub(super) fn own_load(&self) -> Load {
         let totals = self.scheduler.totals();
         let number = |of: usize| u32::try_from(of).unwrap_or(u32::MAX);
@@ -203,42 +192,6 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
         if let Some(taken) = self.taken.get_mut(&slot) {
             taken.ended = Some(Instant::now());
         }
-    }
-
-    /// Removes actions of and at other nodes that are no longer needed.
-    pub(super) fn forget(&mut self) {
-        self.taken
-            .retain(|_, taken| taken.ended.is_none_or(|ended| ended.elapsed() < KEEP));
-        let scheduler = &self.scheduler;
-        self.given
-            .retain(|attempt, _| scheduler.is_awaited(*attempt));
-    }
-
-    pub(super) fn warn_of_namesake(&self, holder: &Generation, address: &str) {
-        if self.namesake.is_due() {
-            tracing::error!(
-                %holder,
-                address,
-                "another node has the name of this one, which shares no work: set another cluster.node_id"
-            );
-        }
-    }
-
-    pub(super) fn warn_of_full(&self) {
-        if self.namesake.is_due() {
-            tracing::error!(
-                "the cluster already has cluster.max_nodes and refuses this node, so it shares no work"
-            );
-        }
-    }
-
-    /// Returns the number of actions of this node at a peer, and of those of the peer here.
-    pub(super) fn shared_with(&self, peer: &Generation) -> (u64, u64) {
-        let given = self.given.values();
-        let given = given.filter(|given| given.node == *peer && !given.has_ended);
-        let taken = self.taken.values();
-        let taken = taken.filter(|taken| taken.entry == *peer && taken.ended.is_none());
-        (given.count() as u64, taken.count() as u64)
     }
 
     fn fits(&self, peer: &Generation) -> impl Fn(&str) -> bool {
@@ -320,7 +273,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
         let (key, job) = (given.key.clone(), Arc::clone(&given.job));
         let (work, scheduler) = (Arc::clone(&self.work), self.scheduler.clone());
         let (told, peer) = (self.told.clone(), peer.clone());
-        self.tasks.spawn(async move {
+        self.spawn(async move {
             let decoded = work.decode(&peer, &key, &job, done);
             let decoded = AssertUnwindSafe(decoded).catch_unwind().await;
             scheduler.report(attempt, decoded.unwrap_or(Report::Stopped));
@@ -381,7 +334,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
         };
         self.taken.insert(slot, taken);
         let (work, told, entry) = (Arc::clone(&self.work), self.told.clone(), entry.clone());
-        self.tasks.spawn(async move {
+        self.spawn(async move {
             let phases = told.clone();
             let progress = move |phase, run| {
                 let _ = phases.send(Told::Progress(slot, phase, run));
@@ -417,26 +370,20 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
         let taken = self.taken.values().find(of_done);
         if let Some(job) = taken.and_then(|taken| taken.job.get()) {
             let (work, job, done) = (Arc::clone(&self.work), Arc::clone(job), done.clone());
-            self.tasks
-                .spawn(async move { work.adopt(&job, done).await });
+            self.spawn(async move { work.adopt(&job, done).await });
         }
     }
 }
 
 impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
+    /// Spawns a task on the runtime for work, so that it delays no link.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn_on(task, &self.runtime);
+    }
+
     fn end_given(&mut self, attempt: AttemptId) {
         if let Some(given) = self.given.get_mut(&attempt) {
             given.has_ended = true;
-        }
-    }
-
-    /// Returns the state of a member as text for users.
-    pub(super) fn state_of(record: &Record, state: MemberState) -> &'static str {
-        match state {
-            MemberState::Down => "down",
-            MemberState::Suspect => "suspect",
-            MemberState::Alive if record.draining => "draining",
-            MemberState::Alive => "alive",
         }
     }
 }

@@ -6,11 +6,18 @@ use async_trait::async_trait;
 use gorego_scheduler::{ActionKey, Generation, Grant, Report};
 use reapi::gorego::cluster::{self as proto, Done};
 
+use tokio::runtime::Handle;
+
 use crate::record::Record;
 
 /// The executor of a node as the cluster uses it: it converts jobs `J` and outcomes `O` to frames and back.
 #[async_trait]
 pub trait Work<J, O>: Send + Sync + 'static {
+    /// Returns the runtime for this work. By default, it is the one that the [`Cluster`](super::Cluster) starts in.
+    fn runtime(&self) -> Handle {
+        Handle::current()
+    }
+
     /// Returns whether a node meets the requirements of [`Request::platform`](gorego_scheduler::Request::platform).
     fn fits(&self, node: &Record, platform: &str) -> bool;
 

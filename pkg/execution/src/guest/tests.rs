@@ -180,12 +180,15 @@ fn response(output: &Digest, exit_code: i32) -> ExecuteResponse {
 struct Near {
     local: MemoryStore,
     node: MemoryStore,
+    /// A backing cache that the other node does not have.
+    backing: Option<MemoryStore>,
 }
 
 #[async_trait]
 impl BlobStore for Near {
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>, Error> {
-        self.local.find_missing(digests).await
+        let backing = self.backing.as_ref().unwrap_or(&self.local);
+        backing.find_missing(digests).await
     }
 
     async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob, Error> {
@@ -193,7 +196,8 @@ impl BlobStore for Near {
     }
 
     async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put, Error> {
-        BlobStore::put(&self.local, digest, blob).await
+        let backing = self.backing.as_ref().unwrap_or(&self.local);
+        BlobStore::put(backing, digest, blob).await
     }
 
     async fn fetch_batch(&self, digests: &[Digest]) -> Vec<Result<Digest, Error>> {
@@ -202,7 +206,9 @@ impl BlobStore for Near {
         for digest in digests {
             let blob = BlobStore::get(&self.node, digest, 0).await;
             fetched.push(match blob {
-                Ok(blob) => self.put(digest, blob).await.map(|_| *digest),
+                Ok(blob) => BlobStore::put(&self.local, digest, blob)
+                    .await
+                    .map(|_| *digest),
                 Err(error) => Err(error),
             });
         }
@@ -212,15 +218,21 @@ impl BlobStore for Near {
 
 #[tokio::test]
 async fn outputs_that_only_the_other_node_has_are_read_from_it() {
-    let (stores, results) = (Arc::<Near>::default(), Arc::<MemoryStore>::default());
-    let publisher = Publisher::new(Arc::clone(&stores) as _, Arc::clone(&results) as _);
-    let (digest, _) = action(&results).await;
-    let job = executor(&results).guest(guest(digest)).await.unwrap();
-    let output = put(&stores.node, b"output").await;
-    let report = publisher.report(&job, done(response(&output, 0)), "node-1");
-    assert_eq!(value(report.await), response(&output, 0));
-    assert_eq!(stores.find_missing(&[output]).await.unwrap(), []);
-    assert!(results.find("a/b", &digest).await.unwrap().is_some());
+    for backing in [None, Some(MemoryStore::default())] {
+        let stores = Arc::new(Near {
+            backing,
+            ..Near::default()
+        });
+        let results = Arc::<MemoryStore>::default();
+        let publisher = Publisher::new(Arc::clone(&stores) as _, Arc::clone(&results) as _);
+        let (digest, _) = action(&results).await;
+        let job = executor(&results).guest(guest(digest)).await.unwrap();
+        let output = put(&stores.node, b"output").await;
+        let report = publisher.report(&job, done(response(&output, 0)), "node-1");
+        assert_eq!(value(report.await), response(&output, 0));
+        assert_eq!(stores.find_missing(&[output]).await.unwrap(), []);
+        assert!(results.find("a/b", &digest).await.unwrap().is_some());
+    }
 }
 
 #[tokio::test]

@@ -35,6 +35,7 @@ impl Run<'_> {
             limits: Limits {
                 processes: Some(options.max_processes),
                 memory: Some(options.memory),
+                nice: options.nice(),
                 ..Limits::default()
             },
             scratch: Some(self.scratch(dir, has_overlay)?),

@@ -19,7 +19,7 @@ use rustix::{
     fs::{Access, Mode, OFlags, ResolveFlags, access, openat2},
     io::Errno,
     process::{
-        Pid, Resource, Rlimit, Signal, fchdir, getpid, getppid, getrlimit, ioctl_tiocsctty,
+        Pid, Resource, Rlimit, Signal, fchdir, getpid, getppid, getrlimit, ioctl_tiocsctty, nice,
         set_parent_process_death_signal, setrlimit, setsid,
     },
     stdio::{dup2_stderr, dup2_stdin, dup2_stdout},
@@ -193,6 +193,9 @@ impl Command {
             setrlimit(resource, limit).map_err(Refusal::at("setrlimit"))
         };
         set(Resource::Core, limits.core)?;
+        if limits.nice != 0 {
+            nice(limits.nice).map_err(Refusal::at("nice"))?;
+        }
         // The limit is that of a user, and this one may be that of other processes, too.
         let has_namespace = self.order.isolation.is_some() && self.program.is_empty();
         let has_own_user = self.order.user.is_some() || has_namespace;

@@ -1,0 +1,74 @@
+//! The state of a node beside its state machines, as it is observed and removed.
+
+use std::time::Duration;
+
+use gorego_scheduler::Generation;
+
+use super::host::Parts;
+use crate::{membership::MemberState, record::Record};
+
+/// The time for which the grant of an ended action is kept, in case its owner is found to be gone.
+const KEEP: Duration = Duration::from_mins(1);
+
+impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
+    /// Returns whether a link was unused for `time`.
+    pub(super) fn is_idle(&self, peer: &Generation, time: Duration) -> bool {
+        let gossiped = self
+            .linked
+            .get(peer)
+            .map(|linked| linked.gossiped.elapsed());
+        let worked = self.links.idle_for(peer);
+        gossiped.is_none_or(|since| since > time) && worked.is_some_and(|since| since > time)
+    }
+
+    /// Removes actions of and at other nodes that are no longer needed.
+    pub(super) fn forget(&mut self) {
+        self.taken
+            .retain(|_, taken| taken.ended.is_none_or(|ended| ended.elapsed() < KEEP));
+        let scheduler = &self.scheduler;
+        self.given
+            .retain(|attempt, _| scheduler.is_awaited(*attempt));
+    }
+
+    pub(super) fn warn_of_namesake(&self, holder: &Generation, address: &str) {
+        if self.namesake.is_due() {
+            tracing::error!(
+                %holder,
+                address,
+                "another node has the name of this one, which shares no work: set another cluster.node_id"
+            );
+        }
+    }
+
+    pub(super) fn warn_of_full(&self) {
+        if self.namesake.is_due() {
+            tracing::error!(
+                "the cluster already has cluster.max_nodes and refuses this node, so it shares no work"
+            );
+        }
+    }
+
+    /// Returns the number of actions of this node at a peer, and of those of the peer here.
+    pub(super) fn shared_with(&self, peer: &Generation) -> (u64, u64) {
+        let given = self.given.values();
+        let given = given.filter(|given| given.node == *peer && !given.has_ended);
+        let taken = self.taken.values();
+        let taken = taken.filter(|taken| taken.entry == *peer && taken.ended.is_none());
+        (given.count() as u64, taken.count() as u64)
+    }
+
+    /// Returns whether an action of another node runs at this one.
+    pub(super) fn runs_for_others(&self) -> bool {
+        self.taken.values().any(|taken| taken.ended.is_none())
+    }
+
+    /// Returns the state of a member as text for users.
+    pub(super) fn state_of(record: &Record, state: MemberState) -> &'static str {
+        match state {
+            MemberState::Down => "down",
+            MemberState::Suspect => "suspect",
+            MemberState::Alive if record.draining => "draining",
+            MemberState::Alive => "alive",
+        }
+    }
+}
