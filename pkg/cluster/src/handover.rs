@@ -9,6 +9,7 @@
 //! run twice, but ends once.
 
 mod entry;
+pub mod simulation;
 mod taker;
 #[cfg(test)]
 mod tests;

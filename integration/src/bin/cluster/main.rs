@@ -1,26 +1,34 @@
-//! Measures a cluster on this machine: sleeping actions, which need no processor, through one of its nodes.
+//! Measures a cluster on this machine: real nodes where two processors allow, and simulated ones beyond.
 #![allow(
     clippy::expect_used,
     reason = "a measurement that cannot be made ends with the reason"
 )]
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+mod grants;
+mod known;
+mod losses;
+mod queued;
+mod report;
+mod shared;
+mod simulated;
+mod starts;
 
-use clap::Parser;
-use gorego_integration::{
-    cluster::{self, Node},
-    executor::{Executor, TestAction, succeeded},
-};
-use tokio::{sync::Semaphore, task::JoinSet};
+use std::fs;
 
-/// Runs sleeping actions through one node of a cluster, and prints how long they took beside the ideal.
+use clap::{Parser, ValueEnum};
+
+use self::shared::Load;
+
+/// Measures a cluster on this machine, and prints a table of the figures and their aims.
+///
+/// Actions of real nodes sleep, which needs no processor. The whole takes about two minutes, and needs an idle machine.
 #[derive(Debug, Parser)]
 #[command(name = "cluster")]
 struct Args {
-    /// The actions that each of the three nodes runs at once.
+    /// A group of rows to measure; all of them by default. May be repeated.
+    #[arg(long = "rows", value_name = "GROUP")]
+    groups: Vec<Group>,
+    /// The actions that each of the three real nodes runs at once, in the groups `shared` and `killed`.
     #[arg(long, default_value_t = 2)]
     slots: u32,
     /// The number of actions.
@@ -32,131 +40,70 @@ struct Args {
     /// The time that each action sleeps, in seconds.
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
-    /// Kills a node after half of the actions.
+    /// Measures with 600 actions and 200 jobs.
     #[arg(long)]
-    kill: bool,
+    full: bool,
+    /// The number of granted actions in the group `grants`.
+    #[arg(long, default_value_t = 20_000)]
+    grants: u32,
+    /// The number of queued actions in the group `queued`.
+    #[arg(long, default_value_t = 10_000)]
+    queued: u32,
 }
 
-/// The number of nodes.
-const NODES: u32 = 3;
+/// A group of rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Group {
+    /// The time of three real nodes for the actions of one of them.
+    Shared,
+    /// The same while one of them is killed.
+    Killed,
+    /// The times from the end of an action to the start of the next one in its slot.
+    Starts,
+    /// The actions that an entry node hands over in a second, between nodes in this process without processes.
+    Grants,
+    /// The memory of a queued action.
+    Queued,
+    /// The time until ten real nodes know each other.
+    Known,
+    /// The time until the actions of a lost node start at others.
+    Losses,
+    /// The time of simulated nodes for the actions of one of them, beside other rules.
+    Rules,
+    /// The time until simulated nodes know each other, their traffic, and their memory.
+    Members,
+}
 
 #[tokio::main]
 async fn main() {
     let args = Args::parse();
-    let slots = format!("execution.concurrency={}", args.slots);
-    let [entry, other, victim] = cluster::start::<3>(&[&slots]).await;
-    // The first action of a node is slower than the others.
-    let warm = Run {
-        actions: NODES * args.slots,
-        ..Run::of(&args, "warm")
-    };
-    warm.run(&entry, None).await;
-    let run = Run::of(&args, "measured");
-    let (victim, kept) = if args.kill {
-        (Some(victim), None)
+    let load = Load::of(&args);
+    let groups = if args.groups.is_empty() {
+        Group::value_variants()
     } else {
-        (None, Some(victim))
+        &args.groups
     };
-    let waits = run.run(&entry, victim).await;
-    drop((other, kept));
-    report(&args, &waits);
-}
-
-/// Actions to run.
-struct Run {
-    actions: u32,
-    jobs: usize,
-    seconds: f64,
-    /// Makes the actions differ from those of other runs.
-    name: &'static str,
-}
-
-/// The measured times.
-struct Times {
-    total: Duration,
-    /// From the request to the answer, beyond the sleep.
-    waits: Vec<Duration>,
-}
-
-impl Run {
-    fn of(args: &Args, name: &'static str) -> Self {
-        Self {
-            actions: args.actions,
-            jobs: args.jobs,
-            seconds: args.seconds,
-            name,
+    report::print_header();
+    for group in groups {
+        match group {
+            Group::Shared => shared::measure(&load, false).await,
+            Group::Killed => shared::measure(&load, true).await,
+            Group::Starts => starts::measure().await,
+            Group::Grants => grants::measure(args.grants).await,
+            Group::Queued => queued::measure(args.queued).await,
+            Group::Known => known::measure().await,
+            Group::Losses => losses::measure().await,
+            Group::Rules => simulated::measure_rules(),
+            Group::Members => simulated::measure_members(),
         }
     }
-
-    async fn run(&self, entry: &Node, mut victim: Option<Node>) -> Times {
-        let jobs = Arc::new(Semaphore::new(self.jobs));
-        let (mut running, mut waits) = (JoinSet::new(), Vec::new());
-        let start = Instant::now();
-        for number in 0..self.actions {
-            let permit = Arc::clone(&jobs).acquire_owned().await;
-            let permit = permit.expect("the semaphore stays open");
-            let script = format!("sleep {}; echo {} {number}", self.seconds, self.name);
-            let executor = entry.executor.clone();
-            running.spawn(async move {
-                let wait = execute(&executor, &script).await;
-                drop(permit);
-                wait
-            });
-            if number == self.actions / 2
-                && let Some(mut node) = victim.take()
-            {
-                node.server.kill();
-            }
-        }
-        while let Some(wait) = running.join_next().await {
-            let took = wait.expect("every action has its own result");
-            waits.push(took.saturating_sub(Duration::from_secs_f64(self.seconds)));
-        }
-        waits.sort_unstable();
-        let total = start.elapsed();
-        Times { total, waits }
-    }
 }
 
-/// Runs a script that prints its argument. Returns the time from the request to the answer.
-async fn execute(executor: &Executor, script: &str) -> Duration {
-    let action = TestAction::script(script);
-    let digest = executor.upload(&action).await;
-    let start = Instant::now();
-    let request = gorego_integration::executor::request(&digest);
-    let messages = executor.begin(request).await;
-    let response = messages.expect("the action is accepted").response().await;
-    let took = start.elapsed();
-    let result = succeeded(response);
-    let printed = executor.stdout(&result).await;
-    let (_, expected) = script
-        .rsplit_once("echo ")
-        .expect("a script of this program");
-    assert_eq!(printed.trim(), expected, "the result of another action");
-    took
-}
-
-fn report(args: &Args, times: &Times) {
-    let rounds = f64::from(args.actions) / f64::from(NODES * args.slots);
-    let ideal = rounds.ceil() * args.seconds;
-    let total = times.total.as_secs_f64();
-    let ms = |wait: Option<&Duration>| wait.map_or(0.0, |wait| wait.as_secs_f64() * 1000.0);
-    let middle = times.waits.get(times.waits.len() / 2);
-    println!(
-        "{NODES} nodes x {} slots, {} actions of {} s, {} jobs{}",
-        args.slots,
-        args.actions,
-        args.seconds,
-        args.jobs,
-        if args.kill { ", one node killed" } else { "" }
-    );
-    println!(
-        "time {total:.1} s, ideal {ideal:.1} s, ratio {:.3}",
-        total / ideal
-    );
-    println!(
-        "wait p50 {:.0} ms, worst {:.0} ms",
-        ms(middle),
-        ms(times.waits.last())
-    );
+/// Returns the resident memory of a process, in bytes.
+fn resident(process: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).expect("a live process");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    let kib: u64 = kib.expect("a size in KiB").parse().expect("a number");
+    kib * 1024
 }

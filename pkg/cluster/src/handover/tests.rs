@@ -2,7 +2,7 @@
 
 mod cases;
 mod orders;
-mod rivals;
 mod runners;
 mod simulation;
-mod world;
+
+use super::simulation::world;

@@ -3,87 +3,31 @@
 
 use std::time::{Duration, Instant};
 
-use super::{
-    rivals::{least_by_news, simulate, two_choices},
-    world::{MIB, World},
+use super::world::{MIB, World};
+use crate::handover::simulation::{
+    Figures, LATENCY, Setup, hand_over, late_binding, least_by_news, two_choices,
 };
 
-const LATENCY: Duration = Duration::from_micros(500);
-
-/// Actions of 1 s at one entry node.
-#[derive(Clone, Copy)]
-pub(super) struct Setup {
-    pub(super) nodes: usize,
-    pub(super) slots: usize,
-    pub(super) actions: usize,
-    /// The most that the client waits for at once.
-    pub(super) jobs: usize,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Figures {
-    pub(super) time: Duration,
-    /// The longest wait for a slot.
-    pub(super) worst: Duration,
-}
-
-impl Setup {
-    fn ideal(self) -> f64 {
-        let slots = u32::try_from(self.nodes * self.slots).unwrap();
-        f64::from(u32::try_from(self.actions).unwrap()) / f64::from(slots)
-    }
-
-    fn print(self, rule: &str, figures: Figures) -> f64 {
-        let beside = figures.time.as_secs_f64() / self.ideal();
-        let (nodes, slots) = (self.nodes, self.slots);
-        let worst = figures.worst.as_secs_f64();
-        eprintln!(
-            "{nodes} x {slots}: {rule}: {beside:.3} of the ideal time, worst wait {worst:.1} s"
-        );
-        beside
-    }
-}
-
-/// Runs the real machines. A node is killed in the middle if `kills` is set.
-fn hand_over(setup: Setup, kills: bool) -> (Figures, World) {
-    let mut world = World::new(&vec![setup.slots; setup.nodes], LATENCY, 1);
-    let begin = world.now;
-    let mut submitted = 0;
-    let mut is_killed = !kills;
-    while world.ended < setup.actions {
-        while submitted < setup.actions && submitted - world.ended < setup.jobs {
-            submitted += 1;
-            world.submit(0, u32::try_from(submitted).unwrap(), 0);
-        }
-        if !is_killed && world.ended >= setup.actions / 2 {
-            is_killed = true;
-            world.crash(1);
-        }
-        assert!(world.step(), "the cluster stands still");
-    }
-    let waits = world.operations.values().filter_map(|o| o.wait);
-    let worst = waits.max().unwrap();
-    let time = world.now.saturating_sub(begin);
-    (Figures { time, worst }, world)
+fn print(setup: Setup, rule: &str, figures: &Figures) -> f64 {
+    let beside = setup.beside_ideal(figures);
+    let (nodes, slots) = (setup.nodes, setup.slots);
+    let worst = figures.worst.as_secs_f64();
+    eprintln!("{nodes} x {slots}: {rule}: {beside:.3} of the ideal time, worst wait {worst:.1} s");
+    beside
 }
 
 fn compare(setup: Setup) -> f64 {
-    setup.print("least load by news", simulate(setup, least_by_news));
-    setup.print("two choices", simulate(setup, two_choices));
+    print(setup, "least load by news", &least_by_news(setup));
+    print(setup, "two choices", &two_choices(setup));
     let (figures, world) = hand_over(setup, false);
-    let beside = setup.print("late binding", figures);
+    let beside = print(setup, "late binding", &figures);
     // The idle time of all slots for each action: the wait for an answer to a claim.
     let slots = f64::from(u32::try_from(setup.nodes * setup.slots).unwrap());
     let busy: f64 = world.nodes.iter().map(|n| n.busy.as_secs_f64()).sum();
     let idle = (slots * figures.time.as_secs_f64() - busy) * 1e3;
     let each = idle / f64::from(u32::try_from(setup.actions).unwrap());
     eprintln!("    slots idle for {each:.2} ms for each action; one way is 0.5 ms");
-    assert!(
-        world
-            .operations
-            .values()
-            .all(|operation| operation.ends == 1)
-    );
+    assert_eq!(figures.wrong, 0);
     beside
 }
 
@@ -129,15 +73,9 @@ fn simulation_of_a_killed_node_loses_no_action_and_answers_none_twice() {
             actions: 600,
             jobs: 200,
         };
-        let (figures, world) = hand_over(setup, true);
-        setup.print("late binding, one node killed", figures);
-        assert_eq!(world.operations.len(), 600);
-        assert!(
-            world
-                .operations
-                .values()
-                .all(|operation| operation.ends == 1)
-        );
+        let figures = late_binding(setup, true);
+        print(setup, "late binding, one node killed", &figures);
+        assert_eq!(figures.wrong, 0);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Other rules, which assign an action to a node when it arrives, in virtual time.
+//! Other rules, which assign an action to a node when it arrives.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -7,29 +7,33 @@ use std::{
 
 use fastrand::Rng;
 
-use super::simulation::{Figures, Setup};
+use super::{Figures, Setup, number};
 
 /// The rule that chooses a node by the number of jobs for each slot, as the entry node knows it. The entry node is the
 /// first.
 type Rule = fn(live: &[f64], old: &[f64], random: &mut Rng) -> usize;
 
-/// Chooses the entry node while it has a slot, otherwise the peer with the lowest load by news up to 500 ms old, unless
-/// all peers seem full.
-pub(super) fn least_by_news(live: &[f64], old: &[f64], _: &mut Rng) -> usize {
-    let peers = (1..live.len()).filter(|at| old[*at] < 1.0);
-    let peer = peers.min_by(|a, b| old[*a].total_cmp(&old[*b]));
-    peer.filter(|_| live[0] >= 1.0).unwrap_or(0)
+/// Assigns an action to the entry node while it has a slot, otherwise to the peer with the lowest load by news up to
+/// 500 ms old, unless all peers seem full. This is the rule of the Go program.
+pub fn least_by_news(setup: Setup) -> Figures {
+    simulate(setup, |live, old, _| {
+        let peers = (1..live.len()).filter(|at| old[*at] < 1.0);
+        let peer = peers.min_by(|a, b| old[*a].total_cmp(&old[*b]));
+        peer.filter(|_| live[0] >= 1.0).unwrap_or(0)
+    })
 }
 
-/// Chooses the less loaded of two random nodes, by the entry node's own counts.
-pub(super) fn two_choices(live: &[f64], _: &[f64], random: &mut Rng) -> usize {
-    let mut nodes: Vec<_> = (0..live.len()).collect();
-    random.shuffle(&mut nodes);
-    let two = nodes.into_iter().take(2);
-    two.min_by(|a, b| live[*a].total_cmp(&live[*b])).unwrap()
+/// Assigns an action to the less loaded of two random nodes, by the entry node's own counts.
+pub fn two_choices(setup: Setup) -> Figures {
+    simulate(setup, |live, _, random| {
+        let mut nodes: Vec<_> = (0..live.len()).collect();
+        random.shuffle(&mut nodes);
+        let two = nodes.into_iter().take(2);
+        two.min_by(|a, b| live[*a].total_cmp(&live[*b])).unwrap()
+    })
 }
 
-pub(super) fn simulate(setup: Setup, rule: Rule) -> Figures {
+fn simulate(setup: Setup, rule: Rule) -> Figures {
     let mut random = Rng::with_seed(1);
     let mut queues = vec![VecDeque::new(); setup.nodes];
     let mut running = vec![0_usize; setup.nodes];
@@ -41,9 +45,8 @@ pub(super) fn simulate(setup: Setup, rule: Rule) -> Figures {
     while ended < setup.actions {
         let loads = |queues: &[VecDeque<Duration>], running: &[usize]| -> Vec<f64> {
             let jobs = queues.iter().zip(running);
-            let jobs = jobs.map(|(queue, running)| u32::try_from(queue.len() + running).unwrap());
-            let slots = f64::from(u32::try_from(setup.slots).unwrap());
-            jobs.map(|jobs| f64::from(jobs) / slots).collect()
+            let loads = jobs.map(|(queue, running)| number(queue.len() + running));
+            loads.map(|jobs| jobs / number(setup.slots)).collect()
         };
         while submitted < setup.actions && submitted - ended < setup.jobs {
             let live = loads(&queues, &running);
@@ -70,5 +73,9 @@ pub(super) fn simulate(setup: Setup, rule: Rule) -> Figures {
         running[node] -= 1;
         ended += 1;
     }
-    Figures { time: now, worst }
+    Figures {
+        time: now,
+        worst,
+        wrong: 0,
+    }
 }

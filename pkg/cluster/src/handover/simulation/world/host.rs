@@ -1,8 +1,11 @@
 //! The host of a node in the world: its scheduler, and a list of its pending effects.
 
-use super::*;
+use gorego_scheduler::{
+    AttemptId, Generation, Need, Outcome, Phase, Report, Scheduler, Time, WorkerId,
+};
+use reapi::gorego::cluster::{self as proto, Done, done::End as DoneEnd, frame::Content};
+
 use crate::handover::{Host, wire};
-use reapi::gorego::cluster as proto;
 
 pub(super) enum Out {
     Send(Generation, Content),
@@ -13,7 +16,7 @@ pub(super) enum Out {
     Read(Generation, Done),
 }
 
-pub(in crate::handover::tests) struct TestHost<'a> {
+pub(crate) struct TestHost<'a> {
     pub(super) scheduler: &'a mut Scheduler<u32, u32>,
     pub(super) out: &'a mut Vec<Out>,
     pub(super) now: Time,

@@ -1,36 +1,36 @@
 //! Nodes with real schedulers, and links between them that delay, break and keep the order of their frames.
 
 mod clients;
+#[cfg(test)]
+mod control;
 mod host;
 mod network;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
     time::Duration,
 };
 
 use fastrand::Rng;
 use gorego_scheduler::{
-    ActionKey, AttemptId, Capacity, Claimed, Effect, End, Generation, Need, OperationId, Options,
-    Outcome, Phase, Report, Request, Scheduler, Stage, Time, WorkerId,
+    AttemptId, Capacity, Claimed, Effect, End, Generation, OperationId, Options, Phase, Report,
+    Scheduler, Stage, Time, WorkerId,
 };
-use gorego_storage::{DigestFunction, InstanceName};
 use reapi::gorego::cluster::{Done, done::End as DoneEnd, frame::Content};
 
 use self::clients::Submitted;
 use self::host::{Out, TestHost, report_of};
-use crate::handover::{Down, Handover, Member};
+use crate::handover::{Down, Handover};
 
-pub(super) const MIB: u64 = 1 << 20;
+pub(crate) const MIB: u64 = 1 << 20;
 const MEMORY: u64 = 1024 * MIB;
 
 /// A node. Its generation grows with each start.
-pub(super) struct Node {
-    pub(super) generation: Generation,
-    pub(super) is_alive: bool,
-    pub(super) scheduler: Scheduler<u32, u32>,
-    pub(super) handover: Handover,
+pub(crate) struct Node {
+    pub(crate) generation: Generation,
+    pub(crate) is_alive: bool,
+    pub(crate) scheduler: Scheduler<u32, u32>,
+    pub(crate) handover: Handover,
     slots: usize,
     worker: WorkerId,
     /// The link with each peer, as this node sees it.
@@ -38,10 +38,10 @@ pub(super) struct Node {
     tick: Option<Time>,
     version: u64,
     /// The actions that run at this node, and whether another node owns them.
-    pub(super) running: BTreeMap<AttemptId, (u32, bool)>,
+    pub(crate) running: BTreeMap<AttemptId, (u32, bool)>,
     /// The actions that ended without their entry node.
-    pub(super) orphans: usize,
-    pub(super) busy: Duration,
+    pub(crate) orphans: usize,
+    pub(crate) busy: Duration,
     /// The end of a stop of the process, which handles its events afterwards.
     paused: Time,
 }
@@ -68,24 +68,24 @@ impl Event {
     }
 }
 
-pub(super) struct World {
-    pub(super) now: Time,
-    pub(super) nodes: Vec<Node>,
-    pub(super) operations: BTreeMap<OperationId, Submitted>,
+pub(crate) struct World {
+    pub(crate) now: Time,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) operations: BTreeMap<OperationId, Submitted>,
     /// The operations that ended since the caller looked.
-    pub(super) ended: usize,
+    pub(crate) ended: usize,
     /// The number of attempts that were begun.
-    pub(super) begun: u64,
+    pub(crate) begun: u64,
     events: BTreeMap<(Time, u64), Event>,
     next: u64,
     latency: Duration,
     broken: BTreeSet<u64>,
     /// The pairs of nodes that cannot connect.
-    pub(super) partitions: BTreeSet<(usize, usize)>,
-    pub(super) random: Rng,
+    pub(crate) partitions: BTreeSet<(usize, usize)>,
+    pub(crate) random: Rng,
     /// Set if some responses are read over another connection.
-    pub(super) reads: bool,
-    pub(super) duration: fn(u32) -> Duration,
+    pub(crate) reads: bool,
+    pub(crate) duration: fn(u32) -> Duration,
 }
 
 fn options() -> Options {
@@ -100,7 +100,7 @@ fn options() -> Options {
     }
 }
 
-pub(super) fn index(node: &Generation) -> usize {
+pub(crate) fn index(node: &Generation) -> usize {
     node.node()[1..].parse().unwrap()
 }
 
@@ -130,7 +130,7 @@ impl Node {
 }
 
 impl World {
-    pub(super) fn new(slots: &[usize], latency: Duration, seed: u64) -> Self {
+    pub(crate) fn new(slots: &[usize], latency: Duration, seed: u64) -> Self {
         let nodes = slots.iter().enumerate();
         let mut world = Self {
             now: Duration::from_secs(1),
@@ -151,21 +151,8 @@ impl World {
         world
     }
 
-    /// Handles the events of a time span.
-    pub(super) fn pass(&mut self, time: Duration) {
-        let until = self.now + time;
-        while let Some(entry) = self.events.first_entry()
-            && entry.key().0 <= until
-        {
-            self.now = entry.key().0;
-            let event = entry.remove();
-            self.handle(event);
-        }
-        self.now = until;
-    }
-
     /// Handles the next event. Returns false if there is none.
-    pub(super) fn step(&mut self) -> bool {
+    pub(crate) fn step(&mut self) -> bool {
         let Some(((at, _), event)) = self.events.pop_first() else {
             return false;
         };
@@ -265,7 +252,7 @@ impl World {
     }
 
     /// Passes an event to the machine of a live node, and carries out the effects.
-    pub(super) fn with(
+    pub(crate) fn with(
         &mut self,
         at: usize,
         event: impl FnOnce(&mut Handover, Time, &mut TestHost<'_>),
@@ -328,7 +315,7 @@ impl World {
     }
 
     /// Carries out the effects of a node's scheduler, and lets its worker claim.
-    pub(super) fn pump(&mut self, at: usize) {
+    pub(crate) fn pump(&mut self, at: usize) {
         loop {
             let now = self.now;
             let node = &mut self.nodes[at];

@@ -1,10 +1,15 @@
 //! Failures of links and nodes.
 
-use super::*;
+use std::time::Duration;
+
+use gorego_scheduler::Generation;
+
+use super::{Event, MEMORY, Node, World, index};
+use crate::handover::{Down, Member};
 
 impl World {
     /// Breaks the link between two nodes. Each notices it later.
-    pub(in crate::handover::tests) fn break_link(&mut self, a: usize, b: usize) {
+    pub(crate) fn break_link(&mut self, a: usize, b: usize) {
         for (at, other) in [(a, b), (b, a)] {
             let other = self.nodes[other].generation.clone();
             if let Some(link) = self.nodes[at].links.get(&other).copied() {
@@ -16,7 +21,7 @@ impl World {
     }
 
     /// Kills the process of a node.
-    pub(in crate::handover::tests) fn crash(&mut self, node: usize) {
+    pub(crate) fn crash(&mut self, node: usize) {
         let dead = self.nodes[node].generation.clone();
         if !std::mem::replace(&mut self.nodes[node].is_alive, false) {
             return;
@@ -28,28 +33,6 @@ impl World {
         }
         for submitted in self.operations.values_mut() {
             submitted.is_lost |= submitted.node == dead && submitted.ends == 0;
-        }
-    }
-
-    /// Stops the process of a node for a while. Its links stay.
-    pub(in crate::handover::tests) fn pause(&mut self, node: usize, time: Duration) {
-        // Another time would change the order of the events that wait.
-        if self.nodes[node].paused <= self.now {
-            self.nodes[node].paused = self.now + time;
-        }
-    }
-
-    /// Returns whether the process of a node handles events.
-    pub(in crate::handover::tests) fn is_awake(&self, node: usize) -> bool {
-        let node = &self.nodes[node];
-        node.is_alive && node.paused <= self.now
-    }
-
-    pub(in crate::handover::tests) fn restart(&mut self, node: usize) {
-        if !self.nodes[node].is_alive {
-            let number = self.nodes[node].generation.number() + 1;
-            self.nodes[node] = Node::new(node, number, self.nodes[node].slots);
-            self.update_members();
         }
     }
 

@@ -1,0 +1,53 @@
+//! The operations of clients.
+
+use std::{sync::Arc, time::Duration};
+
+use gorego_scheduler::{ActionKey, Generation, OperationId, Request, Time};
+use gorego_storage::{DigestFunction, InstanceName};
+
+use super::World;
+
+/// An operation of a client.
+#[derive(Clone, Debug)]
+pub(crate) struct Submitted {
+    pub(crate) node: Generation,
+    pub(crate) action: u32,
+    pub(crate) at: Time,
+    pub(crate) wait: Option<Duration>,
+    pub(crate) ends: u32,
+    pub(crate) is_lost: bool,
+}
+
+impl World {
+    pub(crate) fn submit(&mut self, node: usize, action: u32, memory: u64) {
+        self.next += 1;
+        let id = OperationId(self.next.into());
+        let request = Request {
+            key: ActionKey {
+                instance: InstanceName::default(),
+                action: DigestFunction::Sha256.digest(&action.to_le_bytes()),
+            },
+            do_not_cache: false,
+            build: format!("build {}", action % 3),
+            priority: 0,
+            platform: "linux".into(),
+            memory,
+            target: String::new(),
+            mnemonic: String::new(),
+            job: Arc::new(action),
+        };
+        let at = self.now;
+        let owner = &mut self.nodes[node];
+        owner.scheduler.submit(id, &request, at).unwrap();
+        let submitted = Submitted {
+            node: owner.generation.clone(),
+            action,
+            at,
+            wait: None,
+            ends: 0,
+            is_lost: false,
+        };
+        self.operations.insert(id, submitted);
+        self.pump(node);
+    }
+}
