@@ -18,6 +18,7 @@ pub mod client;
 pub mod cluster;
 pub mod collector;
 pub mod content;
+pub mod dns;
 pub mod executor;
 pub mod install;
 pub mod link;
