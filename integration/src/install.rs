@@ -33,6 +33,13 @@ pub fn remotetool() -> &'static Path {
     INSTALLED.get_or_init(|| with_go("remotetool", PACKAGE))
 }
 
+/// Returns toxiproxy, a forwarder. Builds it first if necessary.
+pub(crate) fn toxiproxy() -> &'static Path {
+    const PACKAGE: &str = "github.com/Shopify/toxiproxy/v2/cmd/server";
+    static INSTALLED: OnceLock<PathBuf> = OnceLock::new();
+    INSTALLED.get_or_init(|| with_go("toxiproxy", PACKAGE))
+}
+
 /// Returns siso, a build tool, which needs the libraries of the root directory. Unpacks it first if necessary.
 pub fn siso() -> &'static Path {
     static INSTALLED: OnceLock<PathBuf> = OnceLock::new();

@@ -34,6 +34,7 @@ pub mod selfhost;
 pub mod server;
 pub mod shell;
 pub mod terminal;
+pub mod toxiproxy;
 pub mod tree;
 pub mod web;
 pub mod workspace;
