@@ -3,7 +3,7 @@
 mod certs;
 mod crowd;
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::Path};
 
 use serde_json::Value;
 
@@ -50,7 +50,18 @@ impl Node {
         Self::launch(Server::start, name, join, more).await
     }
 
-    async fn launch(start: Start, name: &str, join: &str, more: &[&str]) -> Self {
+    /// Starts a node that joins no address, and reads this file as `/etc/resolv.conf`.
+    pub async fn start_with_resolver(resolver: &Path, name: &str, more: &[&str]) -> Self {
+        let start = |settings: &[&str]| Server::start_with_resolver(resolver, settings);
+        Self::launch(start, name, "", more).await
+    }
+
+    async fn launch(
+        start: impl Fn(&[&str]) -> Server,
+        name: &str,
+        join: &str,
+        more: &[&str],
+    ) -> Self {
         let mut all = settings(name, join);
         all.extend(more.iter().map(|&setting| setting.to_owned()));
         let all: Vec<_> = all.iter().map(String::as_str).collect();

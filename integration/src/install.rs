@@ -2,7 +2,9 @@
 //! `peers/go.mod` with the checksums in `go.sum`, or unpacked from Debian's development release.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsStr,
+    fs,
     io::{self, Read as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -31,20 +33,54 @@ pub fn remotetool() -> &'static Path {
     INSTALLED.get_or_init(|| with_go("remotetool", PACKAGE))
 }
 
+/// Returns toxiproxy, a forwarder. Builds it first if necessary.
+pub(crate) fn toxiproxy() -> &'static Path {
+    const PACKAGE: &str = "github.com/Shopify/toxiproxy/v2/cmd/server";
+    static INSTALLED: OnceLock<PathBuf> = OnceLock::new();
+    INSTALLED.get_or_init(|| with_go("toxiproxy", PACKAGE))
+}
+
 /// Returns siso, a build tool, which needs the libraries of the root directory. Unpacks it first if necessary.
 pub fn siso() -> &'static Path {
-    // No other release has the package. Its index may be an old copy.
-    const UNPACK: &str = "mmdebstrap --variant=extract --include=siso --quiet \
-        --aptopt='Acquire::Check-Valid-Until \"false\"' sid - | tar -x -C \"$0\" ./usr/bin/siso";
     static INSTALLED: OnceLock<PathBuf> = OnceLock::new();
     INSTALLED.get_or_init(|| {
-        let dir = installed("siso-1", |dir| {
-            let mut unpack = process::command("bash");
-            unpack.args(["-o", "pipefail", "-c", UNPACK]).arg(dir);
-            run(unpack.stdin(Stdio::null()));
-        });
+        // No other release has the package.
+        let dir = installed("siso-1", |dir| unpack("sid", "siso", "./usr/bin/siso", dir));
         dir.join("usr/bin/siso")
     })
+}
+
+/// Returns a command that runs dnsmasq, a server of the DNS, with the libraries of its release. Unpacks it first if
+/// necessary.
+pub(crate) fn dnsmasq() -> Command {
+    static INSTALLED: OnceLock<PathBuf> = OnceLock::new();
+    let dir = INSTALLED.get_or_init(|| {
+        installed("dnsmasq-1", |dir| {
+            unpack("forky", "dnsmasq-base", "./usr", dir);
+        })
+    });
+    let libraries = dir.join(format!("usr/lib/{}-linux-gnu", env::consts::ARCH));
+    let mut files = fs::read_dir(&libraries).expect("the libraries are unpacked");
+    let loader = files.find_map(|file| {
+        let path = file.expect("a readable directory").path();
+        let name = path.file_name().and_then(OsStr::to_str);
+        let is_loader = name.is_some_and(|name| name.starts_with("ld-linux"));
+        is_loader.then_some(path)
+    });
+    let mut command = process::command(loader.expect("the loader is unpacked"));
+    command.arg("--library-path").arg(&libraries);
+    command.arg(dir.join("usr/sbin/dnsmasq"));
+    command
+}
+
+/// Unpacks the files in `part` of a package and of those that it needs.
+fn unpack(release: &str, package: &str, part: &str, dir: &Path) {
+    // The index may be an old copy.
+    const UNPACK: &str = "mmdebstrap --variant=extract --include=\"$1\" --quiet \
+        --aptopt='Acquire::Check-Valid-Until \"false\"' \"$0\" - | tar -x -C \"$3\" \"$2\"";
+    let mut unpack = process::command("bash");
+    unpack.args(["-o", "pipefail", "-c", UNPACK, release, package, part]);
+    run(unpack.arg(dir).stdin(Stdio::null()));
 }
 
 /// Lists the variables that would change settings of bazel-remote.

@@ -1,6 +1,7 @@
 //! A server under test, in a process of its own.
 
 mod log;
+mod surroundings;
 mod user;
 
 use std::{
@@ -17,15 +18,20 @@ use std::{
 };
 
 use reapi::v2::Digest;
-use rustix::process::{Signal, geteuid};
+use rustix::process::Signal;
 use tempfile::TempDir;
 
-use self::log::{Log, follow, text};
-pub use self::user::User;
+use self::{
+    log::{Log, follow, text},
+    surroundings::{Surroundings, command_on},
+};
+pub use self::{
+    surroundings::{Descriptors, Disk},
+    user::User,
+};
 use crate::{
     binary,
     process::{self, Process},
-    root,
 };
 
 /// The longest wait for a server to open its port or end; far more than it needs, so that only a hanging
@@ -41,30 +47,6 @@ const METRICS_ADDR: &str = "telemetry.metrics_addr=";
 /// metrics. Each setting is a `key=value`, and may override those three.
 pub fn command<S: AsRef<OsStr>>(data: &Path, settings: &[S]) -> Command {
     configure(process::command(binary::gorego()), data, settings)
-}
-
-/// A file system of the server alone, removed when the server ends.
-#[derive(Clone, Copy, Debug)]
-pub struct Disk {
-    /// The size in MiB.
-    pub mib: u32,
-    /// A shell command run in the file system before the server starts.
-    pub prepare: &'static str,
-}
-
-/// Returns the command of a server with its own file system at `data`.
-fn command_on<S: AsRef<OsStr>>(disk: Disk, data: &Path, settings: &[S]) -> Command {
-    let mut command = process::command("unshare");
-    if !geteuid().is_root() {
-        command.args(["--user", "--map-root-user"]);
-    }
-    let Disk { mib, prepare } = disk;
-    let script = format!(
-        "mount -t tmpfs -o size={mib}m none \"$0\" && (cd \"$0\" && {prepare}) && exec \"$@\""
-    );
-    command.args(["--mount", "sh", "-c", &script]).arg(data);
-    command.arg(binary::gorego());
-    configure(command, data, settings)
 }
 
 /// Removes the caller's `GOREGO_` variables from the environment of `command`.
@@ -104,46 +86,6 @@ pub struct Server {
     surroundings: Surroundings,
     settings: Vec<String>,
     log: Log,
-}
-
-/// The environment of a server: its disk, the root directory, the system's certificates, `RUST_LOG`, its limit of open
-/// files, its user and its configuration file.
-#[derive(Clone, Debug, Default)]
-struct Surroundings {
-    disk: Option<Disk>,
-    roots: Option<PathBuf>,
-    log: Option<&'static str>,
-    descriptors: Option<Descriptors>,
-    /// Set if the server runs in the root directory of the build clients.
-    in_root: bool,
-    user: User,
-    file: Option<PathBuf>,
-}
-
-impl Surroundings {
-    /// Returns the command to which settings are added.
-    fn program(&self, dir: &Path, data: &Path) -> Command {
-        if self.in_root {
-            let program = binary::gorego().to_str().expect("the path is UTF-8");
-            return root::command(Path::new("/"), program);
-        }
-        let Some(Descriptors { soft, hard }) = self.descriptors else {
-            return self.user.program(dir, data);
-        };
-        let mut command = process::command("prlimit");
-        command.arg(format!("--nofile={soft}:{hard}"));
-        command.arg(binary::gorego());
-        command
-    }
-}
-
-/// The limits of file descriptors.
-#[derive(Clone, Copy, Debug)]
-pub struct Descriptors {
-    /// The limit at the start.
-    pub soft: u32,
-    /// The hard limit, to which the server may raise the soft one.
-    pub hard: u32,
 }
 
 impl Server {
@@ -201,6 +143,15 @@ impl Server {
     pub fn start_in_root(settings: &[&str]) -> Self {
         let surroundings = Surroundings {
             in_root: true,
+            ..Surroundings::default()
+        };
+        Self::within(surroundings, settings)
+    }
+
+    /// Starts a server that reads this file as `/etc/resolv.conf`.
+    pub fn start_with_resolver(resolver: &Path, settings: &[&str]) -> Self {
+        let surroundings = Surroundings {
+            resolver: Some(resolver.to_owned()),
             ..Surroundings::default()
         };
         Self::within(surroundings, settings)

@@ -38,7 +38,19 @@ pub async fn get(address: SocketAddr, path: &str) -> Response {
 
 /// Requests `path` with these lines of headers.
 pub async fn get_with(address: SocketAddr, path: &str, headers: &str) -> Response {
-    let response = time::timeout(PATIENCE, response(address, path, headers)).await;
+    send(address, "GET", path, &format!("{headers}\r\n")).await
+}
+
+/// Posts `body` to `path`.
+pub async fn post(address: SocketAddr, path: &str, body: &Value) -> Response {
+    let body = body.to_string();
+    let rest = format!("content-length: {}\r\n\r\n{body}", body.len());
+    send(address, "POST", path, &rest).await
+}
+
+/// Sends a request with `rest` after its first line.
+async fn send(address: SocketAddr, method: &str, path: &str, rest: &str) -> Response {
+    let response = time::timeout(PATIENCE, response(address, method, path, rest)).await;
     let response = response.unwrap_or_else(|_| panic!("no answer for {path} in time"));
     let response = response.unwrap_or_else(|e| panic!("requesting {path}: {e}"));
     let (head, content) = response.split_once("\r\n\r\n").expect("headers end");
@@ -67,10 +79,15 @@ pub async fn wait_for(
     }
 }
 
-async fn response(address: SocketAddr, path: &str, headers: &str) -> std::io::Result<String> {
+async fn response(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    rest: &str,
+) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address).await?;
     // HTTP/1.0 has no chunks.
-    let request = format!("GET {path} HTTP/1.0\r\n{headers}\r\n");
+    let request = format!("{method} {path} HTTP/1.0\r\n{rest}");
     stream.write_all(request.as_bytes()).await?;
     let mut response = String::new();
     stream.read_to_string(&mut response).await?;

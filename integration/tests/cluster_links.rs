@@ -5,16 +5,20 @@ use std::{fs, net::SocketAddr, process::Command, time::Duration};
 
 use gorego_integration::{
     cluster::{self, Crowd, Node},
-    executor::{self, Executor, Gate, TestAction, succeeded},
+    executor::{self, Executor, Gate, Messages, TestAction, succeeded},
     link::Link,
     server::Server,
+    toxiproxy::Toxiproxy,
 };
 use reapi::v2::execution_stage::Value;
 use rustix::process::{Resource, getrlimit, setrlimit};
-use tokio::net::TcpStream;
+use serde_json::{Value as Json, json};
+use tokio::{net::TcpStream, time::timeout};
 
 /// One action at a time on each node.
 const ONE: &str = "execution.concurrency=1";
+/// The longest wait for a condition; far more than it needs.
+const PATIENCE: Duration = Duration::from_mins(1);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn actions_end_right_over_a_slow_link_that_is_reset() {
@@ -147,4 +151,134 @@ async fn strangers_at_the_port_for_nodes_keep_neither_clients_nor_nodes_away() {
     gate.open_for(3);
     crowd.finish(&a).await;
     drop(strangers);
+}
+
+/// Two nodes whose links lead through toxiproxy. The first runs one action at a time, the second three.
+struct Pair {
+    toxiproxy: Toxiproxy,
+    a: Node,
+    b: Node,
+}
+
+impl Pair {
+    async fn start() -> Self {
+        let toxiproxy = Toxiproxy::start();
+        let (to_a, to_b) = (toxiproxy.add("a").await, toxiproxy.add("b").await);
+        let at = |address| format!("cluster.advertise_addr={address}");
+        let a = Node::start("a", "", &[ONE, &at(to_a)]).await;
+        toxiproxy.lead("a", a.mesh).await;
+        let three = ["execution.concurrency=3", &at(to_b)];
+        let b = Node::start("b", &to_a.to_string(), &three).await;
+        toxiproxy.lead("b", b.mesh).await;
+        for node in [&a, &b] {
+            node.wait_for_members(&["a", "b"]).await;
+        }
+        Self { toxiproxy, a, b }
+    }
+
+    async fn poison(&self, toxic: &str, attributes: Json) {
+        for proxy in ["a", "b"] {
+            self.toxiproxy
+                .poison(proxy, toxic, attributes.clone())
+                .await;
+        }
+    }
+
+    /// Waits until the second node runs no action of the first, as the first knows it.
+    async fn wait_for_loss(&self) {
+        let lost = async { while self.a.places().await.contains(&self.b.name) {} };
+        let lost = timeout(PATIENCE, lost).await;
+        lost.expect("the first node notices the broken link");
+    }
+
+    /// Ends all faults, and checks that both nodes share work.
+    async fn assert_heals(&self) {
+        self.toxiproxy.heal().await;
+        for node in [&self.a, &self.b] {
+            node.wait_for_members(&["a", "b"]).await;
+        }
+        let mut gate = Gate::new();
+        let crowd = Crowd::start(&self.a, &gate, 4).await;
+        gate.wait_for_starts(4);
+        assert_eq!(self.a.places().await, ["a", "b", "b", "b"]);
+        gate.open_for(4);
+        crowd.finish(&self.b).await;
+    }
+}
+
+/// Actions at the first node, each with inputs and an output of its own.
+struct Loads(Vec<(String, Messages)>);
+
+impl Loads {
+    async fn start(pair: &Pair, gate: &Gate) -> Self {
+        let mut loads = Vec::new();
+        for number in 0..8 {
+            let line = format!("{number}\n").repeat(8 * 1024);
+            let script = format!("{}; cat input | tee file", gate.pass());
+            let action = TestAction::script(&script).input("input", line.clone());
+            let action = action.output("file");
+            loads.push((line, pair.a.executor.start(&action).await));
+        }
+        Self(loads)
+    }
+
+    /// Checks that each action is answered once, with its own output.
+    async fn assert_end(self, pair: &Pair) {
+        for (line, mut messages) in self.0 {
+            let result = succeeded(messages.response().await);
+            assert!(pair.a.executor.stdout(&result).await == line);
+            assert!(pair.a.executor.file(&result, "file").await == line);
+        }
+    }
+}
+
+/// The words that let every attempt end, also if each action has several.
+const ENOUGH: usize = 40;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn actions_end_right_over_a_slow_link_of_toxiproxy() {
+    let pair = Pair::start().await;
+    for (toxic, attributes) in [
+        ("latency", json!({"latency": 200})),
+        ("bandwidth", json!({"rate": 64})),
+    ] {
+        pair.poison(toxic, attributes).await;
+        let mut gate = Gate::new();
+        let loads = Loads::start(&pair, &gate).await;
+        gate.wait_for_starts(4);
+        gate.open_for(ENOUGH);
+        loads.assert_end(&pair).await;
+        pair.assert_heals().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn actions_end_right_while_toxiproxy_resets_the_link() {
+    let pair = Pair::start().await;
+    let mut gate = Gate::new();
+    let loads = Loads::start(&pair, &gate).await;
+    gate.wait_for_starts(4);
+    for _ in 0..2 {
+        pair.poison("reset_peer", json!({"timeout": 0})).await;
+        pair.toxiproxy.heal().await;
+        gate.open_for(2);
+    }
+    pair.poison("reset_peer", json!({"timeout": 0})).await;
+    pair.wait_for_loss().await;
+    gate.open_for(ENOUGH);
+    loads.assert_end(&pair).await;
+    pair.assert_heals().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn actions_end_right_when_toxiproxy_delivers_no_more_data() {
+    let pair = Pair::start().await;
+    let mut gate = Gate::new();
+    let loads = Loads::start(&pair, &gate).await;
+    gate.wait_for_starts(4);
+    pair.poison("timeout", json!({"timeout": 0})).await;
+    pair.wait_for_loss().await;
+    gate.open_for(ENOUGH);
+    loads.assert_end(&pair).await;
+    pair.assert_heals().await;
 }
