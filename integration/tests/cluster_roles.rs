@@ -219,3 +219,20 @@ async fn an_action_waits_for_a_node_with_its_platform() {
     succeeded(second.response().await);
     drop(b);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_action_waits_while_the_only_node_with_its_platform_drains() {
+    let a = Node::start("a", "", &[ONE]).await;
+    let b = join(&a, &[ONE, "execution.platform=pool=b"]).await;
+    let action = |name: &str| TestAction::script(&format!("echo {name}")).property("pool", "b");
+    succeeded(a.executor.execute(&action("first")).await);
+    assert!(drain(&b, &[]).wait().success());
+    a.wait_for_state("b", "draining").await;
+    let mut second = a.executor.start(&action("second")).await;
+    second.reach(Value::Queued).await;
+    // Others are not held up.
+    succeeded(a.executor.execute(&TestAction::script("true")).await);
+    assert!(a.places().await.is_empty());
+    assert!(drain(&b, &["--undo"]).wait().success());
+    succeeded(second.response().await);
+}

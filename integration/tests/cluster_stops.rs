@@ -4,6 +4,7 @@
 use gorego_integration::{
     cluster::{self, Crowd, Node},
     executor::{Gate, TestAction, succeeded},
+    web,
 };
 use rustix::process::Signal;
 use tonic::Code;
@@ -47,6 +48,44 @@ async fn an_action_that_runs_again_ends_once_though_the_paused_node_goes_on() {
     other.open_for(2);
     crowd.finish(&a).await;
     assert_eq!((gate.starts(), other.starts()), (3, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_late_result_of_a_paused_node_is_used_although_the_action_runs_again() {
+    let [a, b] = cluster::start::<2>(&[ONE]).await;
+    let mut gate = Gate::new();
+    let crowd = Crowd::start(&a, &gate, 2).await;
+    gate.wait_for_starts(2);
+    b.server.signal(Signal::STOP);
+    gate.open_for(2);
+    gate.wait_for_starts(3);
+    b.server.signal(Signal::CONT);
+    // The action that runs again never passes the gate.
+    crowd.finish(&a).await;
+    let mut other = Gate::new();
+    let crowd = Crowd::start(&a, &other, 2).await;
+    other.wait_for_starts(2);
+    other.open_for(2);
+    crowd.finish(&a).await;
+    assert_eq!((gate.starts(), other.starts()), (3, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_node_goes_on_with_an_action_that_no_other_node_has_begun() {
+    let a = Node::start("a", "", &["execution.enabled=false"]).await;
+    let b = Node::start("b", &a.mesh.to_string(), &[ONE]).await;
+    a.wait_for_members(&["a", "b"]).await;
+    let mut gate = Gate::new();
+    let crowd = Crowd::start(&a, &gate, 1).await;
+    gate.wait_for_starts(1);
+    b.server.signal(Signal::STOP);
+    let is_queued = |response: &web::Response| response.json()["current"][0]["node"] == "";
+    web::wait_for(a.server.metrics(), "/api/v1/actions", is_queued).await;
+    b.server.signal(Signal::CONT);
+    a.wait_for_members(&["a", "b"]).await;
+    gate.open();
+    crowd.finish(&a).await;
+    assert_eq!(gate.starts(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,6 +9,7 @@
 //! run twice, but ends once.
 
 mod entry;
+mod reach;
 pub mod simulation;
 mod taker;
 #[cfg(test)]
@@ -52,6 +53,10 @@ pub trait Host {
     /// Grants the next action of this node's queue to a claim of a peer. The machine sets the claim and the attempt in
     /// the frame.
     fn grant(&mut self, peer: &Generation, need: Need) -> Option<(AttemptId, proto::Grant)>;
+    /// Replaces the peers that take this node's actions. An action that failed at one node is left to others.
+    fn set_takers(&mut self, takers: &[&Member]);
+    /// Resumes a lost attempt that a peer still runs. Returns false if its action is no longer queued.
+    fn adopt(&mut self, peer: &Generation, attempt: AttemptId) -> bool;
     /// Returns whether the outcome of an attempt of this node's action would still be used.
     fn is_awaited(&self, attempt: AttemptId) -> bool;
     /// Records the progress of an attempt at a peer. Repeated calls are allowed.
@@ -176,6 +181,8 @@ pub struct Handover {
     memory: u64,
     peers: BTreeMap<Generation, Peer>,
     members: BTreeMap<Generation, Member>,
+    /// The members with which no link could be opened, or whose link broke.
+    unreachable: BTreeSet<Generation>,
     /// The members that are offered the queue.
     chosen: BTreeSet<Generation>,
     has_queue: bool,
@@ -192,6 +199,7 @@ impl Handover {
             memory,
             peers: BTreeMap::new(),
             members: BTreeMap::new(),
+            unreachable: BTreeSet::new(),
             chosen: BTreeSet::new(),
             has_queue: false,
             random: Rng::with_seed(seed),
@@ -213,6 +221,7 @@ impl Handover {
         for node in self.members.keys().cloned().collect::<Vec<_>>() {
             self.end_others(&node, now, host);
         }
+        self.set_takers(host);
         self.choose(true, host);
         self.offer(now, false, host);
     }
@@ -226,25 +235,28 @@ impl Handover {
         peer.link = LinkState::Up;
         peer.connects = false;
         peer.resume(node, host);
+        self.reached(node, host);
         self.offer(now, false, host);
     }
 
     /// Records the end of a link, or of the attempt to open one.
     pub fn link_down(&mut self, node: &Generation, down: Down, now: Time, host: &mut impl Host) {
         self.unlink(node, host);
-        let Some(peer) = self.peers.get_mut(node) else {
-            return;
-        };
-        peer.connects = false;
-        if peer.is_up() {
-            peer.link = LinkState::Down {
-                since: now,
-                is_gone: false,
-            };
+        if let Some(peer) = self.peers.get_mut(node) {
+            peer.connects = false;
+            if peer.is_up() {
+                peer.link = LinkState::Down {
+                    since: now,
+                    is_gone: false,
+                };
+            }
+            // The next tick opens the link again, so that a failure at once costs no loop.
+            if down != Down::Broken {
+                peer.give_up(node, host);
+            }
         }
-        // The next tick opens the link again, so that a failure at once costs no loop.
-        if down != Down::Broken {
-            peer.give_up(node, host);
+        if down != Down::Bye {
+            self.not_reached(node, host);
         }
     }
 

@@ -65,6 +65,7 @@ pub struct Executor {
     random: SystemRandom,
     tokens: Tokens,
     admissions: Admissions,
+    waiting: unmet::Waiting,
     /// The clients that may begin to follow a log.
     readers: Arc<Semaphore>,
     /// Set if actions come from other nodes only.
@@ -124,6 +125,7 @@ impl Executor {
         );
         TaskTracker::new().spawn(renewal);
         Self {
+            waiting: unmet::Waiting::new(&options),
             options,
             blobs,
             actions,
@@ -174,8 +176,9 @@ impl Executor {
             match (admitted.await, &self.options.peer_platforms) {
                 // Only the request is in memory meanwhile.
                 (Err(Failure::NoNode { platform, why }), Some(peers)) => {
-                    if !peers.wait_for(&platform, begin).await {
-                        break Err(Failure::Unmet(why));
+                    let waited = self.waiting.wait(peers, &platform, begin, why);
+                    if let Err(failure) = waited.await {
+                        break Err(failure);
                     }
                 }
                 (admitted, _) => break admitted,

@@ -101,14 +101,14 @@ impl Failure {
 
     /// Returns whether the action may succeed on another node, which has other blobs, another disk or other programs.
     pub(crate) const fn may_be_of_node(&self) -> bool {
+        matches!(self, Self::Missing(_) | Self::Unmet(_)) || self.is_of_machine()
+    }
+
+    /// Returns whether a cause lies in this machine or its connections, and not in the action.
+    pub(crate) const fn is_of_machine(&self) -> bool {
         matches!(
             self,
-            Self::Missing(_)
-                | Self::Unmet(_)
-                | Self::NoSpace(_)
-                | Self::Unavailable(_)
-                | Self::Internal(_)
-                | Self::Corrupt(_)
+            Self::NoSpace(_) | Self::Unavailable(_) | Self::Internal(_) | Self::Corrupt(_)
         )
     }
 

@@ -208,10 +208,16 @@ impl NodeWorker {
             }
         };
         // The node that handed the action over may do better, or know another node.
-        if job.entry.is_some() && failure.may_be_of_node() {
+        let is_guest = job.entry.is_some();
+        if is_guest && failure.may_be_of_node() || self.has_peers() && failure.is_of_machine() {
             return guest::failed_attempt(&failure);
         }
         Report::Done(publish::outcome(publish::failed(&failure)))
+    }
+
+    /// Returns whether other nodes may run the actions of this one.
+    const fn has_peers(&self) -> bool {
+        self.options.peer_platforms.is_some()
     }
 
     /// Deletes what no running action needs.

@@ -1,10 +1,11 @@
 //! An execution: one action on its way to an outcome, which several operations may share.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
     ledger::{AttemptId, WorkerId},
     name::OperationId,
+    phases::Phases,
     queue::{Class, Need, rounded},
     state::{ActionKey, Request, Running, Time},
     text::bounded,
@@ -34,9 +35,10 @@ pub(crate) struct Execution<J> {
     pub(crate) attempts: u32,
     /// The number of the command's last run, begun or expected.
     pub(crate) runs: u16,
-    pub(crate) failures: u32,
-    /// The workers that were lost during an attempt.
-    pub(crate) lost: Vec<WorkerId>,
+    /// The workers at which an attempt failed.
+    pub(crate) failed: Vec<WorkerId>,
+    /// The numbers of the attempts that were lost, and their workers.
+    pub(crate) lost: Vec<(u32, WorkerId)>,
     /// The claims that others got although this execution's turn was next.
     pub(crate) bypassed: u32,
 }
@@ -49,6 +51,7 @@ impl<J> Execution<J> {
             class: Class {
                 platform: Some(Arc::clone(&request.platform)),
                 need: Need::Memory(rounded(request.memory)),
+                tried: None,
             },
             target: bounded(&request.target, MAX_TARGET_LEN),
             mnemonic: bounded(&request.mnemonic, MAX_MNEMONIC_LEN),
@@ -59,16 +62,35 @@ impl<J> Execution<J> {
             running: None,
             attempts: 0,
             runs: 0,
-            failures: 0,
+            failed: Vec::new(),
             lost: Vec::new(),
             bypassed: 0,
         }
+    }
+
+    /// Begins to wait for an attempt.
+    pub(crate) fn begin(&mut self, attempt: AttemptId, worker: &WorkerId, now: Time) {
+        self.running = Some(Running {
+            attempt,
+            worker: worker.clone(),
+            phase: None,
+            run: self.runs,
+            since: now,
+            phases: Phases::default(),
+        });
     }
 
     /// Returns whether the execution waits for this attempt.
     pub(crate) fn is_current(&self, attempt: AttemptId) -> bool {
         let running = self.running.as_ref();
         running.is_some_and(|running| running.attempt == attempt)
+    }
+
+    /// Updates the class of an execution that is not queued to the workers that failed or were lost.
+    pub(crate) fn update_tried(&mut self) {
+        let lost = self.lost.iter().map(|(_, worker)| worker);
+        let tried: BTreeSet<_> = lost.chain(&self.failed).cloned().collect();
+        self.class.tried = (!tried.is_empty()).then(|| tried.into_iter().collect());
     }
 
     /// Returns whether the execution may only run alone, after it ran out of memory.

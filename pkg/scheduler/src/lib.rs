@@ -27,7 +27,9 @@ pub use name::{Generation, LogKind, LogName, NameError, OperationId, OperationNa
 pub use phases::Phases;
 pub use queue::Need;
 pub use runner::{Elsewhere, Foreign, ForeignSlot, IdleSlot, Runner};
-pub use scheduler::{Claimed, EndedAction, Ends, ForeignClaim, ListedAction, Scheduler, Totals};
+pub use scheduler::{
+    Claimed, EndedAction, Ends, ForeignClaim, ListedAction, Scheduler, Taker, Totals,
+};
 pub use state::{
     ActionKey, Effect, End, Grant, Options, Outcome, Phase, Refused, Report, Request, Running,
     Stage, Time,

@@ -5,6 +5,8 @@ use std::{
     sync::Arc,
 };
 
+use crate::ledger::WorkerId;
+
 /// The resources that an execution needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Need {
@@ -37,12 +39,20 @@ pub(crate) struct Class {
     /// them.
     pub(crate) platform: Option<Arc<str>>,
     pub(crate) need: Need,
+    /// The workers at which attempts failed or were lost, sorted; `None` if there are none.
+    pub(crate) tried: Option<Arc<[WorkerId]>>,
 }
 
 impl Class {
     /// Returns whether a worker of this node meets the requirements.
     pub(crate) fn is_met(&self, fits: impl Fn(&str) -> bool) -> bool {
         self.platform.as_deref().is_none_or(fits)
+    }
+
+    /// Returns whether an attempt failed or was lost at a worker.
+    pub(crate) fn was_tried_at(&self, worker: &WorkerId) -> bool {
+        let tried = self.tried.as_deref();
+        tried.is_some_and(|tried| tried.binary_search(worker).is_ok())
     }
 }
 
@@ -231,6 +241,11 @@ impl Queue {
     pub(crate) fn executions(&self) -> impl Iterator<Item = (&Class, usize)> {
         let classes = self.classes.iter();
         classes.map(|(class, queue)| (class, queue.executions))
+    }
+
+    /// Changes the number that [`Self::version`] returns.
+    pub(crate) fn renumber(&mut self) {
+        self.version += 1;
     }
 
     /// Returns a number that grows with each change of [`Self::executions`].

@@ -29,7 +29,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     ledger::{AttemptId, Capacity, WorkerId},
     name::OperationId,
-    scheduler::{Claimed, EndedAction, ListedAction, Scheduler, Totals},
+    scheduler::{Claimed, EndedAction, ListedAction, Scheduler, Taker, Totals},
     state::{ActionKey, Effect, Grant, Options, Refused, Report, Request, Stage, Time},
     watch::Watch,
     worker::{Attempt, Worker},
@@ -179,8 +179,16 @@ where
 
     /// Adds a worker, which gets attempts from now on.
     pub fn add_worker(&self, id: WorkerId, capacity: Capacity, worker: Arc<dyn Worker<J, O>>) {
-        let event = |state: &mut RunnerState<J, O>, _| state.scheduler.set_worker(&id, capacity);
-        self.shared.apply(event);
+        let fitting = Arc::clone(&worker);
+        let taker = Taker {
+            worker: id.clone(),
+            memory: capacity.memory,
+            fits: Arc::new(move |platform| fitting.fits(platform)),
+        };
+        self.shared.apply(|state, _| {
+            state.scheduler.set_worker(&id, capacity);
+            state.scheduler.set_taker(taker);
+        });
         let claimant = Claimant {
             shared: Arc::clone(&self.shared),
             tasks: self.tasks.clone(),

@@ -8,6 +8,7 @@ mod list;
 mod peers;
 mod recent;
 mod report;
+mod takers;
 #[cfg(test)]
 mod tests;
 
@@ -16,6 +17,7 @@ pub use self::{
     foreign::ForeignClaim,
     list::{Ends, ListedAction, Totals},
     recent::EndedAction,
+    takers::Taker,
 };
 
 use std::{
@@ -23,7 +25,7 @@ use std::{
     sync::Arc,
 };
 
-use self::{foreign::ForeignQueue, recent::Recent};
+use self::{foreign::ForeignQueue, recent::Recent, takers::Takers};
 use crate::{
     execution::Execution,
     ledger::Ledger,
@@ -70,6 +72,7 @@ pub struct Scheduler<J, O> {
     next: u64,
     ends: Ends,
     recent: Recent,
+    takers: Takers,
 }
 
 impl<J, O> Scheduler<J, O> {
@@ -91,6 +94,7 @@ impl<J, O> Scheduler<J, O> {
             next: 0,
             ends: Ends::default(),
             recent: Recent::default(),
+            takers: Takers::default(),
         }
     }
 
@@ -204,11 +208,14 @@ impl<J, O> Scheduler<J, O> {
             self.end_operation(id, End::Abandoned, now);
         }
         self.operations.expire(&self.options, now);
+        self.end_rests(now);
     }
 
     /// Returns the time of the next [`Self::tick`]; `None` if nothing is due without another event.
     pub fn deadline(&self) -> Option<Time> {
-        self.operations.deadline(&self.options)
+        let deadline = self.operations.deadline(&self.options);
+        let deadlines = deadline.into_iter().chain(self.takers.deadline());
+        deadlines.min()
     }
 
     /// Refuses new operations from now on, and leaves the queued ones to peers ([`Self::claim_for`]). This node's workers

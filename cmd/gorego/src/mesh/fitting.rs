@@ -24,7 +24,7 @@ const MAX_VALUES: usize = 20;
 /// Returns the other nodes that take actions.
 fn takers(view: View) -> impl Iterator<Item = Arc<Record>> {
     let nodes = view.nodes.into_iter();
-    let takers = nodes.filter(|node| ["alive", "suspect"].contains(&node.state));
+    let takers = nodes.filter(|node| ["alive", "failing", "suspect"].contains(&node.state));
     let records = takers.map(|node| node.record);
     records.filter(|record| record.slots > 0)
 }
@@ -34,27 +34,43 @@ pub(crate) fn takes(cluster: &Cluster, platform: &str) -> bool {
     takers(cluster.view()).any(|record| fits(&record, platform))
 }
 
-/// The nodes that took actions in the last minutes, by name.
+/// The nodes that took actions in the last minutes.
 #[derive(Debug, Default)]
-struct Seen(BTreeMap<String, (Arc<Record>, Instant)>);
+struct Seen {
+    /// The nodes by name, and the last time that each took actions.
+    nodes: BTreeMap<String, (Arc<Record>, Instant)>,
+    /// A number that grows when their platforms change.
+    version: u64,
+}
 
 impl Seen {
     fn update(&mut self, takers: impl Iterator<Item = Arc<Record>>) {
         let now = Instant::now();
         for record in takers {
             let name = record.node.node().to_owned();
-            self.0.insert(name, (record, now));
+            let platform = Some(&record.platform);
+            let known = self.nodes.get(&name);
+            if known.map(|(record, _)| &record.platform) != platform {
+                self.version += 1;
+            }
+            self.nodes.insert(name, (record, now));
         }
-        self.0
+        let before = self.nodes.len();
+        self.nodes
             .retain(|_, (_, seen)| now.saturating_duration_since(*seen) < GRACE);
+        if self.nodes.len() != before {
+            self.version += 1;
+        }
     }
 
     fn meets(&self, platform: &str) -> bool {
-        self.0.values().any(|(record, _)| fits(record, platform))
+        self.nodes
+            .values()
+            .any(|(record, _)| fits(record, platform))
     }
 
     fn values(&self, name: &str) -> Vec<String> {
-        let records = self.0.values();
+        let records = self.nodes.values();
         let values = records.flat_map(|(record, _)| record.values(name).map(str::to_owned));
         let mut values: Vec<_> = values.collect();
         values.sort_unstable();
@@ -67,15 +83,17 @@ impl Seen {
 /// Returns the platforms of the other nodes that take actions, or took some in the last five minutes.
 pub(super) fn platforms(joined: Arc<OnceLock<Arc<Cluster>>>) -> PeerPlatforms {
     let seen = Arc::new(Mutex::new(Seen::default()));
-    let named = Arc::clone(&seen);
-    let meets = move |platform: &str| {
+    let (named, met) = (Arc::clone(&seen), Arc::clone(&seen));
+    let version = move || {
         let mut seen = seen.lock();
         if let Some(cluster) = joined.get() {
             seen.update(takers(cluster.view()));
         }
-        seen.meets(platform)
+        seen.version
     };
-    PeerPlatforms::new(meets).with_values(move |name| named.lock().values(name))
+    PeerPlatforms::new(move |platform| met.lock().meets(platform))
+        .with_values(move |name| named.lock().values(name))
+        .with_version(version)
 }
 
 #[cfg(test)]
@@ -110,5 +128,10 @@ mod tests {
         tokio::time::advance(Duration::from_secs(1)).await;
         seen.update(std::iter::empty());
         assert!(!seen.meets("gpu\x001\0") && seen.meets("gpu\x003\0"));
+        let version = seen.version;
+        seen.update([node("b", "3")].into_iter());
+        assert_eq!(seen.version, version);
+        seen.update([node("b", "4")].into_iter());
+        assert_ne!(seen.version, version);
     }
 }

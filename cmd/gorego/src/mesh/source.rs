@@ -61,7 +61,8 @@ fn node(node: &NodeView) -> PeerNode {
 /// Returns the counts for the metrics.
 pub(crate) fn counts(cluster: &Cluster, counters: &Counters) -> ClusterReport {
     let view = cluster.view();
-    let mut members = BTreeMap::from(["alive", "suspect", "draining", "down"].map(|it| (it, 0)));
+    let mut members =
+        BTreeMap::from(["alive", "failing", "suspect", "draining", "down"].map(|it| (it, 0)));
     for node in view.nodes.iter().filter(|node| node.state != "self") {
         *members.entry(node.state).or_default() += 1;
     }

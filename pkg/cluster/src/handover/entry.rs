@@ -263,8 +263,8 @@ impl Peer {
         self.given.insert(attempt, given);
     }
 
-    /// Renews the lease of an attempt, or stops an attempt that no client waits for. A lost attempt whose action is
-    /// still awaited continues: the first outcome is used.
+    /// Renews the lease of an attempt, or stops an attempt that no client waits for. A lost attempt is resumed if its
+    /// action is queued again. If it runs elsewhere already, both continue: the first outcome is used.
     fn renew_lease(
         &mut self,
         node: &Generation,
@@ -274,6 +274,8 @@ impl Peer {
     ) {
         if let Some(given) = self.given.get_mut(&attempt) {
             given.until = now.saturating_add(LEASE);
+        } else if host.adopt(node, attempt) {
+            self.lease(attempt, now);
         }
         if !host.is_awaited(attempt) {
             host.send(node, cancel(attempt));

@@ -1,7 +1,7 @@
 //! The links, the scheduler and the tasks of a node, as its hand-over uses them.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     panic::AssertUnwindSafe,
     sync::{Arc, OnceLock},
 };
@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use gorego_limits::LogLimit;
 use gorego_scheduler::{
-    ActionKey, AttemptId, ForeignSlot, Generation, Need, Phase, Report, Runner, WorkerId,
+    ActionKey, AttemptId, ForeignSlot, Generation, Need, Phase, Report, Runner, Taker, WorkerId,
 };
 use prost::Message as _;
 use reapi::gorego::cluster::{self as proto, Done, Frame, Load, done::End, frame::Content};
@@ -20,7 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{Told, Work, dials::Dials, view::Counts};
 use crate::{
     choice,
-    handover::{Host, wire},
+    handover::{Host, Member, wire},
     link::{Links, MAX_FRAME, SendError},
     record::Record,
 };
@@ -49,6 +49,8 @@ pub(super) struct Parts<J, O> {
     /// The actions of this node at other nodes, as long as a client waits for them.
     pub(super) given: HashMap<AttemptId, Given<J>>,
     pub(super) counts: Counts,
+    /// The nodes whose last attempts failed.
+    pub(super) failing: BTreeSet<String>,
     /// Limits the errors of a node that shares no work.
     pub(super) namesake: LogLimit,
 }
@@ -107,6 +109,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
             taken: HashMap::new(),
             given: HashMap::new(),
             counts: Counts::default(),
+            failing: BTreeSet::new(),
             namesake: LogLimit::new(),
         }
     }
@@ -194,7 +197,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
         }
     }
 
-    fn fits(&self, peer: &Generation) -> impl Fn(&str) -> bool {
+    fn fits(&self, peer: &Generation) -> impl Fn(&str) -> bool + use<J, O> {
         let record = self.records.get(peer).cloned();
         let work = Arc::clone(&self.work);
         move |platform| {
@@ -215,7 +218,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
 
     fn queued(&mut self, peer: &Generation) -> Vec<(Need, usize)> {
         let fits = self.fits(peer);
-        self.scheduler.queued_by_need(fits)
+        self.scheduler.queued_by_need(&worker(peer), fits)
     }
 
     fn backlog(&mut self) -> (usize, u64) {
@@ -244,6 +247,27 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
             frame.metadata.clear();
         }
         Some((grant.attempt, frame))
+    }
+
+    fn set_takers(&mut self, takers: &[&Member]) {
+        let taker = |member: &&Member| Taker {
+            worker: worker(&member.node),
+            memory: member.memory,
+            fits: Arc::new(self.fits(&member.node)),
+        };
+        self.scheduler.set_peers(takers.iter().map(taker).collect());
+    }
+
+    fn adopt(&mut self, peer: &Generation, attempt: AttemptId) -> bool {
+        let Some(given) = self.given.get_mut(&attempt) else {
+            return false;
+        };
+        let is_adopted = self.scheduler.adopt(&worker(peer), attempt);
+        if is_adopted {
+            tracing::debug!(%peer, "a node came back, and its attempt is resumed");
+            (given.node, given.has_ended) = (peer.clone(), false);
+        }
+        is_adopted
     }
 
     fn is_awaited(&self, attempt: AttemptId) -> bool {

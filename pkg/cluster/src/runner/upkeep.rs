@@ -63,11 +63,12 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
     }
 
     /// Returns the state of a member as text for users.
-    pub(super) fn state_of(record: &Record, state: MemberState) -> &'static str {
+    pub(super) fn state_of(&self, record: &Record, state: MemberState) -> &'static str {
         match state {
             MemberState::Down => "down",
             MemberState::Suspect => "suspect",
             MemberState::Alive if record.draining => "draining",
+            MemberState::Alive if self.failing.contains(record.node.node()) => "failing",
             MemberState::Alive => "alive",
         }
     }

@@ -1,6 +1,10 @@
 //! The cluster as one node knows it.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use gorego_scheduler::Generation;
 use reapi::gorego::cluster::Load;
@@ -24,7 +28,7 @@ pub struct View {
 pub struct NodeView {
     /// The facts about it.
     pub record: Arc<Record>,
-    /// `self`, `alive`, `suspect`, `draining` or `down`.
+    /// `self`, `alive`, `failing`, `suspect`, `draining` or `down`.
     pub state: &'static str,
     /// Its load; `None` if it is not known now.
     pub load: Option<Load>,
@@ -97,6 +101,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
         members: &[(Arc<Record>, MemberState)],
     ) -> View {
         self.forget();
+        self.update_failing();
         let own = NodeView {
             load: Some(self.own_load()),
             ..NodeView::of(me.clone().into(), "self")
@@ -110,7 +115,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
                 given,
                 has_link: linked.is_some(),
                 round_trip: self.links.round_trip(&record.node),
-                ..NodeView::of(Arc::clone(record), Self::state_of(record, *state))
+                ..NodeView::of(Arc::clone(record), self.state_of(record, *state))
             }
         });
         let mut nodes: Vec<_> = others.chain([own]).collect();
@@ -123,5 +128,19 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
                 ..self.counts.clone()
             },
         }
+    }
+
+    /// Finds the nodes whose attempts fail, and logs each once.
+    fn update_failing(&mut self) {
+        let failing = self.scheduler.failing().into_iter();
+        let failing: BTreeSet<_> = failing.map(|worker| worker.to_string()).collect();
+        for node in failing.difference(&self.failing) {
+            tracing::info!(
+                node,
+                "attempts fail one after another at a node, which gets few actions while others can run them: see the \
+                 log of the node, and drain it for a repair"
+            );
+        }
+        self.failing = failing;
     }
 }

@@ -5,20 +5,23 @@ use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 use gorego_storage::shorten;
 use parking_lot::Mutex;
 use reapi::v2::{Platform, platform::Property};
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 
 use super::{HERE, PERSISTENT_WORKER, accepts, properties};
 
 /// The time for which an action waits for a node with its platform.
 const WAIT: Duration = Duration::from_secs(30);
-/// The period in which the other nodes are checked meanwhile.
-const POLL: Duration = Duration::from_millis(200);
 /// The most texts of platforms that are kept to be shared, and the longest, in bytes.
 const MAX_TEXTS: usize = 1000;
 const MAX_TEXT: usize = 4096;
 
 /// A function that returns the values of a property at other nodes.
 type Values = dyn Fn(&str) -> Vec<String> + Send + Sync;
+/// A function that returns a number that grows when other nodes come or go.
+type Version = dyn Fn() -> u64 + Send + Sync;
 
 /// The platforms of other nodes, which can also run actions.
 #[derive(Clone)]
@@ -26,18 +29,23 @@ pub struct PeerPlatforms {
     meets: Arc<dyn Fn(&str) -> bool + Send + Sync>,
     values: Arc<Values>,
     wait: Duration,
+    version: Arc<Version>,
+    /// Notified when other nodes came or went.
+    changes: Arc<watch::Sender<u64>>,
     /// The texts of platforms. Actions of one platform share one.
     texts: Arc<Mutex<HashSet<Arc<str>>>>,
 }
 
 impl PeerPlatforms {
     /// Wraps a function that returns whether another node meets a platform, given its text (see [`properties`]), or met
-    /// it a while ago. The function is called at least once a second.
+    /// it a while ago.
     pub fn new(meets: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
         Self {
             meets: Arc::new(meets),
             values: Arc::new(|_| Vec::new()),
             wait: WAIT,
+            version: Arc::new(|| 0),
+            changes: Arc::default(),
             texts: Arc::default(),
         }
     }
@@ -49,6 +57,14 @@ impl PeerPlatforms {
         values: impl Fn(&str) -> Vec<String> + Send + Sync + 'static,
     ) -> Self {
         self.values = Arc::new(values);
+        self
+    }
+
+    /// Sets the function that returns a number that grows when other nodes come or go. It is called several times a
+    /// second.
+    #[must_use]
+    pub fn with_version(mut self, version: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        self.version = Arc::new(version);
         self
     }
 
@@ -64,15 +80,18 @@ impl PeerPlatforms {
         (self.meets)(platform)
     }
 
+    /// Wakes the actions that wait for a platform, if other nodes came or went. Returns whether they did.
+    pub(crate) fn check(&self) -> bool {
+        let version = (self.version)();
+        self.changes
+            .send_if_modified(|last| std::mem::replace(last, version) != version)
+    }
+
     /// Waits until another node meets a platform. Returns false if none does in time. The time counts from `since` on.
     pub(crate) async fn wait_for(&self, platform: &str, since: Instant) -> bool {
-        while !self.meets(platform) {
-            if since.elapsed() >= self.wait {
-                return false;
-            }
-            sleep(POLL).await;
-        }
-        true
+        let mut changes = self.changes.subscribe();
+        let is_met = changes.wait_for(|_| self.meets(platform));
+        matches!(timeout_at(since + self.wait, is_met).await, Ok(Ok(_)))
     }
 
     /// Returns the values that other nodes have instead of those of a platform.

@@ -11,6 +11,7 @@ use super::Runner;
 use crate::{
     ledger::{AttemptId, WorkerId},
     queue::Need,
+    scheduler::Taker,
     state::{Grant, Phase, Report},
 };
 
@@ -52,6 +53,13 @@ where
             .apply(|state, now| state.scheduler.lose(attempt, now));
     }
 
+    /// Resumes a lost attempt that its peer still runs ([`Scheduler::adopt`](crate::Scheduler::adopt)). Returns false if
+    /// that is no longer possible.
+    pub fn adopt(&self, peer: &WorkerId, attempt: AttemptId) -> bool {
+        self.shared
+            .apply(|state, now| state.scheduler.adopt(peer, attempt, now))
+    }
+
     /// Records that a peer did not begin an attempt. The execution is queued again, and no loss is counted.
     pub fn decline(&self, attempt: AttemptId) {
         self.shared
@@ -76,9 +84,26 @@ where
         self.shared.state.lock().scheduler.is_awaited(attempt)
     }
 
-    /// Returns the numbers of queued executions by need, for executions whose platform meets `fits`.
-    pub fn queued_by_need(&self, fits: impl Fn(&str) -> bool) -> Vec<(Need, usize)> {
-        self.shared.state.lock().scheduler.queued_by_need(fits)
+    /// Returns the numbers of queued executions by need that a peer may run, whose platform meets `fits`.
+    pub fn queued_by_need(
+        &self,
+        peer: &WorkerId,
+        fits: impl Fn(&str) -> bool,
+    ) -> Vec<(Need, usize)> {
+        let scheduler = &self.shared.state.lock().scheduler;
+        scheduler.queued_by_need(peer, fits)
+    }
+
+    /// Replaces the peers that take actions ([`Scheduler::set_peers`](crate::Scheduler::set_peers)).
+    pub fn set_peers(&self, peers: Vec<Taker>) {
+        self.shared
+            .apply(|state, _| state.scheduler.set_peers(peers));
+    }
+
+    /// Returns the workers whose last attempts failed so often that they rest in between.
+    pub fn failing(&self) -> Vec<WorkerId> {
+        let scheduler = &self.shared.state.lock().scheduler;
+        scheduler.failing().cloned().collect()
     }
 
     /// Returns the target and the mnemonic of the next action in the order of the queue.

@@ -5,9 +5,8 @@ use std::sync::Arc;
 use super::{ForeignClaim, Scheduler};
 use crate::{
     ledger::{AttemptId, Capacity, Ledger, WorkerId},
-    phases::Phases,
     queue::{Class, Need, Next},
-    state::{Grant, Running, Time},
+    state::{Grant, Time},
 };
 
 /// The most claims that smaller executions get in front of one that needs more memory than is free.
@@ -60,7 +59,9 @@ impl<J, O> Scheduler<J, O> {
         let next = if let Some(awaited) = self.ledger.drains_for(worker) {
             self.entry_that_fits(worker, awaited)?
         } else {
-            let first = self.queue.next(|class| class.is_met(&fits))?;
+            let first = self
+                .queue
+                .next(|class| self.may_run(worker, class, &fits))?;
             if self.fits(worker, first.execution) {
                 first
             } else {
@@ -93,7 +94,7 @@ impl<J, O> Scheduler<J, O> {
         let is_free = |class: &Class| self.ledger.fits(worker, &class.need);
         let next = self
             .queue
-            .next(|class| is_free(class) && class.is_met(&fits))?;
+            .next(|class| is_free(class) && self.may_run(worker, class, &fits))?;
         let bypassed = self.bypassed(passed)?;
         *bypassed = bypassed.saturating_add(1);
         Some(next)
@@ -120,13 +121,23 @@ impl<J, O> Scheduler<J, O> {
         if let Some(queue) = self.foreign.get(&number) {
             return self.fits(worker, number).then(|| queue.next(number));
         }
+        let next = self.entry(number)?;
+        self.fits(worker, number).then_some(next)
+    }
+
+    /// Returns an entry of a queued execution.
+    pub(super) fn entry(&self, number: u64) -> Option<Next> {
         let execution = self.executions.get(&number)?;
         let entry = self.operations.live(*execution.operations.first()?)?;
-        let next = Next {
+        Some(Next {
             line: entry.line?,
             execution: number,
-        };
-        self.fits(worker, number).then_some(next)
+        })
+    }
+
+    /// Returns whether a worker of this node meets the requirements of a class, and does not leave it to others.
+    fn may_run(&self, worker: &WorkerId, class: &Class, fits: impl Fn(&str) -> bool) -> bool {
+        class.is_met(fits) && !self.leaves(worker, class)
     }
 
     /// Returns whether an execution fits the worker's free resources.
@@ -154,14 +165,7 @@ impl<J, O> Scheduler<J, O> {
             number: execution.attempts,
         };
         let memory = reserve(&mut self.ledger, attempt, &execution.class.need);
-        execution.running = Some(Running {
-            attempt,
-            worker: worker.clone(),
-            phase: None,
-            run: execution.runs,
-            since: now,
-            phases: Phases::default(),
-        });
+        execution.begin(attempt, worker, now);
         self.executing += 1;
         let grant = Grant {
             attempt,

@@ -44,6 +44,7 @@ impl ForeignQueue {
         Class {
             platform: None,
             need: self.need,
+            tried: None,
         }
     }
 
@@ -122,6 +123,7 @@ impl<J, O> Scheduler<J, O> {
         let class = Class {
             platform: None,
             need,
+            tried: None,
         };
         let rank = Rank {
             first_run: true,

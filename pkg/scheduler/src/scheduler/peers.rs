@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::Scheduler;
 use crate::{
+    execution::Execution,
     ledger::{AttemptId, WorkerId},
     queue::{Class, Need},
     state::{Grant, Phase, Time},
@@ -23,7 +24,7 @@ impl<J, O> Scheduler<J, O> {
         fits: impl Fn(&str) -> bool,
         now: Time,
     ) -> Option<Grant<J>> {
-        let is_fitting = |class: &Class| class.platform.as_deref().is_some_and(&fits);
+        let is_fitting = |class: &Class| self.suits(peer, class, &fits);
         let is_alone = |class: &Class| class.need == Need::Alone && is_fitting(class);
         let alone = (need == Need::Alone).then(|| self.queue.next(is_alone));
         let covered = |class: &Class| need.covers(class.need) && is_fitting(class);
@@ -37,12 +38,21 @@ impl<J, O> Scheduler<J, O> {
         })
     }
 
-    /// Returns the numbers of queued executions by need, for executions whose platform meets `fits`. The cost grows
+    /// Returns whether a peer may run the executions of a class, and does not leave them to others.
+    fn suits(&self, peer: &WorkerId, class: &Class, fits: impl Fn(&str) -> bool) -> bool {
+        class.platform.as_deref().is_some_and(fits) && !self.leaves(peer, class)
+    }
+
+    /// Returns the numbers of queued executions by need that a peer may run, whose platform meets `fits`. The cost grows
     /// with the number of different platforms and needs.
-    pub fn queued_by_need(&self, fits: impl Fn(&str) -> bool) -> Vec<(Need, usize)> {
+    pub fn queued_by_need(
+        &self,
+        peer: &WorkerId,
+        fits: impl Fn(&str) -> bool,
+    ) -> Vec<(Need, usize)> {
         let mut counts = BTreeMap::new();
         for (class, executions) in self.queue.executions() {
-            if class.platform.as_deref().is_some_and(&fits) && executions > 0 {
+            if executions > 0 && self.suits(peer, class, &fits) {
                 *counts.entry(class.need).or_default() += executions;
             }
         }
@@ -66,6 +76,31 @@ impl<J, O> Scheduler<J, O> {
     pub fn is_awaited(&self, attempt: AttemptId) -> bool {
         let execution = self.executions.get(&attempt.execution);
         execution.is_some_and(|execution| attempt.number <= execution.attempts)
+    }
+
+    /// Resumes an attempt that was lost, but that its peer still runs. Returns false if the attempt was not lost at this
+    /// peer, or if its execution is no longer queued; then the first outcome is used.
+    pub fn adopt(&mut self, peer: &WorkerId, attempt: AttemptId, now: Time) -> bool {
+        let number = attempt.execution;
+        let Some(next) = self.entry(number) else {
+            return false;
+        };
+        let lost = (attempt.number, peer.clone());
+        let is_lost = |execution: &Box<Execution<J>>| execution.lost.contains(&lost);
+        if !self.executions.get(&number).is_some_and(is_lost) {
+            return false;
+        }
+        self.queue.reserve_slot(next.line);
+        self.leave_queue(number);
+        self.ledger.reserve_at_peer(peer, attempt, next.line);
+        if let Some(execution) = self.executions.get_mut(&number) {
+            execution.lost.retain(|other| *other != lost);
+            execution.update_tried();
+            execution.begin(attempt, peer, now);
+        }
+        self.executing += 1;
+        self.notify(number);
+        true
     }
 
     /// Records that a peer did not begin an attempt, for lack of a slot. The execution is queued again at the head, and

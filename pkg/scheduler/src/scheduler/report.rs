@@ -37,7 +37,12 @@ impl<J, O> Scheduler<J, O> {
     /// Records the end of an attempt, whose resources are free from now on. A final outcome is used if the execution
     /// still waits, even if a later attempt is queued or runs already; that one is then stopped.
     pub fn report(&mut self, attempt: AttemptId, report: Report<O>, now: Time) {
-        self.release(attempt);
+        let worker = self.release(attempt);
+        match (&report, worker) {
+            (Report::Done(_) | Report::OutOfMemory(_), Some(worker)) => self.succeeded(&worker),
+            (Report::Failed(_), Some(worker)) => self.failed(&worker, now),
+            _ => {}
+        }
         let Some(execution) = self.executions.get_mut(&attempt.execution) else {
             return;
         };
@@ -53,8 +58,11 @@ impl<J, O> Scheduler<J, O> {
                 self.requeue(attempt.execution, now);
                 return;
             }
-            Report::Failed(_) if execution.failures < self.options.max_retries => {
-                execution.failures += 1;
+            Report::Failed(_) if execution.failed.len() < allowed(self.options.max_retries) => {
+                let running = execution.running.as_ref();
+                let worker = running.map(|running| running.worker.clone());
+                execution.failed.extend(worker);
+                execution.update_tried();
                 self.requeue(attempt.execution, now);
                 return;
             }
@@ -79,6 +87,7 @@ impl<J, O> Scheduler<J, O> {
 
     /// Removes a worker. Its executions are queued again, and end after `max_losses` such losses.
     pub fn remove_worker(&mut self, worker: &WorkerId, now: Time) {
+        self.takers.remove(worker);
         for (attempt, reservation) in self.ledger.remove(worker) {
             self.free_slot(&reservation);
             // An attempt with a reservation is its execution's current one, or the execution has ended.
@@ -87,11 +96,12 @@ impl<J, O> Scheduler<J, O> {
         self.wake();
     }
 
-    pub(super) fn release(&mut self, attempt: AttemptId) {
-        if let Some(reservation) = self.ledger.release(attempt) {
-            self.free_slot(&reservation);
-            self.wake();
-        }
+    /// Releases the resources of an attempt. Returns its worker, if it had any.
+    pub(super) fn release(&mut self, attempt: AttemptId) -> Option<WorkerId> {
+        let reservation = self.ledger.release(attempt)?;
+        self.free_slot(&reservation);
+        self.wake();
+        Some(reservation.worker)
     }
 
     fn free_slot(&mut self, reservation: &Reservation) {
@@ -105,17 +115,16 @@ impl<J, O> Scheduler<J, O> {
         let Some(execution) = self.executions.get_mut(&number) else {
             return;
         };
-        let worker = execution
-            .running
-            .as_ref()
-            .map(|running| running.worker.clone());
-        execution.lost.extend(worker);
-        let allowed = usize::try_from(self.options.max_losses).unwrap_or(usize::MAX);
-        if execution.lost.len() <= allowed {
+        let running = execution.running.as_ref();
+        let lost = running.map(|running| (running.attempt.number, running.worker.clone()));
+        execution.lost.extend(lost);
+        if execution.lost.len() <= allowed(self.options.max_losses) {
+            execution.update_tried();
             self.requeue(number, now);
             return;
         }
-        let end = End::WorkersLost(mem::take(&mut execution.lost).into());
+        let lost = mem::take(&mut execution.lost).into_iter();
+        let end = End::WorkersLost(lost.map(|(_, worker)| worker).collect());
         self.end_execution(number, &end, 0, now);
     }
 
@@ -145,4 +154,8 @@ impl<J, O> Scheduler<J, O> {
         self.notify(number);
         self.wake();
     }
+}
+
+fn allowed(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
 }

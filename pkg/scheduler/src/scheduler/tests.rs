@@ -7,6 +7,7 @@ mod foreign;
 mod model;
 mod operations;
 mod peers;
+mod takers;
 
 use std::{sync::Arc, time::Duration};
 

@@ -13,8 +13,8 @@ use std::{
 
 use fastrand::Rng;
 use gorego_scheduler::{
-    AttemptId, Capacity, Claimed, Effect, End, Generation, OperationId, Options, Phase, Report,
-    Scheduler, Stage, Time, WorkerId,
+    AttemptId, Capacity, Claimed, Effect, End, Generation, OperationId, Options, Outcome, Phase,
+    Report, Scheduler, Stage, Taker, Time, WorkerId,
 };
 use reapi::gorego::cluster::{Done, done::End as DoneEnd, frame::Content};
 
@@ -80,6 +80,10 @@ pub(crate) struct World {
     next: u64,
     latency: Duration,
     broken: BTreeSet<u64>,
+    /// The nodes at which every attempt fails at once.
+    pub(super) bad: BTreeSet<usize>,
+    /// Set if clients may get the failures of nodes.
+    pub(super) failures_are_expected: bool,
     /// The pairs of nodes that cannot connect.
     pub(crate) partitions: BTreeSet<(usize, usize)>,
     pub(crate) random: Rng,
@@ -111,6 +115,13 @@ impl Node {
         let mut scheduler = Scheduler::new(options());
         let memory = MEMORY;
         scheduler.set_worker(&worker, Capacity { slots, memory });
+        if slots > 0 {
+            scheduler.set_taker(Taker {
+                worker: worker.clone(),
+                memory,
+                fits: Arc::new(|_| true),
+            });
+        }
         Self {
             handover: Handover::new(generation.clone(), MEMORY, 7),
             generation,
@@ -142,6 +153,8 @@ impl World {
             next: 0,
             latency,
             broken: BTreeSet::new(),
+            bad: BTreeSet::new(),
+            failures_are_expected: false,
             partitions: BTreeSet::new(),
             random: Rng::with_seed(seed),
             reads: false,
@@ -221,6 +234,8 @@ impl World {
             Event::Tick(node) => {
                 if let Some(at) = self.alive(&node) {
                     self.nodes[at].tick = None;
+                    let now = self.now;
+                    self.nodes[at].scheduler.tick(now);
                     self.with(at, |handover, now, host| handover.tick(now, host));
                 }
             }
@@ -236,9 +251,14 @@ impl World {
         let Some((action, is_foreign)) = node.running.remove(&slot) else {
             return;
         };
+        let value = if end == DoneEnd::Failed {
+            u32::MAX
+        } else {
+            action
+        };
         let done = Done {
             end: end.into(),
-            response: action.to_le_bytes().to_vec().into(),
+            response: value.to_le_bytes().to_vec().into(),
             ..Done::default()
         };
         let (_, report) = report_of(&done);
@@ -305,7 +325,12 @@ impl World {
         node.running.insert(slot, (action, is_foreign));
         node.busy += time;
         assert!(node.running.len() <= node.slots);
-        let end = Event::End(node.generation.clone(), slot, DoneEnd::Done);
+        let (time, end) = if self.bad.contains(&at) {
+            (Duration::from_millis(1), DoneEnd::Failed)
+        } else {
+            (time, DoneEnd::Done)
+        };
+        let end = Event::End(node.generation.clone(), slot, end);
         self.after(time, end);
         if is_foreign {
             self.with(at, |handover, _, host| {
@@ -369,7 +394,7 @@ impl World {
                     }
                     Stage::Completed(end) => {
                         if let End::Outcome(value) = end {
-                            assert_eq!(*value, operation.action);
+                            assert!(*value == operation.action || self.failures_are_expected);
                         }
                         operation.ends += 1;
                         self.ended += 1;

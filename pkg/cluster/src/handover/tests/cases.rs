@@ -237,3 +237,90 @@ fn a_busy_link_is_not_idle() {
     world.pass(SECOND);
     assert!(!world.nodes[0].handover.is_busy(&peer));
 }
+
+#[test]
+fn a_failed_action_runs_at_another_node_though_the_bad_one_is_free() {
+    for bad in 0..3 {
+        let mut world = World::new(&[1, 1, 1], LATENCY, 3);
+        world.bad.insert(bad);
+        // More than fail before the bad node rests. A delivered failure is an error of the world.
+        for action in 0..200 {
+            world.submit(0, action, 0);
+        }
+        end(&mut world);
+        assert!((203..=230).contains(&world.begun), "{}", world.begun);
+    }
+}
+
+#[test]
+fn a_node_that_failed_runs_an_action_once_the_others_are_gone() {
+    let mut world = World::new(&[0, 1, 1], LATENCY, 3);
+    world.duration = minute;
+    world.bad.insert(1);
+    for action in 0..2 {
+        world.submit(0, action, 0);
+    }
+    world.pass(SECOND);
+    // One runs at the good node, and the other waits for it, as it failed at the bad one.
+    assert_eq!(runs_at(&world), [2]);
+    world.bad.clear();
+    world.crash(2);
+    world.pass(5 * SECOND);
+    assert_eq!(runs_at(&world), [1]);
+    end(&mut world);
+}
+
+#[test]
+fn a_node_that_failed_runs_an_action_if_the_other_cannot_be_reached() {
+    let mut world = World::new(&[0, 1, 1], LATENCY, 3);
+    world.partitions.insert((0, 2));
+    world.bad.insert(1);
+    world.submit(0, 1, 0);
+    // The action ends with the error of its node, since there is no other.
+    world.failures_are_expected = true;
+    assert!(end(&mut world) < 5 * SECOND);
+}
+
+#[test]
+fn a_node_that_comes_back_goes_on_with_its_attempt() {
+    let mut world = start(&[0, 1], ten_seconds);
+    world.partitions.insert((0, 1));
+    world.break_link(0, 1);
+    world.pass(3 * SECOND);
+    let totals = world.nodes[0].scheduler.totals();
+    assert_eq!((totals.queued, totals.running), (1, 0));
+    world.partitions.clear();
+    world.pass(2 * SECOND);
+    let totals = world.nodes[0].scheduler.totals();
+    assert_eq!((totals.queued, totals.running), (0, 1));
+    end(&mut world);
+    assert_eq!(world.begun, 1);
+    // Repeated losses of one attempt are not counted together.
+    let mut world = start(&[0, 1], minute);
+    for _ in 0..10 {
+        world.partitions.insert((0, 1));
+        world.break_link(0, 1);
+        world.pass(3 * SECOND);
+        world.partitions.clear();
+        world.pass(2 * SECOND);
+    }
+    end(&mut world);
+    assert_eq!(world.begun, 1);
+}
+
+#[test]
+fn the_late_end_of_a_paused_node_is_used_and_the_second_attempt_stops() {
+    let mut world = start(&[0, 1, 1], ten_seconds);
+    let [at] = runs_at(&world)[..] else {
+        panic!("runs nowhere");
+    };
+    world.pass(6 * SECOND);
+    world.pause(at, 6 * SECOND);
+    world.pass(5 * SECOND);
+    assert_eq!(world.begun, 2);
+    // The first attempt ends when its node goes on, and the second one would end later.
+    assert!(end(&mut world) < 2 * SECOND);
+    world.pass(SECOND / 2);
+    assert!(runs_at(&world).is_empty());
+    assert_eq!(world.nodes[0].scheduler.totals().running, 0);
+}

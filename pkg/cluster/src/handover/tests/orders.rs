@@ -17,6 +17,7 @@ enum Step {
     Restart(usize),
     Cancel(usize),
     Pause(usize, u64),
+    Flap(usize, usize, u64),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -31,6 +32,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => node().prop_map(Step::Restart),
         1 => any::<u16>().prop_map(|at| Step::Cancel(at.into())),
         1 => (node(), 0_u64..8000).prop_map(|(n, ms)| Step::Pause(n, ms)),
+        1 => (node(), node(), 0_u64..5000).prop_map(|(a, b, ms)| Step::Flap(a, b, ms)),
     ]
 }
 
@@ -53,6 +55,15 @@ fn apply(world: &mut World, step: &Step) {
             let (a, b) = pair(a, b);
             world.partitions.insert((a.min(b), a.max(b)));
             world.break_link(a, b);
+        }
+        Step::Flap(a, b, ms) => {
+            let (a, b) = pair(a, b);
+            let is_new = world.partitions.insert((a.min(b), a.max(b)));
+            world.break_link(a, b);
+            world.pass(Duration::from_millis(ms));
+            if is_new {
+                world.partitions.remove(&(a.min(b), a.max(b)));
+            }
         }
         Step::Heal => world.partitions.clear(),
         Step::Crash(node) => world.crash(node % count),

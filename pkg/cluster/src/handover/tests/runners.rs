@@ -115,8 +115,9 @@ impl Host for NodeHost<'_> {
 
     fn connect(&mut self, _peer: &Generation) {}
 
-    fn queued(&mut self, _peer: &Generation) -> Vec<(Need, usize)> {
-        self.0.runner.queued_by_need(|_| true)
+    fn queued(&mut self, peer: &Generation) -> Vec<(Need, usize)> {
+        let worker = WorkerId::new(&peer.to_string());
+        self.0.runner.queued_by_need(&worker, |_| true)
     }
 
     fn backlog(&mut self) -> (usize, u64) {
@@ -136,6 +137,13 @@ impl Host for NodeHost<'_> {
             ..proto::Grant::default()
         };
         Some((grant.attempt, frame))
+    }
+
+    fn set_takers(&mut self, _takers: &[&Member]) {}
+
+    fn adopt(&mut self, peer: &Generation, attempt: AttemptId) -> bool {
+        let worker = WorkerId::new(&peer.to_string());
+        self.0.runner.adopt(&worker, attempt)
     }
 
     fn is_awaited(&self, attempt: AttemptId) -> bool {

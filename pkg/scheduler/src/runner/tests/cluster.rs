@@ -107,7 +107,7 @@ async fn a_peer_runs_an_action_and_is_told_to_stop_it() {
     let mut first = submit(&runner, 1);
     let second = submit(&runner, 2);
     changes.changed().await.unwrap();
-    assert_eq!(runner.queued_by_need(|_| true), [(NEED, 2)]);
+    assert_eq!(runner.queued_by_need(&peer, |_| true), [(NEED, 2)]);
     let granted = runner.claim_for(&peer, NEED, |_| true).unwrap();
     let other = runner.claim_for(&peer, NEED, |_| true).unwrap();
     assert!(changes.has_changed().unwrap());

@@ -150,7 +150,10 @@ fn a_hundred_thousand_queued_actions_are_served_in_turn() {
     }
     assert_eq!(bench.scheduler.totals().live, 80_000);
     for action in 10_000..20_000 {
-        assert_eq!(bench.scheduler.queued_by_need(|_| true).len(), 1);
+        assert_eq!(
+            bench.scheduler.queued_by_need(&worker("p"), |_| true).len(),
+            1
+        );
         let peer = worker("peer");
         let need = Need::Memory(0);
         let grant = bench.scheduler.claim_for(&peer, need, |_| true, bench.now);

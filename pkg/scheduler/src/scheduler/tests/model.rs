@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{queue::Need, state::Phase};
+use crate::{Taker, queue::Need, state::Phase};
 
 const WORKERS: usize = 3;
 const PLATFORMS: [&str; 2] = ["linux", "any"];
@@ -36,6 +36,8 @@ enum Step {
     SetForeign(u8, usize, usize),
     ClaimFor(usize),
     Decline(prop::sample::Index),
+    Adopt(prop::sample::Index),
+    SetPeers(usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -75,6 +77,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0_u8..2, 0_usize..4, 0_usize..4).prop_map(|(e, n, a)| Step::SetForeign(e, n, a)),
         3 => (0_usize..4).prop_map(Step::ClaimFor),
         1 => any().prop_map(Step::Decline),
+        2 => any().prop_map(Step::Adopt),
+        1 => (0_usize..3).prop_map(Step::SetPeers),
     ]
 }
 
@@ -135,6 +139,11 @@ impl Model {
         self.workers.insert(worker);
         let scheduler = &mut self.bench.scheduler;
         scheduler.set_worker(&name(worker), capacity(worker));
+        scheduler.set_taker(Taker {
+            worker: name(worker),
+            memory: 8 * GIB,
+            fits: Arc::new(move |platform| has_platform(worker, platform)),
+        });
     }
 
     fn remove_worker(&mut self, worker: usize) {
@@ -215,6 +224,7 @@ impl Model {
                 && execution
                     .class
                     .is_met(|platform| has_platform(worker, platform))
+                && !scheduler.leaves(&name(worker), &execution.class)
                 && (fits || held.is_empty())
         }));
     }
@@ -289,6 +299,12 @@ impl Model {
                     self.decline(attempt);
                 }
             }
+            Step::Adopt(at) => {
+                if let Some(attempt) = attempt(at) {
+                    self.adopt(attempt);
+                }
+            }
+            Step::SetPeers(peers) => self.set_peers(*peers),
             Step::Pass(seconds) => self.bench.pass(Duration::from_secs(*seconds)),
         }
     }
@@ -369,6 +385,7 @@ impl Model {
         for worker in 0..WORKERS {
             self.set_worker(worker);
         }
+        self.set_peers(0);
         for _ in 0..200 {
             let claimed = (0..WORKERS).filter(|worker| self.claim(*worker)).count();
             let held: Vec<_> = self.held.keys().copied().collect();

@@ -22,7 +22,7 @@ impl Bench {
 
     fn queued(&self) -> Vec<(Need, usize)> {
         self.scheduler
-            .queued_by_need(|platform| platform == "linux")
+            .queued_by_need(&worker("peer"), |platform| platform == "linux")
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -60,7 +60,9 @@ async fn an_action_waits_until_a_node_can_run_it() {
     let is_met = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&is_met);
     // The node joins once it is asked for the second time.
-    let peers = PeerPlatforms::new(move |_| asked.swap(true, Relaxed));
+    let changes = AtomicU64::new(0);
+    let peers = PeerPlatforms::new(move |_| asked.swap(true, Relaxed))
+        .with_version(move || changes.fetch_add(1, Relaxed));
     let (server, action) = start(peers).await;
     let mut messages = server.execute(request(&action)).await.unwrap();
     assert_eq!(messages.stage().await.1, Value::Queued);

@@ -51,8 +51,8 @@ impl Host for TestHost<'_> {
         self.out.push(Out::Connect(peer.clone()));
     }
 
-    fn queued(&mut self, _peer: &Generation) -> Vec<(Need, usize)> {
-        self.scheduler.queued_by_need(|_| true)
+    fn queued(&mut self, peer: &Generation) -> Vec<(Need, usize)> {
+        self.scheduler.queued_by_need(&id(peer), |_| true)
     }
 
     fn backlog(&mut self) -> (usize, u64) {
@@ -71,6 +71,19 @@ impl Host for TestHost<'_> {
             ..proto::Grant::default()
         };
         Some((grant.attempt, frame))
+    }
+
+    fn set_takers(&mut self, takers: &[&Member]) {
+        let taker = |member: &&Member| Taker {
+            worker: id(&member.node),
+            memory: member.memory,
+            fits: Arc::new(|_| true),
+        };
+        self.scheduler.set_peers(takers.iter().map(taker).collect());
+    }
+
+    fn adopt(&mut self, peer: &Generation, attempt: AttemptId) -> bool {
+        self.scheduler.adopt(&id(peer), attempt, self.now)
     }
 
     fn is_awaited(&self, attempt: AttemptId) -> bool {

@@ -32,8 +32,8 @@ impl Model {
     pub(super) fn claim_for(&mut self, need: usize) {
         let (now, need) = (self.bench.now, NEEDS[need]);
         let scheduler = &mut self.bench.scheduler;
-        let queued = scheduler.queued_by_need(|platform| platform == "any");
         let peer = name(PEER);
+        let queued = scheduler.queued_by_need(&peer, |platform| platform == "any");
         let grant = scheduler.claim_for(&peer, need, |platform| platform == "any", now);
         let covered = |(queued, _): &(Need, usize)| need.covers(*queued);
         assert_eq!(grant.is_some(), queued.iter().any(covered));
@@ -49,10 +49,35 @@ impl Model {
         self.bench.scheduler.decline(attempt, self.bench.now);
     }
 
+    /// Resumes an attempt at the peer.
+    pub(super) fn adopt(&mut self, attempt: AttemptId) {
+        let scheduler = &mut self.bench.scheduler;
+        let execution = scheduler.executions.get(&attempt.execution);
+        let is_lost = execution.is_some_and(|execution| {
+            let lost = (attempt.number, name(PEER));
+            execution.running.is_none() && execution.lost.contains(&lost)
+        });
+        let is_adopted = scheduler.adopt(&name(PEER), attempt, self.bench.now);
+        assert_eq!(is_adopted, is_lost);
+        if is_adopted {
+            self.declined += 1;
+            self.held.insert(attempt, (PEER, 0, false));
+        }
+    }
+
+    pub(super) fn set_peers(&mut self, count: usize) {
+        let peers = (PEER..).take(count).map(|peer| Taker {
+            worker: name(peer),
+            memory: 8 * GIB,
+            fits: Arc::new(|platform| platform == "any"),
+        });
+        self.bench.scheduler.set_peers(peers.collect());
+    }
+
     /// Checks the numbers of queued executions, and that peers are refused nothing.
     pub(super) fn check_queue(&self) {
         let scheduler = &self.bench.scheduler;
-        let queued = scheduler.queued_by_need(|_| true);
+        let queued = scheduler.queued_by_need(&name(PEER + 1), |_| true);
         let queued: usize = queued.iter().map(|(_, executions)| executions).sum();
         assert_eq!(queued, scheduler.totals().queued);
     }

@@ -1,0 +1,35 @@
+//! The peers that take this node's actions: those that are not draining and can be reached.
+
+use gorego_scheduler::Generation;
+
+use super::{Handover, Host, Member};
+
+impl Handover {
+    /// Records that a link with a node is up.
+    pub(super) fn reached(&mut self, node: &Generation, host: &mut impl Host) {
+        if self.unreachable.remove(node) {
+            self.set_takers(host);
+        }
+    }
+
+    /// Records that the link with a node broke, or was not opened. Its share of the actions is not waited for.
+    pub(super) fn not_reached(&mut self, node: &Generation, host: &mut impl Host) {
+        if self.members.contains_key(node) && self.unreachable.insert(node.clone()) {
+            self.set_takers(host);
+        }
+    }
+
+    pub(super) fn set_takers(&mut self, host: &mut impl Host) {
+        let Self {
+            members,
+            unreachable,
+            ..
+        } = self;
+        unreachable.retain(|node| members.contains_key(node));
+        let takes = |member: &&Member| {
+            member.slots > 0 && !member.draining && !unreachable.contains(&member.node)
+        };
+        let takers: Vec<_> = members.values().filter(takes).collect();
+        host.set_takers(&takers);
+    }
+}

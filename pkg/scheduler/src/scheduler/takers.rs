@@ -1,0 +1,162 @@
+//! The workers that may run the queued executions, and those that keep failing.
+
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+
+use super::Scheduler;
+use crate::{
+    ledger::WorkerId,
+    queue::{Class, Need},
+    state::Time,
+};
+
+/// The failures in a row after which a worker rests.
+const FAILURES: u32 = 3;
+/// The first rest, which doubles with each further failure, and the longest one.
+const REST: Duration = Duration::from_secs(1);
+const LONGEST_REST: Duration = Duration::from_secs(30);
+
+/// A worker that takes queued actions when it has a slot.
+#[derive(Clone)]
+pub struct Taker {
+    /// The worker.
+    pub worker: WorkerId,
+    /// Its memory, in bytes.
+    pub memory: u64,
+    /// Returns whether it meets the requirements of a platform.
+    pub fits: Arc<dyn Fn(&str) -> bool + Send + Sync>,
+}
+
+impl Taker {
+    fn is_able(&self, platform: &str, need: Need) -> bool {
+        let has_memory = !matches!(need, Need::Memory(bytes) if bytes > self.memory);
+        has_memory && (self.fits)(platform)
+    }
+}
+
+impl fmt::Debug for Taker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Taker").field(&self.worker).finish()
+    }
+}
+
+/// The failures of a worker since its last success.
+#[derive(Debug, Default)]
+struct Failing {
+    failures: u32,
+    /// The end of the rest; `None` while the worker may take actions.
+    until: Option<Time>,
+}
+
+/// The workers that may run this node's actions.
+#[derive(Debug, Default)]
+pub(super) struct Takers {
+    own: Vec<Taker>,
+    peers: Vec<Taker>,
+    failing: BTreeMap<WorkerId, Failing>,
+}
+
+impl Takers {
+    fn rests(&self, worker: &WorkerId) -> bool {
+        let failing = self.failing.get(worker);
+        failing.is_some_and(|failing| failing.until.is_some())
+    }
+
+    /// Removes a worker of this node.
+    pub(super) fn remove(&mut self, worker: &WorkerId) {
+        self.own.retain(|taker| taker.worker != *worker);
+    }
+
+    /// Returns the end of the next rest.
+    pub(super) fn deadline(&self) -> Option<Time> {
+        let rests = self.failing.values();
+        rests.filter_map(|failing| failing.until).min()
+    }
+}
+
+impl<J, O> Scheduler<J, O> {
+    /// Adds a worker of this node, or changes its platform. An execution that failed at another worker is left to it.
+    pub fn set_taker(&mut self, taker: Taker) {
+        self.takers.remove(&taker.worker);
+        self.takers.own.push(taker);
+        self.takers_changed();
+    }
+
+    /// Replaces the peers that take actions. An execution that failed at another worker is left to them.
+    pub fn set_peers(&mut self, peers: Vec<Taker>) {
+        let Takers { own, failing, .. } = &mut self.takers;
+        let all = || own.iter().chain(&peers);
+        failing.retain(|worker, _| all().any(|taker| taker.worker == *worker));
+        self.takers.peers = peers;
+        self.takers_changed();
+    }
+
+    /// Returns the workers whose last attempts failed so often that they rest in between.
+    pub fn failing(&self) -> impl Iterator<Item = &WorkerId> {
+        let failing = self.takers.failing.iter();
+        let failing = failing.filter(|(_, failing)| failing.failures >= FAILURES);
+        failing.map(|(worker, _)| worker)
+    }
+
+    /// Returns whether a worker leaves the executions of a class to others: it failed one of them or rests, and another
+    /// worker may run them that did not fail and does not rest.
+    pub(super) fn leaves(&self, worker: &WorkerId, class: &Class) -> bool {
+        let Some(platform) = class.platform.as_deref() else {
+            return false;
+        };
+        if !class.was_tried_at(worker) && !self.takers.rests(worker) {
+            return false;
+        }
+        let is_out_of_service = self.draining || self.is_closed;
+        let own = self.takers.own.iter().filter(|_| !is_out_of_service);
+        let mut others = own.chain(&self.takers.peers);
+        others.any(|other| {
+            other.worker != *worker
+                && !class.was_tried_at(&other.worker)
+                && !self.takers.rests(&other.worker)
+                && other.is_able(platform, class.need)
+        })
+    }
+
+    /// Records that a worker completed an attempt.
+    pub(super) fn succeeded(&mut self, worker: &WorkerId) {
+        if self.takers.failing.remove(worker).is_some() {
+            self.takers_changed();
+        }
+    }
+
+    /// Records that an attempt failed for a reason of its worker. After several in a row, the worker rests.
+    pub(super) fn failed(&mut self, worker: &WorkerId, now: Time) {
+        if self.takers.peers.is_empty() || self.takers.rests(worker) {
+            return;
+        }
+        let failing = self.takers.failing.entry(worker.clone()).or_default();
+        failing.failures = failing.failures.saturating_add(1);
+        if let Some(more) = failing.failures.checked_sub(FAILURES) {
+            let factor = 1_u32.checked_shl(more).unwrap_or(u32::MAX);
+            let rest = REST.saturating_mul(factor).min(LONGEST_REST);
+            failing.until = Some(now.saturating_add(rest));
+            self.takers_changed();
+        }
+    }
+
+    /// Ends the rests that are over.
+    pub(super) fn end_rests(&mut self, now: Time) {
+        let mut has_changed = false;
+        for failing in self.takers.failing.values_mut() {
+            let is_over = failing.until.is_some_and(|until| until <= now);
+            if is_over {
+                failing.until = None;
+                has_changed = true;
+            }
+        }
+        if has_changed {
+            self.takers_changed();
+        }
+    }
+
+    /// Makes all workers claim again, and corrects the numbers that peers are offered.
+    fn takers_changed(&mut self) {
+        self.queue.renumber();
+        self.wake();
+    }
+}

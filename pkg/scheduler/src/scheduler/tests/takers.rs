@@ -1,0 +1,203 @@
+//! Executions that failed at a worker, and workers that keep failing.
+
+use super::*;
+use crate::{Taker, queue::Need};
+
+const ANY: Need = Need::Memory(8 * GIB);
+
+fn taker(name: &str, memory: u64) -> Taker {
+    Taker {
+        worker: worker(name),
+        memory,
+        fits: Arc::new(|platform| platform == "linux"),
+    }
+}
+
+/// A bench whose worker `w` has peers of these names.
+fn bench(slots: usize, peers: &[&str]) -> Bench {
+    let mut bench = Bench::new(slots);
+    bench.scheduler.set_taker(taker("w", 8 * GIB));
+    bench.join(peers);
+    bench
+}
+
+fn failed() -> Report<u32> {
+    Report::Failed(outcome(500))
+}
+
+impl Bench {
+    fn join(&mut self, peers: &[&str]) {
+        let peers = peers.iter().map(|name| taker(name, 8 * GIB));
+        self.scheduler.set_peers(peers.collect());
+    }
+
+    fn claim_at(&mut self, peer: &str) -> Option<Grant<u32>> {
+        let fits = |platform: &str| platform == "linux";
+        self.scheduler.claim_for(&worker(peer), ANY, fits, self.now)
+    }
+
+    /// Fails the next action at a peer.
+    #[track_caller]
+    fn fails_at(&mut self, peer: &str) {
+        let grant = self.claim_at(peer).unwrap();
+        self.report(grant.attempt, failed());
+    }
+
+    fn counts_for(&self, peer: &str) -> usize {
+        let counts = self.scheduler.queued_by_need(&worker(peer), |_| true);
+        counts.iter().map(|(_, actions)| actions).sum()
+    }
+}
+
+#[test]
+fn a_failed_action_is_left_to_the_workers_where_it_did_not_fail() {
+    let mut bench = bench(1, &["p", "q"]);
+    let id = bench.submit(&request(1));
+    bench.fails_at("p");
+    assert!(bench.claim_at("p").is_none());
+    assert_eq!((bench.counts_for("p"), bench.counts_for("q")), (0, 1));
+    // The next in the queue is not held up.
+    bench.submit(&request(2));
+    assert_eq!(*bench.claim_at("p").unwrap().job, 2);
+    let attempt = bench.claims(1);
+    bench.report(attempt, failed());
+    assert!(bench.try_claim("w").is_none());
+    let grant = bench.claim_at("q").unwrap();
+    bench.report(grant.attempt, done(7));
+    assert_eq!(bench.stage(id), "done 7");
+}
+
+#[test]
+fn a_lost_action_is_left_to_others_as_well() {
+    let mut bench = bench(0, &["p", "q"]);
+    bench.submit(&request(1));
+    bench.claim_at("p").unwrap();
+    bench.scheduler.remove_worker(&worker("p"), bench.now);
+    assert!(bench.claim_at("p").is_none());
+    assert!(bench.claim_at("q").is_some());
+}
+
+#[test]
+fn the_last_worker_takes_an_action_that_failed_there() {
+    // Nobody else is there, nobody has the platform, or nobody has the memory.
+    let on_arm = Request {
+        platform: "arm".into(),
+        ..request(1)
+    };
+    for (request, peers) in [(request(1), 0), (on_arm, 1), (needing(1, 9 * GIB), 1)] {
+        let mut bench = bench(1, &["p"][..peers]);
+        bench.submit(&request);
+        for _ in 0..2 {
+            let attempt = bench.claims(1);
+            bench.report(attempt, failed());
+        }
+        bench.claims(1);
+    }
+}
+
+#[test]
+fn a_worker_is_asked_again_when_the_others_leave() {
+    let mut bench = bench(1, &["p"]);
+    bench.submit(&request(1));
+    let attempt = bench.claims(1);
+    bench.report(attempt, failed());
+    assert!(bench.try_claim("w").is_none());
+    bench.effects();
+    let version = bench.scheduler.queue_version();
+    bench.join(&[]);
+    let effects = bench.scheduler.take_effects();
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Claim)));
+    assert_ne!(bench.scheduler.queue_version(), version);
+    bench.claims(1);
+}
+
+#[test]
+fn a_peer_is_asked_again_when_this_node_drains() {
+    let mut bench = bench(1, &["p"]);
+    bench.submit(&request(1));
+    bench.fails_at("p");
+    assert!(bench.claim_at("p").is_none());
+    bench.scheduler.set_closed(true);
+    bench.fails_at("p");
+    bench.scheduler.set_closed(false);
+    assert!(bench.claim_at("p").is_none());
+    bench.scheduler.hand_over();
+    assert!(bench.claim_at("p").is_some());
+}
+
+#[test]
+fn a_worker_that_keeps_failing_rests_ever_longer_until_it_succeeds() {
+    let mut bench = bench(100, &["p"]);
+    for action in 0..100 {
+        bench.submit(&request(action));
+    }
+    for _ in 0..2 {
+        bench.fails_at("p");
+    }
+    assert_eq!(bench.scheduler.failing().count(), 0);
+    for rest in [1, 2, 4, 8, 16, 30, 30] {
+        bench.fails_at("p");
+        assert!(bench.scheduler.failing().eq([&worker("p")]));
+        assert!(bench.claim_at("p").is_none());
+        assert_eq!(bench.counts_for("p"), 0);
+        let rest = Duration::from_secs(rest);
+        assert_eq!(bench.scheduler.deadline(), Some(bench.now + rest));
+        bench.pass(rest);
+    }
+    let grant = bench.claim_at("p").unwrap();
+    bench.report(grant.attempt, done(7));
+    assert_eq!(bench.scheduler.failing().count(), 0);
+    for _ in 0..2 {
+        bench.fails_at("p");
+    }
+    assert!(bench.claim_at("p").is_some());
+}
+
+#[test]
+fn no_worker_rests_without_another_for_its_actions() {
+    let mut bench = bench(1, &["p"]);
+    bench.join(&["p", "q"]);
+    for action in 0..9 {
+        bench.submit(&request(action));
+    }
+    for worker in ["p", "q"] {
+        for _ in 0..3 {
+            bench.fails_at(worker);
+        }
+        assert!(bench.claim_at(worker).is_none());
+    }
+    for _ in 0..3 {
+        let attempt = bench.claim().attempt;
+        bench.report(attempt, failed());
+    }
+    assert!(bench.try_claim("w").is_some() && bench.claim_at("p").is_some());
+}
+
+#[test]
+fn a_lost_attempt_is_resumed_while_its_action_is_queued() {
+    let mut bench = bench(1, &["p"]);
+    let id = bench.submit(&request(1));
+    let attempt = bench.claim_at("p").unwrap().attempt;
+    let adopt = |bench: &mut Bench, peer: &str| {
+        let now = bench.now;
+        bench.scheduler.adopt(&worker(peer), attempt, now)
+    };
+    assert!(!adopt(&mut bench, "p"));
+    for _ in 0..10 {
+        bench.scheduler.remove_worker(&worker("p"), bench.now);
+        assert_eq!(bench.stage(id), "queued");
+        assert!(!adopt(&mut bench, "q"));
+        assert!(adopt(&mut bench, "p"));
+        assert_eq!(bench.stage(id), "run 1");
+        assert!(bench.try_claim("w").is_none());
+    }
+    bench.scheduler.lose(attempt, bench.now);
+    let second = bench.claims(1);
+    assert!(!adopt(&mut bench, "p"));
+    bench.report(second, failed());
+    assert!(adopt(&mut bench, "p"));
+    bench.report(attempt, done(7));
+    assert_eq!(bench.stage(id), "done 7");
+    assert!(!adopt(&mut bench, "p"));
+    assert!(bench.scheduler.ledger.is_idle() && bench.scheduler.queue.is_empty());
+}
