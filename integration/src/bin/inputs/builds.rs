@@ -2,16 +2,10 @@
 
 use std::{fs, time::Instant};
 
-use gorego_integration::{
-    backing::Backing,
-    bazel::BazelServer,
-    cluster::{self, Node},
-    lock::Lock,
-    workspace,
-};
+use gorego_integration::{backing::Backing, bazel::BazelServer, cluster, lock::Lock, workspace};
 use tokio::runtime::Handle;
 
-use crate::{Args, nodes};
+use crate::{Args, nodes::Work};
 
 pub(crate) fn measure(args: &Args, handle: &Handle) {
     let _lock = Lock::bazel();
@@ -50,25 +44,19 @@ pub(crate) fn measure(args: &Args, handle: &Handle) {
             let changed = fs::write(bazel.source().join("wide/in.txt"), "changed\n");
             changed.expect("a writable source");
         }
-        let before = handle.block_on(moved(&nodes));
+        let before = handle.block_on(Work::of_all(&nodes));
         let start = Instant::now();
         let spawns = bazel.build(&url, arguments).spawns.len();
         let took = start.elapsed().as_secs_f64();
-        let after = handle.block_on(moved(&nodes));
-        let (read, given) = (after.0 - before.0, after.1 - before.1);
+        let after = handle.block_on(Work::of_all(&nodes));
+        let (given, read) = (after.taken - before.taken, after.read - before.read);
         println!(
-            "{name}: {took:.1} s, {spawns} actions, {given} handed over, {} KiB of blobs between nodes",
-            read >> 10
+            "{name}: {took:.1} s, {spawns} actions, {given} handed over, {} KiB of blobs between nodes; \
+             seconds of all actions: start elsewhere {:.2}, fetch {:.2}, run {:.2}",
+            read >> 10,
+            after.start - before.start,
+            after.fetch - before.fetch,
+            after.run - before.run,
         );
     }
-}
-
-/// Returns the bytes of blobs that nodes read from each other, and the attempts at other nodes.
-async fn moved(nodes: &[Node]) -> (u64, u64) {
-    let mut moved = (0, 0);
-    for node in nodes {
-        let (read, taken) = nodes::moved(node).await;
-        moved = (moved.0 + read, moved.1 + taken);
-    }
-    moved
 }

@@ -21,10 +21,12 @@ const NAMES: [&str; 3] = ["a", "b", "c"];
 const READ: &str = "gorego_cluster_blobs_read_bytes_total";
 /// The attempts that a node ran for others.
 const TAKEN: &str = "gorego_cluster_taken_actions_total";
+/// The time from the claims of these attempts to their starts.
+const STARTS: &str = "gorego_cluster_start_seconds_sum";
 
 #[derive(Debug)]
 pub(crate) struct Nodes {
-    nodes: Vec<Node>,
+    all: Vec<Node>,
     /// The links to the nodes, in the same order.
     links: Vec<Link>,
     backing: Option<(Backing, Link)>,
@@ -41,6 +43,21 @@ pub(crate) struct Counts {
     backing: u64,
     /// The bytes to the backing cache, which are those of requests while no node writes.
     requests: u64,
+}
+
+/// The work of nodes since their starts.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Work {
+    /// The bytes of blobs that they read from each other.
+    pub(crate) read: u64,
+    /// The attempts that they ran for each other.
+    pub(crate) taken: u64,
+    /// The seconds from the claims of these attempts to their starts.
+    pub(crate) start: f64,
+    /// The seconds in which attempts fetched their inputs.
+    pub(crate) fetch: f64,
+    /// The seconds in which their commands ran.
+    pub(crate) run: f64,
 }
 
 impl Nodes {
@@ -83,7 +100,7 @@ impl Nodes {
             node.wait_for_members(&NAMES).await;
         }
         Self {
-            nodes,
+            all: nodes,
             links,
             backing,
         }
@@ -91,15 +108,13 @@ impl Nodes {
 
     /// Returns the client of the node that the actions are sent to.
     pub(crate) fn entry(&self) -> &Executor {
-        let [entry, ..] = self.nodes.as_slice() else {
-            unreachable!("three nodes were started");
-        };
+        let entry = self.all.first().expect("three nodes were started");
         &entry.executor
     }
 
     /// Returns clients of what has the inputs first.
     pub(crate) async fn places(&self, place: Place) -> Vec<Executor> {
-        let mut nodes = self.nodes.iter().map(|node| node.executor.clone());
+        let mut nodes = self.all.iter().map(|node| node.executor.clone());
         match place {
             Place::Entry => nodes.take(1).collect(),
             Place::Peer => nodes.skip(2).collect(),
@@ -113,8 +128,8 @@ impl Nodes {
 
     pub(crate) async fn counts(&self) -> Counts {
         let mut counts = Counts::default();
-        for node in &self.nodes {
-            counts.read += moved(node).await.0;
+        for node in &self.all {
+            counts.read += Work::of(node).await.read;
         }
         for link in &self.links {
             counts.between += link.counts().up + link.counts().down;
@@ -149,11 +164,37 @@ impl fmt::Display for Counts {
     }
 }
 
-/// Returns the bytes of blobs that a node read from others, and the attempts that it ran for others.
-pub(crate) async fn moved(node: &Node) -> (u64, u64) {
-    let metrics = Metrics::of(node.server.metrics()).await;
-    let count = |name| metrics.get(name).expect("a metric of every node");
-    (count(READ), count(TAKEN))
+impl Work {
+    /// Returns the work of a node.
+    pub(crate) async fn of(node: &Node) -> Self {
+        let metrics = Metrics::of(node.server.metrics()).await;
+        let count = |name| metrics.get(name).expect("a metric of every node");
+        let stage = |stage: &str| {
+            let name = format!("gorego_execution_stage_seconds_sum{{stage=\"{stage}\"}}");
+            metrics.seconds(&name).unwrap_or(0.0)
+        };
+        Self {
+            read: count(READ),
+            taken: count(TAKEN),
+            fetch: stage("fetch"),
+            run: stage("run"),
+            start: metrics.seconds(STARTS).unwrap_or(0.0),
+        }
+    }
+
+    /// Returns the work of all nodes.
+    pub(crate) async fn of_all(nodes: &[Node]) -> Self {
+        let mut all = Self::default();
+        for node in nodes {
+            let of = Self::of(node).await;
+            all.read += of.read;
+            all.taken += of.taken;
+            all.fetch += of.fetch;
+            all.run += of.run;
+            all.start += of.start;
+        }
+        all
+    }
 }
 
 fn free_address() -> SocketAddr {
