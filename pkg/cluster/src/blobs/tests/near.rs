@@ -192,3 +192,35 @@ async fn a_blob_that_no_node_has_is_read_at_most_20_ms_later() {
         }
     }
 }
+
+#[tokio::test]
+async fn nodes_that_have_nothing_are_asked_rarely_until_they_have_a_blob() {
+    let test = test();
+    let asked = || {
+        let nodes = test.cluster.fakes.values();
+        nodes.map(|node| node.reads()).sum::<u64>()
+    };
+    let content = |number: u32| Bytes::copy_from_slice(&number.to_le_bytes());
+    for number in 0..1024 {
+        test.backing.gets(&content(number)).await;
+    }
+    let all: Vec<_> = (0..1024).map(|number| digest(&content(number))).collect();
+    test.near.get_batch(&all).await;
+    let before = asked();
+    for (number, name) in (0..32).zip(&all) {
+        assert_eq!(read(&test.near, name).await.unwrap(), content(number));
+    }
+    // Up to three nodes are asked for each of two reads.
+    assert!((4..=6).contains(&(asked() - before)));
+
+    // The backing cache lacks these blobs.
+    for len in [10, LARGE] {
+        let (content, [first]) = test.cluster.content(len, [0]);
+        first.gets(&content).await;
+        let batch = test.near.get_batch(&[digest(&content)]).await;
+        assert!(*batch[0].as_ref().unwrap() == content);
+        assert!(read(&test.near, &digest(&content)).await.unwrap() == content);
+        test.near.get_batch(&all).await;
+        assert!(read(&test.near, &digest(&content)).await.unwrap() == content);
+    }
+}
