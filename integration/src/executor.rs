@@ -33,7 +33,7 @@ use crate::{client::Client, content::digest_of, server::Server};
 
 /// The most blobs of one upload.
 const BATCH: usize = 500;
-/// The largest blob that is uploaded in a batch, in bytes.
+/// The most bytes of blobs that are uploaded in a batch.
 const BATCHED: usize = 1 << 20;
 
 /// The settings of a server that executes actions, as any user. They are not isolated, and see the files of tests.
@@ -185,10 +185,16 @@ impl Executor {
     /// Uploads an action with everything that it needs. Returns its digest.
     pub async fn upload(&self, action: &TestAction) -> Digest {
         let (digest, blobs) = action.blobs();
-        let (small, large): (Vec<_>, Vec<_>) =
+        let (mut small, large): (Vec<_>, Vec<_>) =
             blobs.into_iter().partition(|blob| blob.len() <= BATCHED);
-        for batch in small.chunks(BATCH) {
-            let uploaded = self.client.batch_upload(batch).await;
+        while !small.is_empty() {
+            let mut bytes = 0;
+            let fits = small.iter().take(BATCH).take_while(|blob| {
+                bytes += blob.len();
+                bytes <= BATCHED
+            });
+            let batch: Vec<_> = small.drain(..fits.count()).collect();
+            let uploaded = self.client.batch_upload(&batch).await;
             uploaded.expect("the blobs are stored");
         }
         for blob in &large {

@@ -40,6 +40,13 @@ impl Metrics {
         Some(number.unwrap_or_else(|e| panic!("{name} is {value}: {e}")))
     }
 
+    /// Returns the value of a metric in seconds.
+    pub fn seconds(&self, name: &str) -> Option<f64> {
+        let value = self.0.get(name)?;
+        let number = value.parse();
+        Some(number.unwrap_or_else(|e| panic!("{name} is {value}: {e}")))
+    }
+
     /// Whether there is a metric of that name, with any labels if the name has none.
     pub fn has(&self, name: &str) -> bool {
         let labelled = format!("{name}{{");

@@ -18,6 +18,7 @@ mod reads;
 mod rendezvous;
 #[cfg(test)]
 mod tests;
+mod yields;
 
 pub use latest::LatestResults;
 pub use near::{Near, NearOptions};

@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use super::{
     peers::Peers,
     reads::{self, Sources},
+    yields::Yield,
 };
 
 /// The first nodes in rendezvous order from which a blob is read.
@@ -23,11 +24,16 @@ const PER_MILLISECOND: u64 = 64 << 10;
 /// and, if so configured, from the first nodes in rendezvous order. Lookups and writes go to the backing cache only,
 /// with one exception: a call that is near to a node finds the node's blobs that a read-only backing cache lacks, and
 /// all of them while the backing cache is down.
+///
+/// A read from the first nodes in rendezvous order saves all bytes of the backing cache if they have the blob, and time
+/// if the backing cache is farther away than they are. Otherwise it costs a round trip for each node, at most the hedge.
+/// Hence they are asked for few reads while they have nothing, and for the blobs that the backing cache lacks.
 #[derive(Clone, Debug)]
 pub struct Near {
     peers: Arc<Peers>,
     backing: Arc<dyn BlobStore>,
     options: NearOptions,
+    yields: Arc<Yield>,
 }
 
 /// The options of [`Near`].
@@ -46,11 +52,67 @@ impl Near {
             peers,
             backing,
             options,
+            yields: Arc::default(),
         }
     }
 
-    const fn most(&self) -> usize {
+    /// Returns the number of nodes in rendezvous order to ask for this many blobs.
+    fn most(&self, blobs: usize) -> usize {
+        let most = self.most_of_all();
+        if most > 0 && self.yields.asks(blobs) {
+            most
+        } else {
+            0
+        }
+    }
+
+    const fn most_of_all(&self) -> usize {
         if self.options.peer_reads { READ } else { 0 }
+    }
+
+    /// Reads a blob from nodes.
+    async fn read(&self, digest: &Digest, offset: u64, most: usize) -> Option<Blob> {
+        let rest = Some(Arc::clone(&self.backing));
+        let sources = Sources::new(&self.peers, digest, most, rest);
+        let found = sources.open(*digest, offset).await.ok().flatten()?;
+        if most > 0 {
+            self.yields.add(1);
+        }
+        Some(found)
+    }
+
+    /// Reads small blobs from nodes.
+    async fn read_batch(&self, digests: &[Digest], most: usize) -> Vec<Option<Bytes>> {
+        let nodes = self.peers.nodes();
+        let found = reads::get_batch(&self.peers, &nodes, digests, most).await;
+        if most > 0 {
+            self.yields.add(found.iter().flatten().count());
+        }
+        found
+    }
+
+    /// Reads small blobs from nodes and the backing cache.
+    async fn hedged_batch(&self, digests: &[Digest], most: usize) -> Vec<Result<Bytes>> {
+        let bytes = digests.iter().map(Digest::size);
+        let bytes = bytes.fold(0u64, u64::saturating_add);
+        let hedge = HEDGE + Duration::from_millis(bytes / PER_MILLISECOND);
+        let mut peers = pin!(self.read_batch(digests, most));
+        if let Ok(found) = timeout(hedge, &mut peers).await {
+            return self.complete(digests, found).await;
+        }
+        let mut backing = pin!(self.backing.get_batch(digests));
+        tokio::select! {
+            found = &mut peers => match found.iter().cloned().collect::<Option<Vec<_>>>() {
+                Some(all) => all.into_iter().map(Ok).collect(),
+                None => merge(found, backing.await),
+            },
+            answers = &mut backing => {
+                if answers.iter().all(Result::is_ok) {
+                    return answers;
+                }
+                merge(peers.await, answers)
+            }
+        }
     }
 
     /// Reads the blobs that the nodes lack from the backing cache.
@@ -92,11 +154,15 @@ impl BlobStore for Near {
     }
 
     async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
-        let rest = Some(Arc::clone(&self.backing));
-        let peers = Sources::new(&self.peers, digest, self.most(), rest);
-        let peers = peers.open(*digest, offset);
-        let backing = self.backing.get(digest, offset);
-        hedged(HEDGE, async { peers.await.ok().flatten() }, backing).await
+        let (most, backing) = (self.most(1), self.backing.get(digest, offset));
+        let read = hedged(HEDGE, self.read(digest, offset, most), backing).await;
+        match read {
+            Err(error) if most < self.most_of_all() => {
+                let found = self.read(digest, offset, self.most_of_all()).await;
+                found.ok_or(error)
+            }
+            read => read,
+        }
     }
 
     async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
@@ -112,27 +178,20 @@ impl BlobStore for Near {
     }
 
     async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
-        let bytes = digests.iter().map(Digest::size);
-        let bytes = bytes.fold(0u64, u64::saturating_add);
-        let hedge = HEDGE + Duration::from_millis(bytes / PER_MILLISECOND);
-        let nodes = self.peers.nodes();
-        let mut peers = pin!(reads::get_batch(&self.peers, &nodes, digests, self.most()));
-        if let Ok(found) = timeout(hedge, &mut peers).await {
-            return self.complete(digests, found).await;
-        }
-        let mut backing = pin!(self.backing.get_batch(digests));
-        tokio::select! {
-            found = &mut peers => match found.iter().cloned().collect::<Option<Vec<_>>>() {
-                Some(all) => all.into_iter().map(Ok).collect(),
-                None => merge(found, backing.await),
-            },
-            answers = &mut backing => {
-                if answers.iter().all(Result::is_ok) {
-                    return answers;
+        let most = self.most(digests.len());
+        let mut answers = self.hedged_batch(digests, most).await;
+        if most < self.most_of_all() {
+            let failed = digests.iter().zip(&mut answers);
+            let failed = failed.filter(|(_, answer)| answer.is_err());
+            let (failed, places): (Vec<Digest>, Vec<_>) = failed.unzip();
+            let found = self.read_batch(&failed, self.most_of_all()).await;
+            for (place, found) in places.into_iter().zip(found) {
+                if let Some(found) = found {
+                    *place = Ok(found);
                 }
-                merge(peers.await, answers)
             }
         }
+        answers
     }
 
     async fn put_batch(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {

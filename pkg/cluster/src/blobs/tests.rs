@@ -42,8 +42,8 @@ enum Fault {
     Down,
     /// No call ends.
     Silent,
-    /// Each call takes a second.
-    Slow,
+    /// Each call takes this time.
+    Slow(Duration),
     /// Content is corrupt.
     Corrupt,
     /// Content turns out to be corrupt at its end.
@@ -85,7 +85,7 @@ impl Fake {
         match fault {
             Fault::Down => return Err(Error::Unavailable("down".to_owned())),
             Fault::Silent => pending().await,
-            Fault::Slow => sleep(Duration::from_secs(1)).await,
+            Fault::Slow(time) => sleep(time).await,
             _ => {}
         }
         Ok(fault)

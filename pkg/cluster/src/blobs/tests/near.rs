@@ -163,10 +163,64 @@ async fn a_slow_node_is_better_than_a_backing_cache_that_fails() {
         let test = test();
         let (content, [first]) = test.cluster.content(len, [0]);
         first.gets(&content).await;
-        first.fails(Fault::Slow);
+        first.fails(Fault::Slow(Duration::from_secs(1)));
         test.backing.fails(Fault::Down);
         assert!(read(&test.near, &digest(&content)).await.unwrap() == content);
         let batch = test.near.get_batch(&[digest(&content)]).await;
         assert!(*batch[0].as_ref().unwrap() == content);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blob_that_no_node_has_is_read_at_most_20_ms_later() {
+    let of_backing = Duration::from_millis(2);
+    for (trip, more) in [(1, 4), (4, 16), (10, 20), (1000, 20)] {
+        for len in [10, LARGE] {
+            let test = test();
+            let (content, [_, _, _, last]) = test.cluster.content(len, [0, 1, 2, 3]);
+            for node in test.cluster.fakes.values() {
+                node.fails(Fault::Slow(Duration::from_millis(trip)));
+            }
+            test.backing.fails(Fault::Slow(of_backing));
+            test.backing.gets(&content).await;
+            let before = Instant::now();
+            let read = async { read(&test.near, &digest(&content)).await.unwrap() };
+            let found = test.cluster.near_to(&last).scope(read).await;
+            let expected = of_backing + Duration::from_millis(more);
+            assert!(found == content);
+            assert_eq!(before.elapsed(), expected, "{trip} ms, {len} bytes");
+        }
+    }
+}
+
+#[tokio::test]
+async fn nodes_that_have_nothing_are_asked_rarely_until_they_have_a_blob() {
+    let test = test();
+    let asked = || {
+        let nodes = test.cluster.fakes.values();
+        nodes.map(|node| node.reads()).sum::<u64>()
+    };
+    let content = |number: u32| Bytes::copy_from_slice(&number.to_le_bytes());
+    for number in 0..1024 {
+        test.backing.gets(&content(number)).await;
+    }
+    let all: Vec<_> = (0..1024).map(|number| digest(&content(number))).collect();
+    test.near.get_batch(&all).await;
+    let before = asked();
+    for (number, name) in (0..32).zip(&all) {
+        assert_eq!(read(&test.near, name).await.unwrap(), content(number));
+    }
+    // Up to three nodes are asked for each of two reads.
+    assert!((4..=6).contains(&(asked() - before)));
+
+    // The backing cache lacks these blobs.
+    for len in [10, LARGE] {
+        let (content, [first]) = test.cluster.content(len, [0]);
+        first.gets(&content).await;
+        let batch = test.near.get_batch(&[digest(&content)]).await;
+        assert!(*batch[0].as_ref().unwrap() == content);
+        assert!(read(&test.near, &digest(&content)).await.unwrap() == content);
+        test.near.get_batch(&all).await;
+        assert!(read(&test.near, &digest(&content)).await.unwrap() == content);
     }
 }
