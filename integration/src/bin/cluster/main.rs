@@ -70,8 +70,10 @@ enum Group {
     Losses,
     /// The time of simulated nodes for the actions of one of them, beside other rules.
     Rules,
-    /// The time until simulated nodes know each other, their traffic, and their memory.
+    /// The time until 10, 100 and 300 simulated nodes know each other, and their traffic.
     Members,
+    /// The same of 1,000 nodes, and their memory. Takes minutes unless the program is optimized.
+    Thousand,
 }
 
 #[tokio::main]
@@ -95,6 +97,7 @@ async fn main() {
             Group::Losses => losses::measure().await,
             Group::Rules => simulated::measure_rules(),
             Group::Members => simulated::measure_members(),
+            Group::Thousand => simulated::measure_a_thousand(),
         }
     }
 }

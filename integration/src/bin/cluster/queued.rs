@@ -71,6 +71,10 @@ async fn queue(executor: &Executor, actions: Vec<Digest>) {
                 let mut messages = messages.expect("the action is accepted");
                 let first = messages.next().await.expect("the action is queued");
                 assert!(first.is_some_and(|operation| !operation.done));
+                drop(messages);
+                // A connection whose calls are all cancelled is closed.
+                let answered = executor.client.find_missing(Vec::new()).await;
+                answered.expect("the server answers");
             }
         });
     }

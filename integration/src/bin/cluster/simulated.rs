@@ -52,12 +52,8 @@ pub(crate) fn measure_rules() {
 
 /// Measures nodes that start at once.
 pub(crate) fn measure_members() {
-    let options = MembershipOptions {
-        max_nodes: 2000,
-        ..MembershipOptions::default()
-    };
     for (nodes, known) in [(10, Some(1.0)), (100, Some(3.0)), (300, Some(5.0))] {
-        let figures = simulate(nodes, LOSS, 1, &options);
+        let figures = simulate(nodes, LOSS, 1, &options());
         print_known(nodes, known, figures.known);
         if nodes == 100 {
             print_idle(nodes, 10_000.0, figures.idle_bytes);
@@ -68,13 +64,13 @@ pub(crate) fn measure_members() {
             print(&what, Aim::None, seconds(took), Unit::Seconds, &remark);
         }
     }
-    measure_a_thousand(options);
 }
 
-fn measure_a_thousand(options: MembershipOptions) {
+/// Measures 1,000 nodes that start at once.
+pub(crate) fn measure_a_thousand() {
     const NODES: usize = 1000;
     let before = resident(process::id());
-    let mut network = Network::new(NODES, LOSS, 1, options);
+    let mut network = Network::new(NODES, LOSS, 1, options());
     let known = network.run_until(Duration::from_mins(1), Network::agrees);
     print_known(NODES, None, known);
     network.run(Duration::from_secs(15));
@@ -90,6 +86,13 @@ fn measure_a_thousand(options: MembershipOptions) {
         Unit::Mebibytes,
         "",
     );
+}
+
+fn options() -> MembershipOptions {
+    MembershipOptions {
+        max_nodes: 2000,
+        ..MembershipOptions::default()
+    }
 }
 
 fn print_known(nodes: usize, aim: Option<f64>, known: Option<Duration>) {
