@@ -6,6 +6,8 @@
 mod dials;
 mod events;
 mod host;
+#[cfg(test)]
+mod tests;
 mod view;
 mod work;
 
