@@ -2,10 +2,12 @@
 #![cfg(test)]
 
 use gorego_integration::{
+    client::Client,
     cluster::{self, Node},
     executor::{Executor, Gate, Messages, TestAction, outcome, succeeded},
 };
 use reapi::{
+    gorego::cluster::{Frame, ReadLogRequest, mesh_client::MeshClient},
     longrunning::{
         GetOperationRequest, ListOperationsRequest, Operation, operations_client::OperationsClient,
     },
@@ -147,4 +149,25 @@ async fn operations_of_a_killed_or_restarted_node_are_not_found() {
         node.wait_for_members(&["a", "b", "c"]).await;
     }
     is_unknown(&[&a, &b, &c], &lost).await;
+}
+
+/// Calls the service of nodes, and returns its refusals.
+async fn mesh_refusals(channel: Channel) -> [Status; 2] {
+    let mut mesh = MeshClient::new(channel);
+    let frames = tokio_stream::iter([Frame::default()]);
+    let link = mesh.link(frames).await.map(drop);
+    let log = mesh.read_log(ReadLogRequest::default()).await.map(drop);
+    [link.unwrap_err(), log.unwrap_err()]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_port_for_clients_offers_neither_links_nor_logs_of_nodes() {
+    let a = Node::start("a", "", &[ONE]).await;
+    for refusal in mesh_refusals(a.executor.client.channel()).await {
+        assert_eq!(refusal.code(), Code::Unimplemented, "{refusal}");
+    }
+    // The port for nodes knows both, and misses their content.
+    for refusal in mesh_refusals(Client::connect(a.mesh).await.channel()).await {
+        assert_ne!(refusal.code(), Code::Unimplemented, "{refusal}");
+    }
 }

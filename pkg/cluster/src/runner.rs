@@ -7,6 +7,8 @@ mod dials;
 mod events;
 mod host;
 mod leaving;
+#[cfg(test)]
+mod tests;
 mod upkeep;
 mod view;
 mod work;

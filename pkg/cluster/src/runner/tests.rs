@@ -1,0 +1,5 @@
+//! Tests of whole nodes with scripted executors.
+
+mod crashes;
+mod dialects;
+mod nodes;

@@ -1,0 +1,212 @@
+//! Nodes that crash at each step, on a network that loses, delays and refuses, in virtual time.
+
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use fastrand::Rng;
+use tokio::{task::JoinSet, time::sleep};
+use turmoil::Sim;
+
+use super::{
+    dialects::Dialect,
+    nodes::{MEETING, Plan, World, execute, value},
+};
+use crate::{
+    discovery::{Discovery, Lookup, LookupError, Places},
+    link::tests::simulated::{Listener, Simulated},
+};
+
+const PORT: u16 = 7946;
+const NAMES: [&str; 3] = ["a", "b", "c"];
+const TICK: Duration = Duration::from_millis(10);
+/// The actions whose clients are at the first node.
+const ACTIONS: u32 = 20;
+/// The interval of their requests.
+const INTERVAL: Duration = Duration::from_millis(40);
+/// The longest wait for a condition, in virtual time.
+const PATIENCE: Duration = Duration::from_mins(2);
+/// The most attempts of an operation: `max_losses`, and the one that succeeds.
+const MAX_ATTEMPTS: u32 = 6;
+
+/// The names of hosts.
+struct Hosts;
+
+#[async_trait]
+impl Lookup for Hosts {
+    async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, LookupError> {
+        Ok(vec![turmoil::lookup(host)])
+    }
+
+    async fn services(&self, _name: &str) -> Result<Vec<(String, u16)>, LookupError> {
+        Ok(Vec::new())
+    }
+}
+
+/// Runs a node until its host crashes. Clients whose operation was lost with it execute anew.
+async fn run(name: &'static str, generation: u64, world: World) {
+    let places = NAMES.map(|name| format!("{name}:{PORT}"));
+    let plan = Plan {
+        name,
+        generation,
+        address: format!("{name}:{PORT}"),
+        connect: Arc::new(Simulated),
+        discovery: Discovery::with_lookup(Places::List(places.into()), Arc::new(Hosts)),
+        nodes: NAMES.len(),
+        dialect: Dialect::Own,
+    };
+    let node = plan.start(Listener::bind(PORT).await, &world);
+    let mut clients = JoinSet::new();
+    let answered = |action: &u32| world.lock().answers.contains_key(action);
+    if name == NAMES[0] {
+        for action in (0..ACTIONS).filter(|action| !answered(action)) {
+            let (runner, world) = (node.runner.clone(), Arc::clone(&world));
+            clients.spawn(async move {
+                sleep(INTERVAL * action).await;
+                execute(runner, action, world).await;
+            });
+        }
+    }
+    let mut meets = false;
+    loop {
+        sleep(TICK).await;
+        world.lock().totals.insert(name, node.runner.totals());
+        if name == NAMES[0] && !meets && world.lock().meets {
+            meets = true;
+            for number in 0..3 {
+                let world = Arc::clone(&world);
+                clients.spawn(execute(node.runner.clone(), MEETING + number, world));
+            }
+        }
+    }
+}
+
+fn simulate(seed: u64) -> (Sim<'static>, World) {
+    fastrand::seed(seed);
+    let mut sim = turmoil::Builder::new()
+        .simulation_duration(Duration::from_hours(1))
+        .tick_duration(TICK)
+        .max_message_latency(Duration::from_millis(5))
+        .rng_seed(seed)
+        .build();
+    let (world, runs) = (World::default(), Arc::new(AtomicU64::new(1)));
+    for name in NAMES {
+        let (world, runs) = (Arc::clone(&world), Arc::clone(&runs));
+        sim.host(name, move || {
+            let generation = runs.fetch_add(1, Ordering::Relaxed);
+            let world = Arc::clone(&world);
+            async move {
+                run(name, generation, world).await;
+                Ok(())
+            }
+        });
+    }
+    (sim, world)
+}
+
+fn steps(sim: &mut Sim<'_>, steps: u128) {
+    for _ in 0..steps {
+        sim.step().unwrap();
+    }
+}
+
+/// Steps until all these actions are answered.
+fn wait_for_answers(sim: &mut Sim<'_>, world: &World, mut actions: std::ops::Range<u32>) {
+    let mut left = PATIENCE.as_millis() / TICK.as_millis();
+    while !actions
+        .clone()
+        .all(|action| world.lock().answers.contains_key(&action))
+    {
+        assert!(left > 0, "{:?}: {:?}", actions.next(), world.lock());
+        left -= 1;
+        steps(sim, 1);
+    }
+}
+
+/// Checks that all operations end once with their results or with an error that `may_fail` accepts, after few attempts,
+/// and that all slots are free in the end.
+fn assert_ends(sim: &mut Sim<'_>, world: &World, may_fail: impl Fn(&str) -> bool) {
+    wait_for_answers(sim, world, 0..ACTIONS);
+    // Links and membership recover.
+    steps(sim, 1500);
+    world.lock().meets = true;
+    wait_for_answers(sim, world, MEETING..MEETING + 3);
+    steps(sim, 500);
+    let state = world.lock();
+    for (action, ends) in &state.answers {
+        match &ends[..] {
+            [Ok(found)] => assert_eq!(*found, value(*action)),
+            [Err(why)] if may_fail(why) => {}
+            other => panic!("{action}: {other:?}"),
+        }
+    }
+    for (name, totals) in &state.totals {
+        let counts = (totals.queued, totals.running, totals.live);
+        assert_eq!(counts, (0, 0, 0), "{name}: {state:?}");
+    }
+}
+
+fn assert_survives_crash(victim: &'static str, at: u64) {
+    let (mut sim, world) = simulate(at);
+    steps(&mut sim, at.into());
+    sim.crash(victim);
+    steps(&mut sim, 40);
+    sim.bounce(victim);
+    assert_ends(&mut sim, &world, |_| false);
+    // A crash of the entry node loses its operations, which its clients begin anew.
+    let operations = if victim == NAMES[0] { 2 } else { 1 };
+    for (action, runs) in &world.lock().runs {
+        assert!(
+            *runs <= 2 * operations,
+            "{action}: {runs}, {victim} at {at}"
+        );
+    }
+}
+
+#[test]
+fn operations_end_once_when_a_taker_crashes_at_any_step() {
+    for at in (0..150).step_by(5) {
+        assert_survives_crash("b", at);
+    }
+}
+
+#[test]
+fn operations_end_once_when_the_entry_node_crashes_at_any_step() {
+    for at in (2..150).step_by(10) {
+        assert_survives_crash("a", at);
+    }
+}
+
+#[test]
+fn operations_end_once_whatever_the_network_does() {
+    for seed in 0..6 {
+        let (mut sim, world) = simulate(seed);
+        let mut rng = Rng::with_seed(seed);
+        for _ in 0..20 {
+            let one = rng.usize(..NAMES.len());
+            let (a, b) = (NAMES[one], NAMES[(one + 1) % NAMES.len()]);
+            match rng.u8(..10) {
+                0..3 => sim.hold(a, b),
+                3..6 => sim.release(a, b),
+                6 => sim.partition(a, b),
+                7 => sim.bounce(a),
+                _ => sim.repair(a, b),
+            }
+            steps(&mut sim, rng.u64(1..100).into());
+        }
+        for (a, b) in [("a", "b"), ("b", "c"), ("c", "a")] {
+            sim.release(a, b);
+            sim.repair(a, b);
+        }
+        assert_ends(&mut sim, &world, |why| why.starts_with("WorkersLost"));
+        // The clients at the first node begin anew after each of its crashes.
+        let most = world.lock().runs.values().copied().max();
+        assert!(most.unwrap_or_default() <= 2 * MAX_ATTEMPTS, "seed {seed}");
+    }
+}

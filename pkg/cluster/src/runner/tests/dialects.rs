@@ -1,0 +1,232 @@
+//! Nodes that speak an older or a newer version of the protocol.
+
+use std::{fmt::Display, sync::Arc, time::Duration};
+
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use futures::{StreamExt as _, stream};
+use gorego_grpc::{Body, Framed, Memory, Messages, Peer};
+use gorego_limits::Permit;
+use prost::{Message as _, encoding};
+use reapi::gorego::cluster::{Frame, Hello, Ping, Record, frame::Content};
+use tokio::{net::TcpListener, task::JoinSet, time::timeout};
+use tonic::{Status, codegen::Body as HttpBody};
+
+use super::nodes::{MEETING, Node, Plan, World, execute, value};
+use crate::{
+    discovery::{Discovery, Places},
+    link::{DialError, Links, Tcp},
+};
+
+/// The longest wait for a condition; far more than it needs.
+const PATIENCE: Duration = Duration::from_mins(1);
+/// A field of each message that no node knows, with a number.
+const FIELD: [u8; 3] = [0x98, 0x06, 7];
+/// A frame whose content no node knows: a text.
+const FRAME: [u8; 5] = [0x9a, 0x06, 2, b'h', b'i'];
+
+/// The version of the protocol that both sides of the links to a node seem to speak.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Dialect {
+    /// That of this program.
+    Own,
+    /// One without the fields that a node can do without.
+    Older,
+    /// One with more fields and frames, which this program's is enough for.
+    Newer,
+    /// Only these versions.
+    Only(u32, u32),
+}
+
+impl Dialect {
+    /// Answers the call of a link, and translates both directions.
+    pub(super) async fn link(
+        self,
+        links: &Arc<Links>,
+        peer: &Peer,
+        requests: Messages,
+    ) -> Result<Body, Status> {
+        if let Self::Own = self {
+            return links.link(peer, requests).await;
+        }
+        let requests = messages(self.translated(requests));
+        let responses = links.link(peer, requests).await?;
+        Ok(self.translated(messages(responses)))
+    }
+
+    fn translated<B>(self, messages: Messages<B>) -> Body
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Display,
+    {
+        let frames = stream::try_unfold(messages, |mut messages| async {
+            let Some(len) = messages.next_len(u64::MAX).await? else {
+                return Ok::<_, Status>(None);
+            };
+            let frame = messages.whole(Bytes::new(), len).await?;
+            Ok(Some((frame, messages)))
+        });
+        let translated = frames.map(move |frame| Ok(framed(&self.translate(frame?))));
+        Body::messages(translated.boxed(), Permit::default())
+    }
+
+    /// Returns the frame, and others behind it, each with its header.
+    fn translate(self, encoded: Bytes) -> Vec<Bytes> {
+        let mut frame = Frame::decode(encoded.clone()).unwrap();
+        match self {
+            Self::Own => vec![encoded],
+            Self::Older => {
+                omit(&mut frame);
+                vec![frame.encode_to_vec().into()]
+            }
+            Self::Only(oldest, newest) => {
+                if let Some(Content::Hello(hello)) = &mut frame.content {
+                    (hello.oldest_version, hello.version) = (oldest, newest);
+                }
+                vec![frame.encode_to_vec().into()]
+            }
+            Self::Newer => vec![add(frame), Bytes::from_static(&FRAME)],
+        }
+    }
+}
+
+fn messages(body: Body) -> Messages<Body> {
+    Messages::new(body, PATIENCE, Memory::default())
+}
+
+/// Frames messages for gRPC.
+fn framed(messages: &[Bytes]) -> Framed {
+    let mut head = BytesMut::new();
+    for message in messages {
+        head.put_u8(0);
+        head.put_u32(u32::try_from(message.len()).unwrap());
+        head.put_slice(message);
+    }
+    Framed {
+        head: head.freeze(),
+        payload: Bytes::new(),
+    }
+}
+
+/// Clears the fields that a node can do without.
+fn omit(frame: &mut Frame) {
+    match &mut frame.content {
+        Some(Content::Hello(hello)) => {
+            let record = hello.record.take().unwrap();
+            hello.record = Some(Record {
+                node: record.node,
+                address: record.address,
+                slots: record.slots,
+                memory: record.memory,
+                ..Record::default()
+            });
+        }
+        Some(Content::Ping(ping)) => *ping = Ping::default(),
+        Some(Content::Load(_)) => frame.content = None,
+        Some(Content::Grant(grant)) => {
+            (grant.waited_ms, grant.queued_at_ns) = (0, 0);
+            grant.metadata.clear();
+        }
+        Some(Content::Progress(progress)) => {
+            for running in &mut progress.running {
+                (running.phase, running.run) = (0, 0);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Adds a field to the frame, and to the message that it contains.
+fn add(frame: Frame) -> Bytes {
+    let content = match &frame.content {
+        // The record within has another field, too.
+        Some(Content::Hello(hello)) => {
+            let record = hello.record.as_ref().unwrap().encode_to_vec();
+            let newer = Hello {
+                version: hello.version + 1,
+                record: None,
+                ..hello.clone()
+            };
+            let mut bytes = newer.encode_to_vec();
+            put(&mut bytes, 4, &[&record[..], &FIELD].concat());
+            let mut all = Vec::new();
+            put(&mut all, 1, &[&bytes[..], &FIELD].concat());
+            all
+        }
+        Some(Content::Gossip(_)) => frame.encode_to_vec(),
+        _ => {
+            let mut encoded = Bytes::from(frame.encode_to_vec());
+            let (tag, _) = encoding::decode_key(&mut encoded).unwrap();
+            encoding::decode_varint(&mut encoded).unwrap();
+            let mut all = Vec::new();
+            put(&mut all, tag, &[encoded.chunk(), &FIELD].concat());
+            all
+        }
+    };
+    [&content[..], &FIELD].concat().into()
+}
+
+/// Adds a message as a field.
+fn put(buffer: &mut Vec<u8>, tag: u32, message: &[u8]) {
+    encoding::encode_key(tag, encoding::WireType::LengthDelimited, buffer);
+    encoding::encode_varint(message.len() as u64, buffer);
+    buffer.extend_from_slice(message);
+}
+
+/// Starts a node on loopback, which looks for another one at `join`.
+async fn start(name: &'static str, join: &[String], dialect: Dialect, world: &World) -> Node {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let plan = Plan {
+        name,
+        generation: 1,
+        address: listener.local_addr().unwrap().to_string(),
+        connect: Arc::new(Tcp),
+        discovery: Discovery::new(Places::List(join.to_vec())),
+        nodes: 2,
+        dialect,
+    };
+    plan.start(listener, world)
+}
+
+async fn assert_share(dialect: Dialect) {
+    let world = World::default();
+    let a = start("a", &[], dialect, &world).await;
+    let b = start("b", &[a.address.clone()], dialect, &world).await;
+    // Two actions of one node that end only if each runs at another node, and then two of the other.
+    for (entry, first) in [(&a, MEETING), (&b, MEETING + 2)] {
+        world.lock().meeting.clear();
+        let mut clients = JoinSet::new();
+        for action in [first, first + 1] {
+            clients.spawn(execute(entry.runner.clone(), action, Arc::clone(&world)));
+        }
+        let ended = timeout(PATIENCE, clients.join_all()).await;
+        ended.unwrap_or_else(|_| panic!("{dialect:?}: {:?}", world.lock()));
+    }
+    for (action, ends) in &world.lock().answers {
+        assert_eq!(*ends, [Ok(value(*action))], "{dialect:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_of_an_older_version_share_work_in_both_directions() {
+    assert_share(Dialect::Older).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_of_a_newer_version_share_work_in_both_directions() {
+    assert_share(Dialect::Newer).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_names_the_versions_of_both_nodes() {
+    for (oldest, newest) in [(2, 3), (0, 0)] {
+        let world = World::default();
+        let a = start("a", &[], Dialect::Only(oldest, newest), &world).await;
+        let b = start("b", &[], Dialect::Own, &world).await;
+        let refused = b.links.dial(&a.address, None).await.unwrap_err();
+        let DialError::Foreign(why) = refused else {
+            panic!("{refused:?}");
+        };
+        let both = format!("versions {oldest} to {newest} of the protocol, this one 1 to 1");
+        assert!(why.contains(&both), "{why}");
+    }
+}

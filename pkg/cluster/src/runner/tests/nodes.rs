@@ -1,0 +1,326 @@
+//! Whole nodes whose actions sleep, or meet others, and return a number.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use gorego_grpc::{Body, Listen, Messages, Peer, Peers as Clients, Service};
+use gorego_scheduler::{
+    ActionKey, Attempt, AttemptId, Capacity, End, Generation, Grant, OperationId, Options as Queue,
+    Outcome, Phase, Report, Request, Runner, Stage, Totals, Watch, Worker, WorkerId,
+};
+use gorego_storage::{DigestFunction, InstanceName};
+use http::HeaderMap;
+use parking_lot::Mutex;
+use reapi::gorego::cluster::{self as proto, Done, done::End as DoneEnd};
+use tokio::{task::JoinSet, time::sleep};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use super::dialects::Dialect;
+use crate::{
+    blobs::Peers,
+    discovery::Discovery,
+    link::{self, Connect, Links},
+    membership::MembershipOptions,
+    record::Record,
+    runner::{Cluster, Components, Options, Work},
+};
+
+/// The first of the actions that end only while such actions run on all nodes at once.
+pub(super) const MEETING: u32 = 1000;
+/// The interval in which a meeting looks for the others.
+const POLL: Duration = Duration::from_millis(10);
+/// The memory of each node.
+const MEMORY: u64 = 1 << 30;
+
+/// The observations of a test.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    /// The ends of the operations of each action.
+    pub(super) answers: BTreeMap<u32, Vec<Result<u32, String>>>,
+    /// The number of attempts of each action.
+    pub(super) runs: BTreeMap<u32, u32>,
+    /// The nodes that run a meeting.
+    pub(super) meeting: BTreeSet<&'static str>,
+    /// The last counts of each node.
+    pub(super) totals: BTreeMap<&'static str, Totals>,
+    /// Set when the meetings shall start.
+    pub(super) meets: bool,
+}
+
+pub(super) type World = Arc<Mutex<State>>;
+
+/// The result of an action.
+pub(super) fn value(action: u32) -> u32 {
+    action * 7 + 1
+}
+
+/// The executor of a node.
+struct Script {
+    name: &'static str,
+    nodes: usize,
+    world: World,
+}
+
+#[async_trait]
+impl Worker<u32, u32> for Script {
+    fn fits(&self, _platform: &str) -> bool {
+        true
+    }
+
+    async fn ready(&self) {}
+
+    async fn run(&self, attempt: Attempt<u32>) -> Report<u32> {
+        let action = *attempt.grant.job;
+        *self.world.lock().runs.entry(action).or_default() += 1;
+        attempt.begin(Phase::Run);
+        let work = async {
+            if action < MEETING {
+                return sleep(Duration::from_millis(60 + u64::from(action % 5) * 70)).await;
+            }
+            self.world.lock().meeting.insert(self.name);
+            while self.world.lock().meeting.len() < self.nodes {
+                sleep(POLL).await;
+            }
+        };
+        match attempt.stop.run_until_cancelled(work).await {
+            Some(()) => done(value(action)),
+            None => Report::Stopped,
+        }
+    }
+}
+
+fn done(value: u32) -> Report<u32> {
+    Report::Done(Outcome { value, bytes: 4 })
+}
+
+fn key(action: u32) -> ActionKey {
+    ActionKey {
+        instance: InstanceName::default(),
+        action: DigestFunction::Sha256.digest(&action.to_le_bytes()),
+    }
+}
+
+/// The conversion of actions to frames.
+struct Scripts;
+
+#[async_trait]
+impl Work<u32, u32> for Scripts {
+    fn fits(&self, _node: &Record, _platform: &str) -> bool {
+        true
+    }
+
+    fn describe(&self, grant: &Grant<u32>) -> proto::Grant {
+        proto::Grant {
+            size: (*grant.job).into(),
+            memory: grant.memory,
+            alone: grant.alone,
+            run: grant.run.into(),
+            ..proto::Grant::default()
+        }
+    }
+
+    async fn prepare(
+        &self,
+        _entry: &Generation,
+        grant: &proto::Grant,
+    ) -> Result<Grant<u32>, Report<u32>> {
+        let action = u32::try_from(grant.size).unwrap();
+        Ok(Grant {
+            // That of the slot replaces it.
+            attempt: AttemptId::new(0, 0),
+            key: key(action),
+            job: Arc::new(action),
+            target: "".into(),
+            mnemonic: "".into(),
+            memory: grant.memory,
+            alone: grant.alone,
+            run: u16::try_from(grant.run).unwrap(),
+            waited: Duration::ZERO,
+        })
+    }
+
+    fn starts(&self, _since: Duration) {}
+
+    async fn encode(&self, report: Report<u32>) -> Done {
+        let (end, response) = match report {
+            Report::Done(outcome) => (DoneEnd::Done, outcome.value.to_le_bytes().to_vec()),
+            _ => (DoneEnd::Stopped, Vec::new()),
+        };
+        Done {
+            end: end.into(),
+            response: response.into(),
+            ..Done::default()
+        }
+    }
+
+    async fn decode(
+        &self,
+        _node: &Generation,
+        _key: &ActionKey,
+        _job: &u32,
+        end: Done,
+    ) -> Report<u32> {
+        match <[u8; 4]>::try_from(&end.response[..]) {
+            Ok(value) => done(u32::from_le_bytes(value)),
+            Err(_) => Report::Stopped,
+        }
+    }
+
+    async fn adopt(&self, _job: &u32, _done: Done) {}
+}
+
+/// The service of the links of one node.
+struct Mesh {
+    links: Arc<Links>,
+    dialect: Dialect,
+}
+
+impl Service for Mesh {
+    const DESCRIPTORS: &'static [u8] = reapi::FILE_DESCRIPTOR_SET;
+    type Context = Peer;
+
+    fn names(&self) -> &'static [&'static str] {
+        &[Links::NAME]
+    }
+
+    fn admit(&self, _: &str, _: &HeaderMap, peer: &Peer) -> Result<Peer, Status> {
+        Ok(peer.clone())
+    }
+
+    async fn call(&self, _path: &str, peer: Peer, requests: Messages) -> Result<Body, Status> {
+        self.dialect.link(&self.links, &peer, requests).await
+    }
+}
+
+/// A node. Dropping it ends it without a word.
+pub(super) struct Node {
+    pub(super) runner: Runner<u32, u32>,
+    pub(super) links: Arc<Links>,
+    pub(super) address: String,
+    _cluster: Cluster,
+    _server: JoinSet<Result<(), gorego_grpc::Error>>,
+}
+
+/// A node to start.
+pub(super) struct Plan {
+    pub(super) name: &'static str,
+    pub(super) generation: u64,
+    pub(super) address: String,
+    pub(super) connect: Arc<dyn Connect>,
+    pub(super) discovery: Discovery,
+    /// The number of nodes that meet.
+    pub(super) nodes: usize,
+    pub(super) dialect: Dialect,
+}
+
+impl Plan {
+    /// Starts the node, with one slot.
+    pub(super) fn start(self, listener: impl Listen, world: &World) -> Node {
+        let address = self.address.clone();
+        let record = Record {
+            node: Generation::new(self.name, self.generation).unwrap(),
+            address: self.address,
+            slots: 1,
+            memory: MEMORY,
+            cores: 1,
+            platform: BTreeSet::new(),
+            version: "test".to_owned(),
+            draining: false,
+            backing: 0,
+        };
+        let (links, events) = Links::new(link::Options {
+            cluster: "build".to_owned(),
+            me: record.node.clone(),
+            record: record.to_proto(),
+            tls: None,
+            connect: self.connect,
+            max_nodes: 8,
+        });
+        let mesh = Mesh {
+            links: Arc::clone(&links),
+            dialect: self.dialect,
+        };
+        let options = gorego_grpc::Options {
+            peers: Clients::Nodes,
+            ..gorego_grpc::Options::default()
+        };
+        let mut server = JoinSet::new();
+        let never = CancellationToken::new();
+        server.spawn(gorego_grpc::serve(listener, mesh, options, never));
+        let runner = queue();
+        let capacity = Capacity {
+            slots: 1,
+            memory: MEMORY,
+        };
+        let script = Script {
+            name: self.name,
+            nodes: self.nodes,
+            world: Arc::clone(world),
+        };
+        runner.add_worker(WorkerId::new("local"), capacity, Arc::new(script));
+        let stores = Box::new(|_: &_| Err("no stores".to_owned()));
+        let components = Components {
+            links: (Arc::clone(&links), events),
+            discovery: self.discovery,
+            scheduler: runner.clone(),
+            work: Arc::new(Scripts),
+            peers: Arc::new(Peers::new(self.name, stores)),
+        };
+        let options = Options {
+            cluster: "build".to_owned(),
+            record,
+            membership: MembershipOptions::default(),
+            load_period: Duration::from_millis(500),
+        };
+        Node {
+            _cluster: Cluster::start(options, components).unwrap(),
+            _server: server,
+            runner,
+            links,
+            address,
+        }
+    }
+}
+
+fn queue() -> Runner<u32, u32> {
+    Runner::new(Queue {
+        queue_size: 100,
+        abandon_after: Duration::from_mins(10),
+        retain_completed: Duration::from_mins(1),
+        max_completed: 100,
+        max_completed_bytes: 10_000,
+        max_retries: 2,
+        max_losses: 5,
+    })
+}
+
+/// Executes an action as a client does, and records the end.
+pub(super) async fn execute(runner: Runner<u32, u32>, action: u32, world: World) {
+    let request = Request {
+        key: key(action),
+        do_not_cache: true,
+        build: String::new(),
+        priority: 0,
+        platform: "".into(),
+        memory: 1 << 20,
+        target: String::new(),
+        mnemonic: String::new(),
+        job: Arc::new(action),
+    };
+    let id = OperationId(action.into());
+    let mut watch: Watch<u32, u32> = runner.submit(id, &request).unwrap();
+    while let Some(stage) = watch.next().await {
+        if let Stage::Completed(end) = stage {
+            let end = match end {
+                End::Outcome(value) => Ok(*value),
+                end => Err(format!("{end:?}")),
+            };
+            world.lock().answers.entry(action).or_default().push(end);
+        }
+    }
+}
