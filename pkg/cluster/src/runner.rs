@@ -6,6 +6,7 @@
 mod dials;
 mod events;
 mod host;
+mod takers;
 mod view;
 mod work;
 

@@ -52,11 +52,16 @@ impl<J, O> Scheduler<J, O> {
     ) -> Vec<(Need, usize)> {
         let mut counts = BTreeMap::new();
         for (class, executions) in self.queue.executions() {
-            if executions > 0 && self.suits(peer, class, &fits) {
+            if self.suits(peer, class, &fits) {
                 *counts.entry(class.need).or_default() += executions;
             }
         }
         counts.into_iter().collect()
+    }
+
+    /// Returns the number of classes that [`Self::queued_by_need`] has to count.
+    pub fn count_classes(&self) -> usize {
+        self.queue.executions().len()
     }
 
     /// Returns the target and the mnemonic of the next execution in the order of the queue.
