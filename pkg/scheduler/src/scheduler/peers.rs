@@ -4,7 +4,6 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::Scheduler;
 use crate::{
-    execution::Execution,
     ledger::{AttemptId, WorkerId},
     queue::{Class, Need},
     state::{Grant, Phase, Time},
@@ -91,8 +90,8 @@ impl<J, O> Scheduler<J, O> {
             return false;
         };
         let lost = (attempt.number, peer.clone());
-        let is_lost = |execution: &Box<Execution<J>>| execution.lost.contains(&lost);
-        if !self.executions.get(&number).is_some_and(is_lost) {
+        let execution = self.executions.get(&number);
+        if !execution.is_some_and(|execution| execution.lost.contains(&lost)) {
             return false;
         }
         self.queue.reserve_slot(next.line);
