@@ -160,7 +160,7 @@ async fn actions_that_fail_for_a_reason_of_one_node_succeed_at_others() {
         let log = a
             .server
             .wait_for_log("attempts fail one after another at a node");
-        assert!(log.contains(&format!("node=\"{}\"", bad.name)), "{log}");
+        assert!(log.contains(&format!(r#""node":"{}""#, bad.name)), "{log}");
         if bad.name == "b" {
             a.wait_for_state("b", "failing").await;
         }

@@ -54,9 +54,10 @@ async fn actions_run_on_the_node_that_has_their_platform() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_action_that_fits_no_node_is_refused() {
     let [a, b, _c] = start().await;
-    for node in [&a, &b] {
-        let action = TestAction::script("true").property("gpu", "3");
-        let refused = node.executor.refusal(&action).await;
+    let action = TestAction::script("true").property("gpu", "3");
+    // Each waits for half a minute.
+    let (first, second) = tokio::join!(a.executor.refusal(&action), b.executor.refusal(&action));
+    for refused in [first, second] {
         assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
         assert!(refused.message().contains("gpu=3"), "{refused}");
         assert!(

@@ -48,6 +48,8 @@ pub trait Host {
 
     /// Returns the numbers of this node's queued actions whose platform a peer has, by need.
     fn queued(&mut self, peer: &Generation) -> Vec<(Need, usize)>;
+    /// Returns the number of different platforms and needs that [`Self::queued`] has to count.
+    fn classes(&self) -> usize;
     /// Returns the number of this node's queued actions, and the kind of the next one ([`crate::choice::kind`]).
     fn backlog(&mut self) -> (usize, u64);
     /// Grants the next action of this node's queue to a claim of a peer. The machine sets the claim and the attempt in

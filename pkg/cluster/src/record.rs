@@ -75,11 +75,9 @@ impl Record {
 
     /// Returns the values that the node offers for the platform property `name`.
     pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        let start = (name.to_owned(), String::new());
-        let range = self.platform.range(start..);
-        range
-            .take_while(move |(found, _)| found == name)
-            .map(|(_, value)| value.as_str())
+        // A record is small, and a claim may ask for thousands of platforms.
+        let found = self.platform.iter().filter(move |(found, _)| found == name);
+        found.map(|(_, value)| value.as_str())
     }
 
     /// Returns the record as a protocol buffer.

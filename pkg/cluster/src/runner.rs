@@ -7,6 +7,7 @@ mod dials;
 mod events;
 mod host;
 mod leaving;
+mod takers;
 #[cfg(test)]
 mod tests;
 mod upkeep;

@@ -32,7 +32,7 @@ impl Need {
     }
 }
 
-/// Executions that fit the same workers. Whether one of a class fits is asked once, however many are queued.
+/// Executions that fit the same workers.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Class {
     /// The requirements on the platform. `None` for the work of another node, which has checked that this node meets
@@ -80,6 +80,9 @@ pub(crate) struct LineId(u64);
 /// The rank of a line: the slots of its build, and the number of its last turn.
 type Turn = (usize, u64);
 
+/// The most classes that are all asked for at a turn.
+const FEW_CLASSES: usize = 64;
+
 /// The queued entries, in one line for each build.
 ///
 /// The next turn is that of the build with the fewest slots; builds with equally many take turns. This is round
@@ -89,19 +92,13 @@ type Turn = (usize, u64);
 pub(crate) struct Queue {
     lines: BTreeMap<LineId, Line>,
     by_build: HashMap<Arc<str>, LineId>,
-    classes: BTreeMap<Class, ClassQueue>,
+    /// The lines with entries, in the order of their turns.
+    order: BTreeMap<Turn, LineId>,
+    /// The numbers of queued executions.
+    executions: BTreeMap<Class, usize>,
     next: u64,
     /// A number that grows with each change of the numbers of executions.
     version: u64,
-}
-
-/// The entries of a class.
-#[derive(Debug, Default)]
-struct ClassQueue {
-    /// The lines with entries, in the order of their turns.
-    lines: BTreeMap<Turn, LineId>,
-    /// The executions with entries.
-    executions: usize,
 }
 
 #[derive(Debug)]
@@ -110,11 +107,45 @@ struct Line {
     running: usize,
     turn: u64,
     entries: BTreeMap<Class, BTreeMap<Rank, u64>>,
+    /// The classes, by their first entries. So the cost of a turn does not grow with the number of classes.
+    heads: BTreeMap<Rank, Class>,
 }
 
 impl Line {
     fn turn(&self) -> Turn {
         (self.running, self.turn)
+    }
+
+    fn insert(&mut self, class: &Class, rank: Rank, execution: u64) {
+        if let Some(entries) = self.entries.get_mut(class) {
+            let first = entries.first_key_value().map(|(first, _)| *first);
+            entries.insert(rank, execution);
+            if let Some(first) = first.filter(|first| rank < *first)
+                && let Some(class) = self.heads.remove(&first)
+            {
+                self.heads.insert(rank, class);
+            }
+        } else {
+            let entries = BTreeMap::from([(rank, execution)]);
+            self.entries.insert(class.clone(), entries);
+            self.heads.insert(rank, class.clone());
+        }
+    }
+
+    fn remove(&mut self, class: &Class, rank: Rank) {
+        let Some(entries) = self.entries.get_mut(class) else {
+            return;
+        };
+        entries.remove(&rank);
+        let first = entries.first_key_value().map(|(first, _)| *first);
+        if first.is_none() {
+            self.entries.remove(class);
+        }
+        if let Some(class) = self.heads.remove(&rank)
+            && let Some(first) = first
+        {
+            self.heads.insert(first, class);
+        }
     }
 }
 
@@ -154,6 +185,7 @@ impl Queue {
                 running: 0,
                 turn,
                 entries: BTreeMap::new(),
+                heads: BTreeMap::new(),
             };
             let id = LineId(turn);
             self.by_build.insert(Arc::clone(build), id);
@@ -161,15 +193,8 @@ impl Queue {
             id
         };
         if let Some(line) = self.lines.get_mut(&id) {
-            let turn = line.turn();
-            if let Some(entries) = line.entries.get_mut(class) {
-                entries.insert(rank, execution);
-            } else {
-                let entries = BTreeMap::from([(rank, execution)]);
-                line.entries.insert(class.clone(), entries);
-                let queue = self.classes.entry(class.clone()).or_default();
-                queue.lines.insert(turn, id);
-            }
+            line.insert(class, rank, execution);
+            self.order.insert(line.turn(), id);
         }
         id
     }
@@ -179,14 +204,9 @@ impl Queue {
         let Some(line) = self.lines.get_mut(&id) else {
             return;
         };
-        let Some(entries) = line.entries.get_mut(class) else {
-            return;
-        };
-        entries.remove(&rank);
-        if entries.is_empty() {
-            line.entries.remove(class);
-            let turn = line.turn();
-            unlist(&mut self.classes, class, turn);
+        line.remove(class, rank);
+        if line.entries.is_empty() {
+            self.order.remove(&line.turn());
         }
         self.drop_idle(id);
     }
@@ -200,47 +220,64 @@ impl Queue {
         after: Rank,
         execution: u64,
     ) {
-        let line = self.lines.get_mut(&id);
-        if let Some(entries) = line.and_then(|line| line.entries.get_mut(class)) {
-            entries.remove(&before);
-            entries.insert(after, execution);
+        if let Some(line) = self.lines.get_mut(&id) {
+            line.remove(class, before);
+            line.insert(class, after, execution);
         }
     }
 
     /// Returns the entry whose turn is next among the classes that fit.
     pub(crate) fn next(&self, fits: impl Fn(&Class) -> bool) -> Option<Next> {
-        let fitting = self.classes.iter().filter(|(class, _)| fits(class));
-        let candidates = fitting.filter_map(|(class, queue)| {
-            let (turn, line) = queue.lines.first_key_value()?;
-            let entries = self.lines.get(line)?.entries.get(class)?;
-            let (rank, execution) = entries.first_key_value()?;
-            let (line, execution) = (*line, *execution);
-            Some(((turn, rank), Next { line, execution }))
-        });
-        let next = candidates.min_by(|(a, _), (b, _)| a.cmp(b));
-        next.map(|(_, next)| next)
+        // Few classes are asked for once, since many lines may have entries of them.
+        let few = self.executions.len() <= FEW_CLASSES;
+        let fitting: Vec<_> = self
+            .executions
+            .keys()
+            .filter(|class| few && fits(class))
+            .collect();
+        let is_fitting = |class: &Class| {
+            if few && class.platform.is_some() {
+                fitting.binary_search(&class).is_ok()
+            } else {
+                fits(class)
+            }
+        };
+        self.order.values().find_map(|id| {
+            let line = self.lines.get(id)?;
+            let mut heads = line.heads.iter();
+            let (rank, class) = heads.find(|(_, class)| is_fitting(class))?;
+            Some(Next {
+                line: *id,
+                execution: *line.entries.get(class)?.get(rank)?,
+            })
+        })
     }
 
     /// Counts an execution, whose entries are in the queue.
     pub(crate) fn count_execution(&mut self, class: &Class) {
-        if let Some(queue) = self.classes.get_mut(class) {
-            queue.executions += 1;
-            self.version += 1;
+        if let Some(executions) = self.executions.get_mut(class) {
+            *executions += 1;
+        } else {
+            self.executions.insert(class.clone(), 1);
         }
+        self.version += 1;
     }
 
-    /// Removes an execution from the count, before its entries are removed.
+    /// Removes an execution from the count.
     pub(crate) fn uncount_execution(&mut self, class: &Class) {
-        if let Some(queue) = self.classes.get_mut(class) {
-            queue.executions = queue.executions.saturating_sub(1);
+        if let Some(executions) = self.executions.get_mut(class) {
+            *executions = executions.saturating_sub(1);
+            if *executions == 0 {
+                self.executions.remove(class);
+            }
             self.version += 1;
         }
     }
 
-    /// Returns the numbers of executions by class.
-    pub(crate) fn executions(&self) -> impl Iterator<Item = (&Class, usize)> {
-        let classes = self.classes.iter();
-        classes.map(|(class, queue)| (class, queue.executions))
+    /// Returns the numbers of executions by class; none is 0.
+    pub(crate) fn executions(&self) -> impl ExactSizeIterator<Item = (&Class, usize)> {
+        let executions = self.executions.iter();
+        executions.map(|(class, executions)| (class, *executions))
     }
 
     /// Changes the number that [`Self::version`] returns.
@@ -271,7 +308,10 @@ impl Queue {
     /// Returns whether no entry is queued and no build has a slot.
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
-        self.lines.is_empty() && self.by_build.is_empty() && self.classes.is_empty()
+        self.lines.is_empty()
+            && self.by_build.is_empty()
+            && self.order.is_empty()
+            && self.executions.is_empty()
     }
 
     fn change(&mut self, id: LineId, change: impl FnOnce(&mut Line)) {
@@ -280,12 +320,8 @@ impl Queue {
         };
         let before = line.turn();
         change(line);
-        let after = line.turn();
-        for class in line.entries.keys() {
-            if let Some(queue) = self.classes.get_mut(class) {
-                queue.lines.remove(&before);
-                queue.lines.insert(after, id);
-            }
+        if self.order.remove(&before).is_some() {
+            self.order.insert(line.turn(), id);
         }
     }
 
@@ -297,16 +333,6 @@ impl Queue {
         {
             self.by_build.remove(&line.build);
             self.lines.remove(&id);
-        }
-    }
-}
-
-/// Removes a line from a class.
-fn unlist(classes: &mut BTreeMap<Class, ClassQueue>, class: &Class, turn: Turn) {
-    if let Some(queue) = classes.get_mut(class) {
-        queue.lines.remove(&turn);
-        if queue.lines.is_empty() {
-            classes.remove(class);
         }
     }
 }

@@ -242,6 +242,9 @@ impl<J, O> Scheduler<J, O> {
     fn leave_service(&mut self, hands_over: bool) {
         self.draining = true;
         self.hands_over = hands_over;
+        if !hands_over {
+            self.takers = Takers::default();
+        }
         self.stop_idle(None);
         self.forget_foreign();
     }

@@ -10,6 +10,9 @@ use reapi::gorego::cluster::{
 use super::{Handover, Host, LEASE, Peer, RENEWAL, wire};
 use crate::choice::{Candidate, choose};
 
+/// The number of classes from which on the queue is offered at ticks only.
+const MANY_CLASSES: usize = 500;
+
 /// An attempt at a peer.
 #[derive(Debug)]
 pub(super) struct Given {
@@ -82,6 +85,10 @@ impl Handover {
     /// only if `corrects` is set.
     pub(super) fn offer(&mut self, now: Time, corrects: bool, host: &mut impl Host) {
         self.has_queue = host.backlog().0 > 0;
+        // Counting takes long then, and each grant changes the numbers. The next tick does it.
+        if !corrects && host.classes() > MANY_CLASSES {
+            return;
+        }
         let told = self.peers.iter().filter(|(_, peer)| !peer.told.is_empty());
         let told = told.map(|(node, _)| node.clone());
         let nodes: BTreeSet<_> = told.chain(self.chosen.iter().cloned()).collect();

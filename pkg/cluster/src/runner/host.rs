@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use gorego_limits::LogLimit;
 use gorego_scheduler::{
-    ActionKey, AttemptId, ForeignSlot, Generation, Need, Phase, Report, Runner, Taker, WorkerId,
+    ActionKey, AttemptId, ForeignSlot, Generation, Need, Phase, Report, Runner, WorkerId,
 };
 use prost::Message as _;
 use reapi::gorego::cluster::{self as proto, Done, Frame, Load, done::End, frame::Content};
@@ -83,7 +83,7 @@ pub(super) struct Given<J> {
 
 /// Returns the id of the worker that represents a run of a peer in the scheduler. It has the name of the node, as
 /// results show it.
-fn worker(node: &Generation) -> WorkerId {
+pub(super) fn worker(node: &Generation) -> WorkerId {
     WorkerId::new(node.node())
 }
 
@@ -197,7 +197,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
         }
     }
 
-    fn fits(&self, peer: &Generation) -> impl Fn(&str) -> bool + use<J, O> {
+    fn fits(&self, peer: &Generation) -> impl Fn(&str) -> bool {
         let record = self.records.get(peer).cloned();
         let work = Arc::clone(&self.work);
         move |platform| {
@@ -219,6 +219,10 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
     fn queued(&mut self, peer: &Generation) -> Vec<(Need, usize)> {
         let fits = self.fits(peer);
         self.scheduler.queued_by_need(&worker(peer), fits)
+    }
+
+    fn classes(&self) -> usize {
+        self.scheduler.count_classes()
     }
 
     fn backlog(&mut self) -> (usize, u64) {
@@ -250,24 +254,11 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
     }
 
     fn set_takers(&mut self, takers: &[&Member]) {
-        let taker = |member: &&Member| Taker {
-            worker: worker(&member.node),
-            memory: member.memory,
-            fits: Arc::new(self.fits(&member.node)),
-        };
-        self.scheduler.set_peers(takers.iter().map(taker).collect());
+        self.replace_takers(takers);
     }
 
     fn adopt(&mut self, peer: &Generation, attempt: AttemptId) -> bool {
-        let Some(given) = self.given.get_mut(&attempt) else {
-            return false;
-        };
-        let is_adopted = self.scheduler.adopt(&worker(peer), attempt);
-        if is_adopted {
-            tracing::debug!(%peer, "a node came back, and its attempt is resumed");
-            (given.node, given.has_ended) = (peer.clone(), false);
-        }
-        is_adopted
+        self.resume(peer, attempt)
     }
 
     fn is_awaited(&self, attempt: AttemptId) -> bool {

@@ -1,10 +1,6 @@
 //! The cluster as one node knows it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use gorego_scheduler::Generation;
 use reapi::gorego::cluster::Load;
@@ -128,19 +124,5 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
                 ..self.counts.clone()
             },
         }
-    }
-
-    /// Finds the nodes whose attempts fail, and logs each once.
-    fn update_failing(&mut self) {
-        let failing = self.scheduler.failing().into_iter();
-        let failing: BTreeSet<_> = failing.map(|worker| worker.to_string()).collect();
-        for node in failing.difference(&self.failing) {
-            tracing::info!(
-                node,
-                "attempts fail one after another at a node, which gets few actions while others can run them: see the \
-                 log of the node, and drain it for a repair"
-            );
-        }
-        self.failing = failing;
     }
 }

@@ -69,13 +69,15 @@ pub(super) async fn end(
 }
 
 fn end_unmet(runner: &Runner<Job, ExecuteResponse>, options: &Options, peers: &PeerPlatforms) {
-    for platform in runner.queued_platforms() {
-        let is_met = options.concurrency > 0 && fits(options, &platform);
-        if !is_met && !peers.meets(&platform) {
-            let why = "no node that has the platform of the action has been there for a while";
-            let failed = publish::failed(&Failure::Unmet(why.to_owned()));
-            runner.end_queued(&platform, publish::outcome(failed));
-        }
+    let mut unmet = runner.queued_platforms();
+    let is_met = |platform: &str| {
+        options.concurrency > 0 && fits(options, platform) || peers.meets(platform)
+    };
+    unmet.retain(|platform| !is_met(platform));
+    if !unmet.is_empty() {
+        let why = "no node that has the platform of the action has been there for a while";
+        let failed = publish::failed(&Failure::Unmet(why.to_owned()));
+        runner.end_queued(&unmet, publish::outcome(failed));
     }
 }
 

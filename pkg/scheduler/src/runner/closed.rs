@@ -34,9 +34,9 @@ where
         self.shared.state.lock().scheduler.queued_platforms()
     }
 
-    /// Ends the queued executions with these requirements, with this outcome.
-    pub fn end_queued(&self, platform: &str, outcome: Outcome<O>) {
+    /// Ends the queued executions with any of these requirements, with this outcome.
+    pub fn end_queued(&self, platforms: &BTreeSet<Arc<str>>, outcome: Outcome<O>) {
         self.shared
-            .apply(|state, now| state.scheduler.end_queued(platform, outcome, now));
+            .apply(|state, now| state.scheduler.end_queued(platforms, outcome, now));
     }
 }

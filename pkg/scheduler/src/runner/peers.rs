@@ -106,6 +106,11 @@ where
         scheduler.failing().cloned().collect()
     }
 
+    /// Returns the number of different platforms and needs of queued executions.
+    pub fn count_classes(&self) -> usize {
+        self.shared.state.lock().scheduler.count_classes()
+    }
+
     /// Returns the target and the mnemonic of the next action in the order of the queue.
     pub fn next_target(&self) -> Option<(Arc<str>, Arc<str>)> {
         self.shared.state.lock().scheduler.next_target()

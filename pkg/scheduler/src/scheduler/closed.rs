@@ -18,16 +18,16 @@ impl<J, O> Scheduler<J, O> {
     /// Returns the requirements of the queued executions, each once.
     pub fn queued_platforms(&self) -> BTreeSet<Arc<str>> {
         let classes = self.queue.executions();
-        let queued = classes.filter(|(_, executions)| *executions > 0);
-        queued
-            .filter_map(|(class, _)| class.platform.clone())
-            .collect()
+        let platforms = classes.filter_map(|(class, _)| class.platform.clone());
+        platforms.collect()
     }
 
-    /// Ends the queued executions with these requirements, with this outcome.
-    pub fn end_queued(&mut self, platform: &str, outcome: Outcome<O>, now: Time) {
+    /// Ends the queued executions with any of these requirements, with this outcome.
+    pub fn end_queued(&mut self, platforms: &BTreeSet<Arc<str>>, outcome: Outcome<O>, now: Time) {
+        let is_ended = |platform: &Arc<str>| platforms.contains(platform);
         let queued = self.executions.iter().filter(|(_, execution)| {
-            execution.running.is_none() && execution.class.platform.as_deref() == Some(platform)
+            let platform = execution.class.platform.as_ref();
+            execution.running.is_none() && platform.is_some_and(is_ended)
         });
         let queued: Vec<_> = queued.map(|(number, _)| *number).collect();
         let end = End::Outcome(Arc::new(outcome.value));

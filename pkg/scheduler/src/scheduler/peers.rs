@@ -4,7 +4,6 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::Scheduler;
 use crate::{
-    execution::Execution,
     ledger::{AttemptId, WorkerId},
     queue::{Class, Need},
     state::{Grant, Phase, Time},
@@ -52,11 +51,16 @@ impl<J, O> Scheduler<J, O> {
     ) -> Vec<(Need, usize)> {
         let mut counts = BTreeMap::new();
         for (class, executions) in self.queue.executions() {
-            if executions > 0 && self.suits(peer, class, &fits) {
+            if self.suits(peer, class, &fits) {
                 *counts.entry(class.need).or_default() += executions;
             }
         }
         counts.into_iter().collect()
+    }
+
+    /// Returns the number of classes that [`Self::queued_by_need`] has to count.
+    pub fn count_classes(&self) -> usize {
+        self.queue.executions().len()
     }
 
     /// Returns the target and the mnemonic of the next execution in the order of the queue.
@@ -86,8 +90,8 @@ impl<J, O> Scheduler<J, O> {
             return false;
         };
         let lost = (attempt.number, peer.clone());
-        let is_lost = |execution: &Box<Execution<J>>| execution.lost.contains(&lost);
-        if !self.executions.get(&number).is_some_and(is_lost) {
+        let execution = self.executions.get(&number);
+        if !execution.is_some_and(|execution| execution.lost.contains(&lost)) {
             return false;
         }
         self.queue.reserve_slot(next.line);

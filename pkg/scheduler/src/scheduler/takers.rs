@@ -83,6 +83,10 @@ impl<J, O> Scheduler<J, O> {
 
     /// Replaces the peers that take actions. An execution that failed at another worker is left to them.
     pub fn set_peers(&mut self, peers: Vec<Taker>) {
+        // Nothing is queued again.
+        if self.draining && !self.hands_over {
+            return;
+        }
         let Takers { own, failing, .. } = &mut self.takers;
         let all = || own.iter().chain(&peers);
         failing.retain(|worker, _| all().any(|taker| taker.worker == *worker));

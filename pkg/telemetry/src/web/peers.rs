@@ -42,7 +42,8 @@ pub struct PeerNode {
     pub generation: u64,
     /// The host and port at which other nodes reach it.
     pub address: String,
-    /// `self`, `alive`, `suspect` or `down`, and `draining` if it takes no more work.
+    /// `self`, `alive`, `suspect` or `down`, `draining` if it takes no more work, and `failing` if its last attempts
+    /// failed.
     pub state: String,
     /// The version of gorego.
     pub version: String,

@@ -120,6 +120,10 @@ impl Host for NodeHost<'_> {
         self.0.runner.queued_by_need(&worker, |_| true)
     }
 
+    fn classes(&self) -> usize {
+        self.0.runner.count_classes()
+    }
+
     fn backlog(&mut self) -> (usize, u64) {
         let target = self.0.runner.next_target();
         let kind = target.map(|(target, mnemonic)| crate::choice::kind(&target, &mnemonic));

@@ -163,3 +163,36 @@ fn a_hundred_thousand_queued_actions_are_served_in_turn() {
         drop(bench.scheduler.take_effects());
     }
 }
+
+#[test]
+fn ten_thousand_platforms_are_served_in_turn() {
+    let size = Options {
+        queue_size: 20_000,
+        ..options()
+    };
+    let mut bench = Bench::with(size, 8);
+    for action in 0..20_000 {
+        let build = if action % 2 == 0 { "a" } else { "b" };
+        let request = Request {
+            platform: format!("pool\0{}\0", action / 2).into(),
+            ..of_build(action, build)
+        };
+        bench.submit(&request);
+    }
+    // A turn that cost time for each platform would take minutes here.
+    for action in 0..10_000 {
+        let attempt = bench.claims(action);
+        bench.report(attempt, done(0));
+        drop(bench.scheduler.take_effects());
+    }
+    let peer = worker("peer");
+    let last = |platform: &str| platform == "pool\09999\0";
+    let counts = bench.scheduler.queued_by_need(&peer, last);
+    assert_eq!(counts, [(Need::Memory(0).rounded(), 2)]);
+    for action in [19_998, 19_999] {
+        let grant = bench
+            .scheduler
+            .claim_for(&peer, Need::Alone, last, bench.now);
+        assert_eq!(*grant.unwrap().job, action);
+    }
+}

@@ -55,6 +55,10 @@ impl Host for TestHost<'_> {
         self.scheduler.queued_by_need(&id(peer), |_| true)
     }
 
+    fn classes(&self) -> usize {
+        self.scheduler.count_classes()
+    }
+
     fn backlog(&mut self) -> (usize, u64) {
         (self.scheduler.totals().queued, 0)
     }

@@ -1,0 +1,56 @@
+//! The nodes that run this node's actions: which ones take them, come back with them, or keep failing.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use gorego_scheduler::{AttemptId, Generation, Taker};
+
+use super::host::{Parts, worker};
+use crate::handover::Member;
+
+impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
+    /// Replaces the peers that take actions.
+    pub(super) fn replace_takers(&self, takers: &[&Member]) {
+        let takers = takers.iter().map(|member| {
+            let record = self.records.get(&member.node).cloned();
+            // The executor owns the scheduler, which must not own the executor.
+            let work = Arc::downgrade(&self.work);
+            let fits = move |platform: &str| {
+                let both = record.as_ref().zip(work.upgrade());
+                both.is_some_and(|(record, work)| work.fits(record, platform))
+            };
+            Taker {
+                worker: worker(&member.node),
+                memory: member.memory,
+                fits: Arc::new(fits),
+            }
+        });
+        self.scheduler.set_peers(takers.collect());
+    }
+
+    /// Resumes a lost attempt that a peer still runs. Returns false if its action is no longer queued.
+    pub(super) fn resume(&mut self, peer: &Generation, attempt: AttemptId) -> bool {
+        let Some(given) = self.given.get_mut(&attempt) else {
+            return false;
+        };
+        let is_resumed = self.scheduler.adopt(&worker(peer), attempt);
+        if is_resumed {
+            tracing::debug!(%peer, "a node came back, and its attempt is resumed");
+            (given.node, given.has_ended) = (peer.clone(), false);
+        }
+        is_resumed
+    }
+
+    /// Finds the nodes whose attempts fail, and logs each once.
+    pub(super) fn update_failing(&mut self) {
+        let failing = self.scheduler.failing().into_iter();
+        let failing: BTreeSet<_> = failing.map(|worker| worker.to_string()).collect();
+        for node in failing.difference(&self.failing) {
+            tracing::info!(
+                node,
+                "attempts fail one after another at a node, which gets few actions while others can run them: see the \
+                 log of the node, and drain it for a repair"
+            );
+        }
+        self.failing = failing;
+    }
+}
