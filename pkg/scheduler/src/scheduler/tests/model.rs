@@ -294,16 +294,8 @@ impl Model {
             Step::Forget(at) => drop(scheduler.forget(operation(at))),
             Step::SetForeign(entry, need, actions) => self.set_foreign(*entry, *need, *actions),
             Step::ClaimFor(need) => self.claim_for(*need),
-            Step::Decline(at) => {
-                if let Some(attempt) = attempt(at) {
-                    self.decline(attempt);
-                }
-            }
-            Step::Adopt(at) => {
-                if let Some(attempt) = attempt(at) {
-                    self.adopt(attempt);
-                }
-            }
+            Step::Decline(at) => attempt(at).into_iter().for_each(|it| self.decline(it)),
+            Step::Adopt(at) => attempt(at).into_iter().for_each(|it| self.adopt(it)),
             Step::SetPeers(peers) => self.set_peers(*peers),
             Step::Pass(seconds) => self.bench.pass(Duration::from_secs(*seconds)),
         }

@@ -201,3 +201,26 @@ fn a_lost_attempt_is_resumed_while_its_action_is_queued() {
     assert!(!adopt(&mut bench, "p"));
     assert!(bench.scheduler.ledger.is_idle() && bench.scheduler.queue.is_empty());
 }
+
+#[test]
+fn queued_actions_end_whose_platforms_no_node_has() {
+    let mut bench = Bench::new(1);
+    let on = |action: u32, platform: &str| Request {
+        platform: platform.into(),
+        ..request(action)
+    };
+    let running = bench.submit(&on(1, "arm"));
+    bench.claims(1);
+    let ids = [(2, "linux"), (3, "arm"), (4, "mips"), (5, "arm")];
+    let ids = ids.map(|(action, platform)| bench.submit(&on(action, platform)));
+    let gone = ["arm", "mips", "alpha"].map(Arc::from);
+    let now = bench.now;
+    bench
+        .scheduler
+        .end_queued(&gone.into_iter().collect(), outcome(9), now);
+    let stages = ids.map(|id| bench.stage(id));
+    assert_eq!(stages, ["queued", "done 9", "done 9", "done 9"]);
+    assert_eq!(bench.stage(running), "run 1");
+    let left = bench.scheduler.queued_platforms();
+    assert_eq!(left, ["linux".into()].into());
+}
