@@ -40,7 +40,7 @@ pub(crate) async fn measure(actions: u32) {
         Aim::AtMost(1024.0, Unit::Bytes),
         each.into(),
         Unit::Bytes,
-        &format!("{count} actions; resident memory of the process"),
+        &format!("{count} actions with their jobs; resident memory of the process"),
     );
 }
 
