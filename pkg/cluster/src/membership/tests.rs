@@ -1,3 +1,5 @@
+mod matrix;
+
 use std::sync::OnceLock;
 use std::time::Duration;
 

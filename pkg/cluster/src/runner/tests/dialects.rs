@@ -1,6 +1,6 @@
 //! Nodes that speak an older or a newer version of the protocol.
 
-use std::{fmt::Display, sync::Arc, time::Duration};
+use std::{fmt::Display, slice, sync::Arc, time::Duration};
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use futures::{StreamExt as _, stream};
@@ -84,7 +84,7 @@ impl Dialect {
                 }
                 vec![frame.encode_to_vec().into()]
             }
-            Self::Newer => vec![add(frame), Bytes::from_static(&FRAME)],
+            Self::Newer => vec![add(&frame), Bytes::from_static(&FRAME)],
         }
     }
 }
@@ -136,7 +136,7 @@ fn omit(frame: &mut Frame) {
 }
 
 /// Adds a field to the frame, and to the message that it contains.
-fn add(frame: Frame) -> Bytes {
+fn add(frame: &Frame) -> Bytes {
     let content = match &frame.content {
         // The record within has another field, too.
         Some(Content::Hello(hello)) => {
@@ -190,7 +190,7 @@ async fn start(name: &'static str, join: &[String], dialect: Dialect, world: &Wo
 async fn assert_share(dialect: Dialect) {
     let world = World::default();
     let a = start("a", &[], dialect, &world).await;
-    let b = start("b", &[a.address.clone()], dialect, &world).await;
+    let b = start("b", slice::from_ref(&a.address), dialect, &world).await;
     // Two actions of one node that end only if each runs at another node, and then two of the other.
     for (entry, first) in [(&a, MEETING), (&b, MEETING + 2)] {
         world.lock().meeting.clear();

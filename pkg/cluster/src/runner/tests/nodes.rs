@@ -219,12 +219,10 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Starts the node, with one slot.
-    pub(super) fn start(self, listener: impl Listen, world: &World) -> Node {
-        let address = self.address.clone();
-        let record = Record {
+    fn record(&self) -> Record {
+        Record {
             node: Generation::new(self.name, self.generation).unwrap(),
-            address: self.address,
+            address: self.address.clone(),
             slots: 1,
             memory: MEMORY,
             cores: 1,
@@ -232,7 +230,12 @@ impl Plan {
             version: "test".to_owned(),
             draining: false,
             backing: 0,
-        };
+        }
+    }
+
+    /// Starts the node, with one slot.
+    pub(super) fn start(self, listener: impl Listen, world: &World) -> Node {
+        let (address, record) = (self.address.clone(), self.record());
         let (links, events) = Links::new(link::Options {
             cluster: "build".to_owned(),
             me: record.node.clone(),
