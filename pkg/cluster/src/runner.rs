@@ -401,17 +401,3 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
         *self.view.lock() = view;
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_panic_of_a_task_is_reported_and_its_end_is_not() {
-        let failed = CancellationToken::new();
-        supervise(async {}, failed.clone()).await;
-        assert!(!failed.is_cancelled());
-        supervise(async { panic!("a test") }, failed.clone()).await;
-        assert!(failed.is_cancelled());
-    }
-}

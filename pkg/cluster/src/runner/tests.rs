@@ -3,3 +3,4 @@
 mod crashes;
 mod dialects;
 mod nodes;
+mod supervision;

@@ -8,13 +8,14 @@ mod network;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
 use fastrand::Rng;
 use gorego_scheduler::{
-    AttemptId, Capacity, Claimed, Effect, End, Generation, OperationId, Options, Outcome, Phase,
-    Report, Scheduler, Stage, Taker, Time, WorkerId,
+    AttemptId, Capacity, Claimed, Effect, End, Generation, OperationId, Options, Phase, Report,
+    Scheduler, Stage, Taker, Time, WorkerId,
 };
 use reapi::gorego::cluster::{Done, done::End as DoneEnd, frame::Content};
 
@@ -81,9 +82,9 @@ pub(crate) struct World {
     latency: Duration,
     broken: BTreeSet<u64>,
     /// The nodes at which every attempt fails at once.
-    pub(super) bad: BTreeSet<usize>,
+    pub(crate) bad: BTreeSet<usize>,
     /// Set if clients may get the failures of nodes.
-    pub(super) failures_are_expected: bool,
+    pub(crate) failures_are_expected: bool,
     /// The pairs of nodes that cannot connect.
     pub(crate) partitions: BTreeSet<(usize, usize)>,
     pub(crate) random: Rng,

@@ -1,11 +1,13 @@
 //! The host of a node in the world: its scheduler, and a list of its pending effects.
 
+use std::sync::Arc;
+
 use gorego_scheduler::{
-    AttemptId, Generation, Need, Outcome, Phase, Report, Scheduler, Time, WorkerId,
+    AttemptId, Generation, Need, Outcome, Phase, Report, Scheduler, Taker, Time, WorkerId,
 };
 use reapi::gorego::cluster::{self as proto, Done, done::End as DoneEnd, frame::Content};
 
-use crate::handover::{Host, wire};
+use crate::handover::{Host, Member, wire};
 
 pub(super) enum Out {
     Send(Generation, Content),
