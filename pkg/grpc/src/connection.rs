@@ -119,7 +119,7 @@ impl<S: Service> Connections<S> {
         // Nodes connect again on their own, and prove their names by the new files.
         let changed = async {
             if self.options.peers == Peers::Clients || tls.changed().await.is_err() {
-                pending().await
+                pending::<()>().await;
             }
         };
         Box::pin(self.serve_http2(stream, peer, activity, changed)).await
