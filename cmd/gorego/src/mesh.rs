@@ -215,13 +215,10 @@ impl Mesh {
         };
         // No other code sets it.
         let _ = self.joined.set(Arc::clone(&cluster));
-        let (of_nodes, following) = (self.tls.clone(), self.tasks.clone());
-        let settings =
-            move |member: &Member| Some(settings(of_nodes.as_ref()?, &following, member));
-        let memory = [self.windows, self.responses];
-        let routes = ClusterRoutes::new(Arc::clone(&cluster), memory, settings);
+        let of_nodes = (self.tls.clone(), self.tasks.clone());
+        let routes = routes(&cluster, [self.windows, self.responses], of_nodes);
         Ok(Joined {
-            routes: Arc::new(routes),
+            routes,
             cluster,
             counters: self.counters,
             links,
@@ -268,7 +265,6 @@ impl Joined {
                     handle: Handle::current(),
                     except: &[Links::PATH],
                 }),
-                ..options.transport
             },
             memory: server,
             ac_updates: true,
@@ -317,6 +313,16 @@ async fn or_failed(
             Err(Error::Failed)
         }
     }
+}
+
+/// Returns the routes of calls to other nodes, with the memory for receive windows and for messages.
+fn routes(
+    cluster: &Arc<Cluster>,
+    memory: [Budget; 2],
+    (tls, tasks): (Option<watch::Receiver<ClusterTls>>, TaskTracker),
+) -> Arc<ClusterRoutes> {
+    let settings = move |member: &Member| Some(settings(tls.as_ref()?, &tasks, member));
+    Arc::new(ClusterRoutes::new(Arc::clone(cluster), memory, settings))
 }
 
 fn max_nodes(config: &Config) -> usize {

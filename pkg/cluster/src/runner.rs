@@ -172,10 +172,10 @@ impl Cluster {
         let running = task.run(events, tells, ordered, options.load_period);
         tasks.spawn(supervise(running, failed.clone()));
         Ok(Self {
-            failed,
             view,
             orders,
             tasks,
+            failed,
         })
     }
 
