@@ -155,7 +155,7 @@ fn a_cancelled_action_stops_at_its_peer() {
     world.pass(2 * LATENCY);
     assert!(runs_at(&world).is_empty());
     world.pass(SECOND);
-    assert_eq!(world.nodes[0].scheduler.totals().running, 0);
+    assert_eq!(world.nodes[0].scheduler.totals().elsewhere, 0);
     // It is cancelled later as well, when the link is broken meanwhile.
     let mut world = start(&[0, 1], minute);
     world.break_link(0, 1);
@@ -288,11 +288,11 @@ fn a_node_that_comes_back_goes_on_with_its_attempt() {
     world.break_link(0, 1);
     world.pass(3 * SECOND);
     let totals = world.nodes[0].scheduler.totals();
-    assert_eq!((totals.queued, totals.running), (1, 0));
+    assert_eq!((totals.queued, totals.elsewhere), (1, 0));
     world.partitions.clear();
     world.pass(2 * SECOND);
     let totals = world.nodes[0].scheduler.totals();
-    assert_eq!((totals.queued, totals.running), (0, 1));
+    assert_eq!((totals.queued, totals.elsewhere), (0, 1));
     end(&mut world);
     assert_eq!(world.begun, 1);
     // Repeated losses of one attempt are not counted together.
@@ -322,5 +322,5 @@ fn the_late_end_of_a_paused_node_is_used_and_the_second_attempt_stops() {
     assert!(end(&mut world) < 2 * SECOND);
     world.pass(SECOND / 2);
     assert!(runs_at(&world).is_empty());
-    assert_eq!(world.nodes[0].scheduler.totals().running, 0);
+    assert_eq!(world.nodes[0].scheduler.totals().elsewhere, 0);
 }

@@ -94,7 +94,14 @@ fn settle(world: &mut World) {
     world.pass(Duration::from_mins(1));
     for node in &world.nodes {
         let totals = node.scheduler.totals();
-        assert_eq!((totals.queued, totals.running, totals.live), (0, 0, 0));
+        assert_eq!(
+            (
+                totals.queued,
+                totals.running + totals.elsewhere,
+                totals.live
+            ),
+            (0, 0, 0)
+        );
         assert_eq!(node.handover.deadline(), None);
     }
     let attempts = u64::try_from(world.operations.len()).unwrap() * 9;

@@ -147,7 +147,11 @@ fn assert_ends(sim: &mut Sim<'_>, world: &World, may_fail: impl Fn(&str) -> bool
         }
     }
     for (name, totals) in &state.totals {
-        let counts = (totals.queued, totals.running, totals.live);
+        let counts = (
+            totals.queued,
+            totals.running + totals.elsewhere,
+            totals.live,
+        );
         assert_eq!(counts, (0, 0, 0), "{name}: {state:?}");
     }
 }

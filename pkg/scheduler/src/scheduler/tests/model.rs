@@ -392,7 +392,14 @@ impl Model {
         self.check_state();
         let scheduler = &self.bench.scheduler;
         let totals = scheduler.totals();
-        assert_eq!((totals.queued, totals.running, totals.live), (0, 0, 0));
+        assert_eq!(
+            (
+                totals.queued,
+                totals.running + totals.elsewhere,
+                totals.live
+            ),
+            (0, 0, 0)
+        );
         assert!(scheduler.queue.is_empty() && scheduler.ledger.is_idle());
         assert!(scheduler.mergeable.is_empty());
         self.bench.pass(Duration::from_mins(10));
