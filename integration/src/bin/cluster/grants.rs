@@ -1,5 +1,5 @@
-//! The actions that an entry node hands over in a second. The nodes are in this process, their links are TCP
-//! connections on loopback, and their actions end at once.
+//! The rate at which an entry node hands over actions. The nodes are in this process, their links are TCP connections
+//! on loopback, and their actions end at once.
 
 use std::{
     sync::Arc,
@@ -44,7 +44,7 @@ struct Node {
     _server: JoinSet<Result<(), gorego_grpc::Error>>,
 }
 
-/// Measures an entry node without slots.
+/// Measures an entry node without slots, whose actions all run at other nodes.
 pub(crate) async fn measure(actions: u32) {
     let entry = Node::start("entry", 0, Vec::new()).await;
     let mut takers = Vec::new();
@@ -69,6 +69,7 @@ pub(crate) async fn measure(actions: u32) {
 }
 
 impl Node {
+    /// Starts a node that joins those at the addresses `join`.
     async fn start(name: &str, slots: u32, join: Vec<String>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await;
         let listener = listener.expect("a free port");

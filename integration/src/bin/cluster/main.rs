@@ -19,9 +19,10 @@ use clap::{Parser, ValueEnum};
 
 use self::shared::Load;
 
-/// Measures a cluster on this machine, and prints a table of the figures and their aims.
+/// Measures a cluster on this machine, and prints a table of figures beside their aims.
 ///
-/// Actions of real nodes sleep, which needs no processor. The whole takes about two minutes, and needs an idle machine.
+/// Real nodes run actions that sleep, which needs no processor. All groups together take about two minutes, on an idle
+/// machine.
 #[derive(Debug, Parser)]
 #[command(name = "cluster")]
 struct Args {
@@ -40,7 +41,7 @@ struct Args {
     /// The time that each action sleeps, in seconds.
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
-    /// Measures with 600 actions and 200 jobs.
+    /// Sets `--actions 600 --jobs 200`, the load of the aims.
     #[arg(long)]
     full: bool,
     /// The number of granted actions in the group `grants`.
@@ -56,11 +57,11 @@ struct Args {
 enum Group {
     /// The time of three real nodes for the actions of one of them.
     Shared,
-    /// The same while one of them is killed.
+    /// The actions without exactly one right answer, if one of three real nodes is killed while they run.
     Killed,
     /// The times from the end of an action to the start of the next one in its slot.
     Starts,
-    /// The actions that an entry node hands over in a second, between nodes in this process without processes.
+    /// The actions that an entry node hands over in a second. All nodes and actions are in the benchmark's process.
     Grants,
     /// The memory of a queued action.
     Queued,
@@ -68,11 +69,12 @@ enum Group {
     Known,
     /// The time until the actions of a lost node start at others.
     Losses,
-    /// The time of simulated nodes for the actions of one of them, beside other rules.
+    /// The time of simulated nodes for the actions of one of them, by gorego's rule and by two others.
     Rules,
     /// The time until 10, 100 and 300 simulated nodes know each other, and their traffic.
     Members,
-    /// The same of 1,000 nodes, and their memory. Takes minutes unless the program is optimized.
+    /// The time until 1,000 simulated nodes know each other, their traffic and their memory. Takes minutes without
+    /// `--release`.
     Thousand,
 }
 

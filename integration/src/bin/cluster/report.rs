@@ -1,4 +1,4 @@
-//! The rows of the table.
+//! The table of figures and their aims.
 
 use std::time::Duration;
 

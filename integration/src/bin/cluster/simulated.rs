@@ -1,4 +1,4 @@
-//! Nodes in virtual time.
+//! Figures of simulated nodes, in virtual time.
 
 use std::{process, time::Duration};
 

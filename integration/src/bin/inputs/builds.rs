@@ -1,4 +1,4 @@
-//! Measures a real build: cold, anew on nodes that have most inputs, and after a change.
+//! Measures builds by Bazel: the first one, again without cached results, and after a change of a source.
 
 use std::{fs, time::Instant};
 

@@ -21,8 +21,8 @@ use tokio::{runtime::Runtime, sync::Semaphore, task::JoinSet};
 
 use self::{nodes::Nodes, report::Report};
 
-/// Runs sleeping actions with inputs of their own through one node of three, and prints the time, the bytes and the
-/// requests that their inputs cost.
+/// Runs sleeping actions with inputs of their own through one node of three, and prints the time and the traffic that
+/// their inputs cost.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "inputs")]
 struct Args {
@@ -50,19 +50,19 @@ struct Args {
     /// The one-way latency between the nodes.
     #[arg(long, default_value = "500us", value_parser = parse_latency)]
     latency: std::time::Duration,
-    /// The rate of each direction of the way to a node.
+    /// The rate of the link to each node, and to the backing cache, in each direction.
     #[arg(long, default_value = "1Gbit")]
     rate: Rate,
-    /// The one-way latency of the way to the backing cache; there is none without it.
+    /// The one-way latency to the backing cache. Without this option, there is no backing cache.
     #[arg(long, value_parser = parse_latency)]
     backing: Option<std::time::Duration>,
-    /// A setting of the nodes, `key=value`.
+    /// A setting of the nodes, `key=value`. May be repeated.
     #[arg(long)]
     set: Vec<String>,
     /// The number of the run. Inputs differ between runs, so that a run with another number finds none of them.
     #[arg(long, default_value_t = 1)]
     seed: u32,
-    /// Measures builds by Bazel instead, without links, which needs the root with the build clients.
+    /// Measures builds by Bazel instead, without added latency. Needs the root with the build clients.
     #[arg(long)]
     builds: bool,
 }

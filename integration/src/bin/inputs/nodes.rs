@@ -32,7 +32,7 @@ pub(crate) struct Nodes {
     backing: Option<(Backing, Link)>,
 }
 
-/// Totals since the start.
+/// The traffic of the cluster since its start.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counts {
     /// The bytes of blobs that nodes read from each other.
@@ -112,7 +112,7 @@ impl Nodes {
         &entry.executor
     }
 
-    /// Returns clients of what has the inputs first.
+    /// Returns clients of the nodes, or of the backing cache, to which the inputs are uploaded.
     pub(crate) async fn places(&self, place: Place) -> Vec<Executor> {
         let mut nodes = self.all.iter().map(|node| node.executor.clone());
         match place {

@@ -1,4 +1,4 @@
-//! The times of a run.
+//! The total time of a run, and the times in which inputs were fetched.
 
 use std::{fmt, time::Duration};
 
