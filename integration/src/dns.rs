@@ -1,4 +1,4 @@
-//! A real server of the DNS: dnsmasq.
+//! dnsmasq, a DNS server by a third party.
 
 use std::{
     fmt::Write as _,
@@ -44,7 +44,7 @@ pub fn loopback() -> Ipv4Addr {
 }
 
 impl Dns {
-    /// Chooses the address. Returns `None` if this process may not open the port, which mostly takes root privileges.
+    /// Chooses the address. Returns `None` if this process may not open port 53, for which most systems require root.
     pub fn new() -> Option<Self> {
         let is_free = |address: &Ipv4Addr| {
             let place = (*address, PORT);
@@ -88,7 +88,7 @@ impl Dns {
         }
         command.stdin(Stdio::null()).stderr(log);
         self.process = Some(Process::spawn(&mut command));
-        // Before that, a signal would end it.
+        // Until then, SIGHUP would end it.
         wait_until("dnsmasq has read its file", || {
             self.log().contains(": read ")
         });

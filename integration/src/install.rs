@@ -50,7 +50,7 @@ pub fn siso() -> &'static Path {
     })
 }
 
-/// Returns a command that runs dnsmasq, a server of the DNS, with the libraries of its release. Unpacks it first if
+/// Returns a command that runs dnsmasq, a DNS server, with the libraries of its release. Unpacks it first if
 /// necessary.
 pub(crate) fn dnsmasq() -> Command {
     static INSTALLED: OnceLock<PathBuf> = OnceLock::new();

@@ -40,7 +40,7 @@ impl Metrics {
         Some(number.unwrap_or_else(|e| panic!("{name} is {value}: {e}")))
     }
 
-    /// Returns the value of a metric in seconds.
+    /// Returns the value of a metric in seconds; `None` if there is no such metric. Panics if it is no number.
     pub fn seconds(&self, name: &str) -> Option<f64> {
         let value = self.0.get(name)?;
         let number = value.parse();

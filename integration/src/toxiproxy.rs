@@ -1,4 +1,4 @@
-//! toxiproxy, a forwarder with faults by a third party.
+//! toxiproxy, a forwarder by a third party that adds faults.
 
 use std::{
     fs::File,
@@ -23,7 +23,7 @@ const PORTS: usize = 5;
 #[derive(Debug)]
 pub struct Toxiproxy {
     api: SocketAddr,
-    /// With the log.
+    /// Contains the log.
     _dir: TempDir,
     _process: Process,
 }
@@ -57,7 +57,7 @@ impl Toxiproxy {
                 };
             }
         }
-        panic!("toxiproxy finds no free port");
+        panic!("toxiproxy found no free port in {PORTS} attempts");
     }
 
     /// Creates a proxy that leads nowhere, and returns its address.
@@ -74,7 +74,7 @@ impl Toxiproxy {
         self.post(&format!("/proxies/{proxy}"), &body).await;
     }
 
-    /// Adds a fault to all connections of a proxy, in both directions.
+    /// Adds a fault (a toxic, with its attributes) to all connections of a proxy, in both directions.
     pub async fn poison(&self, proxy: &str, toxic: &str, attributes: Value) {
         for stream in ["upstream", "downstream"] {
             let body =

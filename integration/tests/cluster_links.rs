@@ -145,7 +145,7 @@ async fn strangers_at_the_port_for_nodes_keep_neither_clients_nor_nodes_away() {
     let crowd = Crowd::start(&a, &gate, 3).await;
     gate.wait_for_starts(3);
     assert_eq!(a.places().await, ["a", "b", "c"]);
-    // Of 4 nodes, and of handshakes.
+    // The limit of connections is that of four nodes and of handshakes.
     let open = fs::read_dir(format!("/proc/{}/fd", a.server.id())).unwrap();
     assert!(open.count() < 400);
     gate.open_for(3);
@@ -232,7 +232,7 @@ impl Loads {
     }
 }
 
-/// The words that let every attempt end, also if each action has several.
+/// The attempts that the gate lets end, more than all actions have.
 const ENOUGH: usize = 40;
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,7 +12,7 @@ const LEAST_FILES: u64 = 256;
 const PER_NODE: u64 = 4;
 /// Connections at the port for nodes whose handshake has not ended.
 const HANDSHAKES: u64 = 64;
-/// The least divisor of the descriptors: connections from nodes get at most the quotient, and those to nodes, too.
+/// The divisor of the descriptors: connections from nodes get at most the quotient, and those to nodes as many.
 const NODES_SHARE: u64 = 8;
 
 /// The numbers of descriptors for connections and files.
@@ -20,7 +20,7 @@ const NODES_SHARE: u64 = 8;
 pub(crate) struct Descriptors {
     /// Connections of clients.
     pub(crate) connections: usize,
-    /// Connections that other nodes opened. This node opens as many to them.
+    /// Connections from other nodes. As many descriptors are reserved for connections to them.
     pub(crate) nodes: usize,
     /// Files of blobs and results.
     pub(crate) files: u64,

@@ -56,7 +56,7 @@ pub(crate) struct Control {
     executor: Arc<Executor>,
     cluster: Arc<Cluster>,
     draining: watch::Sender<bool>,
-    /// Held during changes of the drain, so that none is undone in part.
+    /// Held while a drain begins or is undone, so that both never mix.
     changes: Mutex<()>,
 }
 
@@ -150,7 +150,7 @@ impl Control {
         say(stream, "the drain was undone").await;
     }
 
-    /// Refuses actions that no other node takes, while the node drains.
+    /// Refuses actions that no other node takes. Does nothing unless the node drains.
     async fn refuse(&self) {
         let _changing = self.changes.lock().await;
         if *self.draining.borrow() {
@@ -170,7 +170,7 @@ impl Control {
     }
 }
 
-/// Waits until the command has ended.
+/// Waits until the process of a command has closed its connection.
 async fn end_of(stream: &mut UnixStream) {
     let mut byte = [0];
     while matches!(stream.read(&mut byte).await, Ok(1..)) {}

@@ -69,7 +69,9 @@ pub(crate) enum Error {
     NoExecutor(String),
     #[error("cannot start the thread for links to other nodes: {0}")]
     Thread(io::Error),
-    #[error("a task of this node in its cluster failed, and other nodes cannot use it")]
+    #[error(
+        "a task of the cluster panicked, so that other nodes cannot use this one: restart it, and report the panic"
+    )]
     Failed,
     #[error(transparent)]
     Server(#[from] gorego_grpc::Error),
@@ -84,7 +86,9 @@ pub(crate) struct Mesh {
     tls: Option<watch::Receiver<ClusterTls>>,
     name: String,
     tasks: TaskTracker,
+    /// The memory for receive windows of calls to other nodes.
     windows: Budget,
+    /// The memory for messages of other nodes on their way to clients.
     responses: Budget,
     peers: Arc<Peers>,
     counters: Counters,
@@ -104,6 +108,7 @@ pub(crate) struct Joined {
     tasks: TaskTracker,
     /// The memory for calls of other nodes.
     memory: Parts,
+    /// The most connections from other nodes.
     max_connections: usize,
 }
 
@@ -234,8 +239,8 @@ impl Mesh {
 
 impl Joined {
     /// Serves other nodes until `serving` ends, which serves clients and runs actions, and until the other nodes know
-    /// that this node is gone. `options` are the options for clients. Cancels `stop` if this node can take no part in
-    /// the cluster any more.
+    /// that this node is gone. `options` are the options for clients. Cancels `stop` if a task of the
+    /// cluster panics.
     pub(crate) async fn serve(
         self,
         stores: server::Stores,
@@ -296,8 +301,8 @@ impl Joined {
     }
 }
 
-/// Serves until `serving` ends. If the cluster fails, cancels `stop`, since the other nodes count on this one, and the
-/// process can be started again.
+/// Serves until `serving` ends. If a task of the cluster panics, cancels `stop`: the other nodes count on this one, and
+/// a new start of the process repairs it.
 async fn or_failed(
     serving: impl Future<Output = Result<(), gorego_grpc::Error>>,
     cluster: &Cluster,

@@ -29,8 +29,8 @@ use tower::Service as _;
 /// The largest message of another node, in bytes: a page of operations, or a result with inline outputs.
 const MAX_MESSAGE: usize = 64 << 20;
 
-/// Makes a call with one message at `path`, and returns the messages of the answer. The memory of each is reserved from
-/// `memory` before it is read, until it is dropped.
+/// Makes a call with one message at `path`, and returns the messages of the answer. The memory of a message is reserved
+/// from `memory` before the message is read, and released when it is dropped.
 pub async fn call(
     mut channel: Channel,
     path: &str,
@@ -50,7 +50,9 @@ pub async fn call(
     let answer = channel.call(request).await.map_err(failed)?;
     let status = answer.status();
     if !status.is_success() {
-        return Err(Status::unavailable(format!("answered with {status}")));
+        return Err(Status::unavailable(format!(
+            "the node answered with HTTP status {status}"
+        )));
     }
     let status = Status::from_header_map(answer.headers());
     if let Some(status) = status.as_ref().filter(|status| status.code() != Code::Ok) {
@@ -95,7 +97,11 @@ impl Answer {
         let [flag, len @ ..] = header;
         let len = usize::try_from(u32::from_be_bytes(len)).unwrap_or(usize::MAX);
         if flag != 0 || len > MAX_MESSAGE {
-            let why = format!("a message of {len} bytes, compressed: {}", flag != 0);
+            let why = format!(
+                "a node sent a message of {len} bytes, compressed: {}; accepted: up to {MAX_MESSAGE} bytes, \
+                 not compressed",
+                flag != 0
+            );
             return Err(Status::resource_exhausted(why));
         }
         let permit = self.memory.reserve(len as u64).await.map_err(full)?;

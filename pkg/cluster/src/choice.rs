@@ -130,8 +130,8 @@ mod tests {
         assert_eq!((chosen(0), chosen(20), chosen(100_000)), (5, 20, 64));
     }
 
-    /// Returns how many of 50 actions of one kind run on a node that has run one before, if each is claimed by a random
-    /// node of those chosen for it, of 50 nodes.
+    /// Returns how many of 50 actions start on a node that has run one of them before. Each action is claimed by a
+    /// random one of the nodes chosen for it, out of 50 nodes.
     fn warm_starts(of: impl Fn(u64) -> u64, rng: &mut Rng) -> usize {
         let names = names(50);
         let mut warm = std::collections::BTreeSet::new();

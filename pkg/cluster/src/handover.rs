@@ -48,7 +48,7 @@ pub trait Host {
 
     /// Returns the numbers of this node's queued actions whose platform a peer has, by need.
     fn queued(&mut self, peer: &Generation) -> Vec<(Need, usize)>;
-    /// Returns the number of different platforms and needs that [`Self::queued`] has to count.
+    /// Returns the number of classes of queued actions, by platform and need, that [`Self::queued`] has to count.
     fn classes(&self) -> usize;
     /// Returns the number of this node's queued actions, and the kind of the next one ([`crate::choice::kind`]).
     fn backlog(&mut self) -> (usize, u64);

@@ -261,7 +261,9 @@ impl Links {
         while tls.changed().await.is_ok() {
             let current = tls.borrow_and_update().clone();
             if !current.has_authorities_of(&known) {
-                tracing::info!("the authorities of nodes changed: links are opened again");
+                tracing::info!(
+                    "the authorities of nodes (cluster.tls.ca_file) changed: links are opened again"
+                );
                 for link in self.table.lock().all() {
                     let why = "the authorities of nodes changed";
                     link.outbox.end(How::Broken(why.to_owned()));

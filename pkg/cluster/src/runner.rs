@@ -184,8 +184,8 @@ impl Cluster {
         self.view.lock().clone()
     }
 
-    /// Waits until a task of the node has panicked, and with it the node's part in the cluster: it claims nothing and
-    /// knows no changes of other nodes.
+    /// Waits until a task of the node has panicked. From then on, the node claims no actions and knows no changes of
+    /// other nodes.
     pub async fn failed(&self) {
         self.failed.cancelled().await;
     }
@@ -213,7 +213,7 @@ impl Cluster {
     }
 }
 
-/// Runs a task, and records a panic.
+/// Runs a task, and cancels `failed` if it panics.
 async fn supervise(task: impl Future<Output = ()>, failed: CancellationToken) {
     if AssertUnwindSafe(task).catch_unwind().await.is_err() {
         failed.cancel();
@@ -317,7 +317,8 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
                     if record.backing != self.membership.me().backing {
                         tracing::warn!(
                             node = %record.node,
-                            "the node has another backing cache than this one: outputs are copied"
+                            "the node has another backing cache than this one, so its outputs are copied: set the same \
+                             backing_cache.target and backing_cache.instance_name at all nodes"
                         );
                     }
                     has_changed = true;

@@ -110,7 +110,8 @@ pub struct Limits {
     pub memory: Option<u64>,
     /// The size of a core dump in bytes.
     pub core: u64,
-    /// The nice value above that of the server: a process with a higher one gets less of busy processors.
+    /// The number that is added to the nice value of the server. A process with a higher value gets less of busy
+    /// processors.
     pub nice: i32,
 }
 

@@ -63,7 +63,7 @@ pub(crate) struct Reservation {
     pub(crate) memory: u64,
     /// Set for the work of another node.
     pub(crate) foreign: bool,
-    /// Set for work at another node.
+    /// Set for an action of this node that runs at another.
     pub(crate) at_peer: bool,
 }
 

@@ -80,7 +80,7 @@ pub(crate) struct LineId(u64);
 /// The rank of a line: the slots of its build, and the number of its last turn.
 type Turn = (usize, u64);
 
-/// The most classes that are all asked for at a turn.
+/// Up to this number of classes, a turn checks each class once. Beyond, it checks those of the lines that it passes.
 const FEW_CLASSES: usize = 64;
 
 /// The queued entries, in one line for each build.
@@ -107,7 +107,7 @@ struct Line {
     running: usize,
     turn: u64,
     entries: BTreeMap<Class, BTreeMap<Rank, u64>>,
-    /// The classes, by their first entries. So the cost of a turn does not grow with the number of classes.
+    /// The classes in the order of their first entries, so that the cost of a turn does not grow with their number.
     heads: BTreeMap<Rank, Class>,
 }
 

@@ -36,14 +36,14 @@ pub(crate) fn takes(cluster: &Cluster, platform: &str) -> bool {
 
 /// The nodes that took actions in the last minutes.
 #[derive(Debug, Default)]
-struct Seen {
+struct RecentTakers {
     /// The nodes by name, and the last time that each took actions.
     nodes: BTreeMap<String, (Arc<Record>, Instant)>,
-    /// A number that grows when their platforms change.
+    /// A number that grows when a node or its platform changes.
     version: u64,
 }
 
-impl Seen {
+impl RecentTakers {
     fn update(&mut self, takers: impl Iterator<Item = Arc<Record>>) {
         let now = Instant::now();
         for record in takers {
@@ -82,7 +82,7 @@ impl Seen {
 
 /// Returns the platforms of the other nodes that take actions, or took some in the last five minutes.
 pub(super) fn platforms(joined: Arc<OnceLock<Arc<Cluster>>>) -> PeerPlatforms {
-    let seen = Arc::new(Mutex::new(Seen::default()));
+    let seen = Arc::new(Mutex::new(RecentTakers::default()));
     let (named, met) = (Arc::clone(&seen), Arc::clone(&seen));
     let version = move || {
         let mut seen = seen.lock();
@@ -118,7 +118,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_platform_is_met_for_five_minutes_after_its_last_node_is_gone() {
-        let mut seen = Seen::default();
+        let mut seen = RecentTakers::default();
         seen.update([node("a", "1"), node("b", "2")].into_iter());
         assert_eq!(seen.values("gpu"), ["1", "2"]);
         tokio::time::advance(GRACE.checked_sub(Duration::from_secs(1)).unwrap()).await;

@@ -19,6 +19,7 @@ pub(super) struct LinkThread {
 }
 
 impl LinkThread {
+    /// Starts the thread, and waits for its runtime.
     pub(super) async fn start() -> io::Result<Self> {
         let ends = CancellationToken::new();
         let ended = ends.clone();
@@ -29,10 +30,10 @@ impl LinkThread {
                 Err(why) => return drop(started.send(Err(why))),
             };
             let handle = runtime.handle().clone();
-            // The start is awaited.
+            // This fails if the caller does not wait. Then the thread ends at once.
             let _ = started.send(Ok(handle));
             runtime.block_on(ended.cancelled());
-            // Lookups of names may still block.
+            // A lookup of a name may block for long, and is not waited for.
             runtime.shutdown_background();
         };
         thread::Builder::new().name(NAME.to_owned()).spawn(run)?;

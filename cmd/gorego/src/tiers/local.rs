@@ -20,6 +20,7 @@ pub(super) async fn open_local(config: &Config, parts: &Parts) -> Result<Arc<Loc
     ))
 }
 
+/// Opens the outbox, whose pending writes take at most half of the local tier.
 pub(super) async fn outbox(config: &Config, local: &Arc<LocalStore>) -> Result<Outbox, Error> {
     // Pending writes are not evicted, and must leave room for other blobs.
     let half = config.local_cache.max_size_gb.bytes() / 2;
@@ -74,6 +75,7 @@ fn local_options(config: &Config, parts: &Parts) -> LocalOptions {
     }
 }
 
+/// Returns the marks between which the janitor keeps the size of the local tier.
 pub(super) fn marks(cache: &LocalCache) -> Marks {
     Marks {
         high: cache.high_watermark,

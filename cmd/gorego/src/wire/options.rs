@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::{descriptors::Descriptors, memory::Parts, metrics::CallObserver};
 
-/// Claims the descriptors of the process.
+/// Divides the descriptors of the process among clients, other nodes and files.
 pub(super) fn descriptors(config: &Config) -> Descriptors {
     let cluster = &config.cluster;
     let max_nodes = if cluster.enabled {

@@ -25,9 +25,10 @@ const PER_MILLISECOND: u64 = 64 << 10;
 /// with one exception: a call that is near to a node finds the node's blobs that a read-only backing cache lacks, and
 /// all of them while the backing cache is down.
 ///
-/// A read from the first nodes in rendezvous order saves all bytes of the backing cache if they have the blob, and time
+/// A read from the first nodes in rendezvous order saves traffic of the backing cache if they have the blob, and time
 /// if the backing cache is farther away than they are. Otherwise it costs a round trip for each node, at most the hedge.
-/// Hence they are asked for few reads while they have nothing, and for the blobs that the backing cache lacks.
+/// Hence only few reads ask these nodes while they have nothing. They are always asked for blobs that the backing cache
+/// lacks.
 #[derive(Clone, Debug)]
 pub struct Near {
     peers: Arc<Peers>,
@@ -56,7 +57,7 @@ impl Near {
         }
     }
 
-    /// Returns the number of nodes in rendezvous order to ask for this many blobs.
+    /// Returns the number of nodes in rendezvous order to ask for this many blobs: 0 if nodes had none lately.
     fn most(&self, blobs: usize) -> usize {
         let most = self.most_of_all();
         if most > 0 && self.yields.asks(blobs) {
@@ -66,11 +67,13 @@ impl Near {
         }
     }
 
+    /// Returns the number of nodes in rendezvous order to ask for blobs that the backing cache lacks.
     const fn most_of_all(&self) -> usize {
         if self.options.peer_reads { READ } else { 0 }
     }
 
-    /// Reads a blob from nodes.
+    /// Opens a blob at the node that the call is near to, or at one of the first `most` nodes in rendezvous order. If
+    /// they fail later, the backing cache has the rest. `None` if none of them has the blob.
     async fn read(&self, digest: &Digest, offset: u64, most: usize) -> Option<Blob> {
         let rest = Some(Arc::clone(&self.backing));
         let sources = Sources::new(&self.peers, digest, most, rest);
@@ -81,7 +84,8 @@ impl Near {
         Some(found)
     }
 
-    /// Reads small blobs from nodes.
+    /// Reads small blobs from the same nodes as [`Self::read`], in the order of `digests`; `None` for those that they
+    /// lack.
     async fn read_batch(&self, digests: &[Digest], most: usize) -> Vec<Option<Bytes>> {
         let nodes = self.peers.nodes();
         let found = reads::get_batch(&self.peers, &nodes, digests, most).await;
@@ -91,7 +95,7 @@ impl Near {
         found
     }
 
-    /// Reads small blobs from nodes and the backing cache.
+    /// Reads small blobs from nodes, and from the backing cache after the hedge or if the nodes lack them.
     async fn hedged_batch(&self, digests: &[Digest], most: usize) -> Vec<Result<Bytes>> {
         let bytes = digests.iter().map(Digest::size);
         let bytes = bytes.fold(0u64, u64::saturating_add);

@@ -1,4 +1,4 @@
-//! The recent success of reads from nodes, which determines whether they are asked.
+//! The recent yield of reads from nodes: while these nodes have no blobs, few reads ask them.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -6,13 +6,15 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 const MOST: u32 = 1024;
 /// The missing blobs that one found blob makes up for: a found blob saves more than a missing one costs.
 const FOUND: u32 = 8;
-/// While nodes are rarely asked, they are asked for one in this many reads.
+/// The reads of which one asks nodes while they are rarely asked.
 const PROBE: u32 = 16;
 
-/// The recent success of reads from nodes that a call is not near to.
+/// The recent yield of reads from the first nodes in rendezvous order.
 #[derive(Debug)]
 pub(super) struct Yield {
+    /// The missing blobs until nodes are rarely asked.
     score: AtomicU32,
+    /// The reads while the score was 0.
     reads: AtomicU32,
 }
 
@@ -26,7 +28,7 @@ impl Default for Yield {
 }
 
 impl Yield {
-    /// Returns whether to ask nodes for this many blobs. They count as missing until [`Self::add`].
+    /// Returns whether to ask nodes for this many blobs. The blobs count as missing until [`Self::add`].
     pub(super) fn asks(&self, blobs: usize) -> bool {
         let blobs = u32::try_from(blobs).unwrap_or(u32::MAX);
         let less = |score: u32| Some(score.saturating_sub(blobs));

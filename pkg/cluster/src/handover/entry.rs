@@ -10,7 +10,7 @@ use reapi::gorego::cluster::{
 use super::{Handover, Host, LEASE, Peer, RENEWAL, wire};
 use crate::choice::{Candidate, choose};
 
-/// The number of classes from which on the queue is offered at ticks only.
+/// The number of classes of queued actions above which peers are offered the queue at ticks only.
 const MANY_CLASSES: usize = 500;
 
 /// An attempt at a peer.
@@ -85,7 +85,7 @@ impl Handover {
     /// only if `corrects` is set.
     pub(super) fn offer(&mut self, now: Time, corrects: bool, host: &mut impl Host) {
         self.has_queue = host.backlog().0 > 0;
-        // Counting takes long then, and each grant changes the numbers. The next tick does it.
+        // Counting many classes takes long, and each grant changes the counts. The next tick counts them.
         if !corrects && host.classes() > MANY_CLASSES {
             return;
         }

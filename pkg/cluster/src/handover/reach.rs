@@ -12,13 +12,14 @@ impl Handover {
         }
     }
 
-    /// Records that the link with a node broke, or was not opened. Its share of the actions is not waited for.
+    /// Records that the link with a node broke, or was not opened. Actions are no longer left to the node.
     pub(super) fn not_reached(&mut self, node: &Generation, host: &mut impl Host) {
         if self.members.contains_key(node) && self.unreachable.insert(node.clone()) {
             self.set_takers(host);
         }
     }
 
+    /// Passes the members that take actions to the host.
     pub(super) fn set_takers(&mut self, host: &mut impl Host) {
         let Self {
             members,

@@ -11,6 +11,7 @@ use super::{FAREWELL, Task, Told};
 use crate::link::Events;
 
 impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
+    /// Announces to other nodes that this one takes no more work, or that it takes work again.
     pub(super) fn drain(&mut self, draining: bool) {
         let mut record = self.membership.me().clone();
         record.draining = draining;

@@ -1,4 +1,4 @@
-//! The nodes that run this node's actions: which ones take them, come back with them, or keep failing.
+//! The nodes that take this node's actions, resume them after a lost link, or keep failing.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -40,15 +40,15 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
         is_resumed
     }
 
-    /// Finds the nodes whose attempts fail, and logs each once.
+    /// Updates the nodes whose attempts keep failing, and logs each new one.
     pub(super) fn update_failing(&mut self) {
         let failing = self.scheduler.failing().into_iter();
         let failing: BTreeSet<_> = failing.map(|worker| worker.to_string()).collect();
         for node in failing.difference(&self.failing) {
-            tracing::info!(
+            tracing::warn!(
                 node,
-                "attempts fail one after another at a node, which gets few actions while others can run them: see the \
-                 log of the node, and drain it for a repair"
+                "attempts fail one after another at a node, so it gets few actions while others can run them: see its \
+                 log, and drain it for the repair"
             );
         }
         self.failing = failing;

@@ -1,4 +1,4 @@
-//! The state of a node beside its state machines, as it is observed and removed.
+//! Upkeep of a node: idle links, ended actions, and the counts, states and warnings that users see.
 
 use std::time::Duration;
 
@@ -30,6 +30,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
             .retain(|attempt, _| scheduler.is_awaited(*attempt));
     }
 
+    /// Logs an error, at most once a minute, while the name of this node belongs to another.
     pub(super) fn warn_of_namesake(&self, holder: &Generation, address: &str) {
         if self.namesake.is_due() {
             tracing::error!(
@@ -40,10 +41,12 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
         }
     }
 
+    /// Logs an error, at most once a minute, while the cluster has no place for this node.
     pub(super) fn warn_of_full(&self) {
         if self.namesake.is_due() {
             tracing::error!(
-                "the cluster already has cluster.max_nodes and refuses this node, so it shares no work"
+                "the cluster already has cluster.max_nodes and refuses this node, so it shares no work: stop a node, \
+                 or raise cluster.max_nodes at all nodes"
             );
         }
     }

@@ -1,4 +1,4 @@
-//! Actions whose platform no node has: those that wait for a node before they are queued, and the end of queued ones.
+//! Actions whose platform no node has: calls wait for such a node before they are queued, and queued actions end.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use tokio::{
 
 use crate::{Failure, Job, Options, PeerPlatforms, platform::fits, publish};
 
-/// The period in which changes of the nodes are looked for.
+/// The interval of checks whether nodes came or went.
 const PERIOD: Duration = Duration::from_millis(200);
-/// The periods after which queued actions are checked without a change.
+/// The number of intervals after which queued actions are checked even if no node came or went.
 const CHECK: u32 = 25;
 
 /// The calls that wait for a node with the platform of their action, as many as may be queued.
@@ -75,7 +75,7 @@ fn end_unmet(runner: &Runner<Job, ExecuteResponse>, options: &Options, peers: &P
     };
     unmet.retain(|platform| !is_met(platform));
     if !unmet.is_empty() {
-        let why = "no node that has the platform of the action has been there for a while";
+        let why = "no node has had the platform of the action for some minutes";
         let failed = publish::failed(&Failure::Unmet(why.to_owned()));
         runner.end_queued(&unmet, publish::outcome(failed));
     }

@@ -37,8 +37,8 @@ pub struct PeerPlatforms {
 }
 
 impl PeerPlatforms {
-    /// Wraps a function that returns whether another node meets a platform, given its text (see [`properties`]), or met
-    /// it a while ago.
+    /// Wraps a function that returns whether another node meets a platform, or met it in the last minutes. The platform
+    /// is a text of [`properties`].
     pub fn new(meets: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
         Self {
             meets: Arc::new(meets),

@@ -41,7 +41,7 @@ pub struct ListedAction<J> {
 pub struct Totals {
     /// The queued actions.
     pub queued: usize,
-    /// The attempts that occupy a worker of this node, including those that are being stopped and those of other nodes.
+    /// The attempts that occupy a worker of this node, including those of other nodes and those that are being stopped.
     pub running: usize,
     /// The attempts at other nodes.
     pub elsewhere: usize,

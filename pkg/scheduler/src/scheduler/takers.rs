@@ -74,16 +74,16 @@ impl Takers {
 }
 
 impl<J, O> Scheduler<J, O> {
-    /// Adds a worker of this node, or changes its platform. An execution that failed at another worker is left to it.
+    /// Adds or replaces a worker of this node. Executions that failed at other workers are left to it.
     pub fn set_taker(&mut self, taker: Taker) {
         self.takers.remove(&taker.worker);
         self.takers.own.push(taker);
         self.takers_changed();
     }
 
-    /// Replaces the peers that take actions. An execution that failed at another worker is left to them.
+    /// Replaces the peers that take actions. Executions that failed at other workers are left to them.
     pub fn set_peers(&mut self, peers: Vec<Taker>) {
-        // Nothing is queued again.
+        // The queue is given up, so no worker leaves an execution to another.
         if self.draining && !self.hands_over {
             return;
         }
@@ -101,8 +101,8 @@ impl<J, O> Scheduler<J, O> {
         failing.map(|(worker, _)| worker)
     }
 
-    /// Returns whether a worker leaves the executions of a class to others: it failed one of them or rests, and another
-    /// worker may run them that did not fail and does not rest.
+    /// Returns whether a worker leaves the executions of a class to others. It does if it failed them or rests, and if
+    /// another worker can run them that neither failed them nor rests.
     pub(super) fn leaves(&self, worker: &WorkerId, class: &Class) -> bool {
         let Some(platform) = class.platform.as_deref() else {
             return false;
@@ -158,7 +158,7 @@ impl<J, O> Scheduler<J, O> {
         }
     }
 
-    /// Makes all workers claim again, and corrects the numbers that peers are offered.
+    /// Makes all workers claim again, and makes the counts that peers were offered outdated.
     fn takers_changed(&mut self) {
         self.queue.renumber();
         self.wake();

@@ -17,7 +17,7 @@ const LEVEL: Metric = Metric::new(
 const QUEUED: Metric = Metric::new("execution_queued", "Actions that wait for a slot.");
 const RUNNING: Metric = Metric::new(
     "execution_running",
-    "Actions that run on this node, including those that are being stopped, and those of other nodes.",
+    "Actions that run on this node, including those of other nodes and those that are being stopped.",
 );
 const ACTIONS: Metric = Metric::new("execution_actions", "Executed actions by outcome.");
 const STAGES: Metric = Metric::seconds(

@@ -43,7 +43,7 @@ impl fmt::Debug for ActionSource {
 pub struct ActionTotals {
     /// The actions that wait for a worker.
     pub queued: u64,
-    /// The attempts that occupy a worker of this node, also those of other nodes.
+    /// The attempts that occupy a worker of this node, including those of other nodes.
     pub running: u64,
     /// The attempts of this node's actions that other nodes run.
     #[serde(default)]

@@ -42,8 +42,8 @@ pub struct PeerNode {
     pub generation: u64,
     /// The host and port at which other nodes reach it.
     pub address: String,
-    /// `self`, `alive`, `suspect` or `down`, `draining` if it takes no more work, and `failing` if its last attempts
-    /// failed.
+    /// `self`, `alive`, `failing` (its last attempts failed), `suspect` (did not answer lately), `draining` (takes no
+    /// more work) or `down`.
     pub state: String,
     /// The version of gorego.
     pub version: String,

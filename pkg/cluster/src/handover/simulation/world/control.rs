@@ -1,4 +1,4 @@
-//! The control of tests over the world.
+//! Faults and waits that only tests of the hand-over use.
 
 use std::time::Duration;
 
