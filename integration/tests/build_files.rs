@@ -20,7 +20,7 @@ fn new_rule(kind: &str, name: &str, dir: &str, edits: &str) -> String {
 
 /// Returns the rule of a package's library or program.
 fn main_rule(package: &Package) -> Rule<'_> {
-    let kind = if package.dir.starts_with("cmd/") {
+    let kind = if root().join(&package.dir).join("src/main.rs").is_file() {
         "rust_binary"
     } else {
         "rust_library"
