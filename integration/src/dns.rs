@@ -44,7 +44,7 @@ pub fn loopback() -> Ipv4Addr {
 }
 
 impl Dns {
-    /// Chooses the address. Returns `None` if this process may not open port 53, for which most systems require root.
+    /// Chooses the address. Returns `None` if this process may not open the port, which mostly takes root privileges.
     pub fn new() -> Option<Self> {
         let is_free = |address: &Ipv4Addr| {
             let place = (*address, PORT);

@@ -1,5 +1,5 @@
-//! Tests of nodes that find each other by a real DNS server. They need the right to open port 53, as root has it, and
-//! pass without it.
+//! Tests of nodes that find each other by a real server of the DNS. They need the right to open its port, as root has
+//! it, and pass without it.
 #![cfg(test)]
 
 use std::net::{Ipv4Addr, TcpListener};

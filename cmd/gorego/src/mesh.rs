@@ -239,8 +239,8 @@ impl Mesh {
 
 impl Joined {
     /// Serves other nodes until `serving` ends, which serves clients and runs actions, and until the other nodes know
-    /// that this node is gone. `options` are the options for clients. Cancels `stop` if a task of the
-    /// cluster panics.
+    /// that this node is gone. `options` are the options for clients. Cancels `stop` if a task of
+    /// the cluster panics.
     pub(crate) async fn serve(
         self,
         stores: server::Stores,
@@ -301,8 +301,8 @@ impl Joined {
     }
 }
 
-/// Serves until `serving` ends. If a task of the cluster panics, cancels `stop`: the other nodes count on this one, and
-/// a new start of the process repairs it.
+/// Serves until `serving` ends. If the cluster fails, cancels `stop`, since the other nodes count on this one, and the
+/// process can be started again.
 async fn or_failed(
     serving: impl Future<Output = Result<(), gorego_grpc::Error>>,
     cluster: &Cluster,

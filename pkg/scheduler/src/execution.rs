@@ -86,7 +86,7 @@ impl<J> Execution<J> {
         running.is_some_and(|running| running.attempt == attempt)
     }
 
-    /// Updates the workers of the class at which attempts failed or were lost. The execution must not be queued.
+    /// Updates the class of an execution that is not queued to the workers that failed or were lost.
     pub(crate) fn update_tried(&mut self) {
         let lost = self.lost.iter().map(|(_, worker)| worker);
         let tried: BTreeSet<_> = lost.chain(&self.failed).cloned().collect();
