@@ -218,7 +218,11 @@ impl NodeWorker {
     /// Returns whether other nodes may run an action of this one.
     fn has_peers(&self, job: &Job) -> bool {
         let peers = self.options.peer_platforms.as_ref();
-        peers.is_some_and(|peers| peers.meets(&job.platform))
+        peers.is_some_and(|peers| {
+            // Nodes that just joined count.
+            peers.check();
+            peers.meets(&job.platform)
+        })
     }
 
     /// Deletes what no running action needs.

@@ -75,10 +75,9 @@ impl<J, O> Scheduler<J, O> {
             }
             Report::Stopped => {
                 self.count_loss(attempt.execution, now);
-                let execution = self.executions.get_mut(&attempt.execution);
-                execution
-                    .into_iter()
-                    .for_each(|execution| execution.end_lost(attempt.number));
+                if let Some(execution) = self.executions.get_mut(&attempt.execution) {
+                    execution.end_lost(attempt.number);
+                }
                 return;
             }
         };
