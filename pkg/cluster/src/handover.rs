@@ -50,6 +50,14 @@ pub trait Host {
     fn queued(&mut self, peer: &Generation) -> Vec<(Need, usize)>;
     /// Returns the number of classes of queued actions, by platform and need, that [`Self::queued`] has to count.
     fn classes(&self) -> usize;
+    /// Returns the peers among `members` that may run queued actions which none of the `chosen` ones may run: a list for
+    /// each class of such actions, and at most `most` lists.
+    fn peers_to_ask<'a>(
+        &self,
+        members: &[&'a Member],
+        chosen: &BTreeSet<Generation>,
+        most: usize,
+    ) -> Vec<Vec<&'a Member>>;
     /// Returns the number of this node's queued actions, and the kind of the next one ([`crate::choice::kind`]).
     fn backlog(&mut self) -> (usize, u64);
     /// Grants the next action of this node's queue to a claim of a peer. The machine sets the claim and the attempt in

@@ -209,15 +209,20 @@ impl NodeWorker {
         };
         // The node that handed the action over may do better, or know another node.
         let is_guest = job.entry.is_some();
-        if is_guest && failure.may_be_of_node() || self.has_peers() && failure.is_of_machine() {
+        if is_guest && failure.may_be_of_node() || failure.is_of_machine() && self.has_peers(job) {
             return guest::failed_attempt(&failure);
         }
         Report::Done(publish::outcome(publish::failed(&failure)))
     }
 
-    /// Returns whether other nodes may run the actions of this one.
-    const fn has_peers(&self) -> bool {
-        self.options.peer_platforms.is_some()
+    /// Returns whether other nodes may run an action of this one.
+    fn has_peers(&self, job: &Job) -> bool {
+        let peers = self.options.peer_platforms.as_ref();
+        peers.is_some_and(|peers| {
+            // Nodes that just joined count.
+            peers.check();
+            peers.meets(&job.platform)
+        })
     }
 
     /// Deletes what no running action needs.

@@ -37,8 +37,8 @@ pub(crate) struct Execution<J> {
     pub(crate) runs: u16,
     /// The workers at which an attempt failed.
     pub(crate) failed: Vec<WorkerId>,
-    /// The numbers of the attempts that were lost, and their workers.
-    pub(crate) lost: Vec<(u32, WorkerId)>,
+    /// The workers that lost an attempt, and the numbers of the attempts that they may still run.
+    pub(crate) lost: Vec<(Option<u32>, WorkerId)>,
     /// The claims that others got although this execution's turn was next.
     pub(crate) bypassed: u32,
 }
@@ -84,6 +84,13 @@ impl<J> Execution<J> {
     pub(crate) fn is_current(&self, attempt: AttemptId) -> bool {
         let running = self.running.as_ref();
         running.is_some_and(|running| running.attempt == attempt)
+    }
+
+    /// Records that a worker no longer runs an attempt, so that the attempt is not resumed if it was lost.
+    pub(crate) fn end_lost(&mut self, number: u32) {
+        for (lost, _) in &mut self.lost {
+            lost.take_if(|lost| *lost == number);
+        }
     }
 
     /// Updates the class of an execution that is not queued to the workers that failed or were lost.

@@ -1,17 +1,20 @@
 //! The role of the entry node: offers, grants and leases.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use fastrand::Rng;
 use gorego_scheduler::{AttemptId, Generation, Need, Time};
 use reapi::gorego::cluster::{
     Cancel, Claim, Done, Nothing, Progress, Queued, Received, Running, done::End, frame::Content,
 };
 
-use super::{Handover, Host, LEASE, Peer, RENEWAL, wire};
+use super::{Handover, Host, LEASE, Member, Peer, RENEWAL, wire};
 use crate::choice::{Candidate, choose};
 
 /// The number of classes of queued actions above which peers are offered the queue at ticks only.
 const MANY_CLASSES: usize = 500;
+/// The most classes for which more members are chosen at a time.
+const MOST_LISTS: usize = 8;
 
 /// An attempt at a peer.
 #[derive(Debug)]
@@ -63,22 +66,16 @@ impl Handover {
         let members: Vec<_> = members
             .filter(|member| member.slots > 0 && !member.draining)
             .collect();
-        let load = |node: &Generation, slots: u32| {
-            let load = self.peers.get(node)?.load?;
-            let actions = load.running.saturating_add(load.queued);
-            Some(f64::from(actions) / f64::from(slots))
-        };
-        let candidates: Vec<_> = members
-            .iter()
-            .map(|member| Candidate {
-                node: member.node.node(),
-                load: load(&member.node, member.slots),
-            })
-            .collect();
-        let chosen = choose(&candidates, kind, actions, &mut self.random);
-        let chosen = chosen.into_iter().filter_map(|at| members.get(at));
-        let chosen: Vec<_> = chosen.map(|member| member.node.clone()).collect();
+        let (peers, random) = (&self.peers, &mut self.random);
+        let chosen = chosen_of(peers, &members, kind, actions, random);
         self.chosen.extend(chosen);
+        // Few nodes may have a platform, and be chosen late at random.
+        if self.chosen.len() < members.len() && host.classes() <= MANY_CLASSES {
+            for able in host.peers_to_ask(&members, &self.chosen, MOST_LISTS) {
+                let chosen = chosen_of(peers, &able, kind, actions, random);
+                self.chosen.extend(chosen);
+            }
+        }
     }
 
     /// Sends peers the numbers of queued actions: at once if they do not know of actions with some need, and otherwise
@@ -121,6 +118,31 @@ impl Handover {
         let member = self.members.get(node);
         member.is_some_and(|member| bytes <= member.memory || bytes > most)
     }
+}
+
+/// Chooses some of these members.
+fn chosen_of(
+    peers: &BTreeMap<Generation, Peer>,
+    members: &[&Member],
+    kind: u64,
+    actions: usize,
+    random: &mut Rng,
+) -> Vec<Generation> {
+    let load = |node: &Generation, slots: u32| {
+        let load = peers.get(node)?.load?;
+        let actions = load.running.saturating_add(load.queued);
+        Some(f64::from(actions) / f64::from(slots))
+    };
+    let candidates: Vec<_> = members
+        .iter()
+        .map(|member| Candidate {
+            node: member.node.node(),
+            load: load(&member.node, member.slots),
+        })
+        .collect();
+    let chosen = choose(&candidates, kind, actions, random).into_iter();
+    let chosen = chosen.filter_map(|at| members.get(at));
+    chosen.map(|member| member.node.clone()).collect()
 }
 
 impl Peer {

@@ -225,6 +225,15 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
         self.scheduler.count_classes()
     }
 
+    fn peers_to_ask<'a>(
+        &self,
+        members: &[&'a Member],
+        chosen: &BTreeSet<Generation>,
+        most: usize,
+    ) -> Vec<Vec<&'a Member>> {
+        self.able_peers(members, chosen, most)
+    }
+
     fn backlog(&mut self) -> (usize, u64) {
         let next = self.scheduler.next_target();
         let kind = next.map(|(target, mnemonic)| choice::kind(&target, &mnemonic));

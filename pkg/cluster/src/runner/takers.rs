@@ -1,8 +1,11 @@
 //! The nodes that take this node's actions, resume them after a lost link, or keep failing.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use gorego_scheduler::{AttemptId, Generation, Taker};
+use gorego_scheduler::{AttemptId, Generation, Taker, WorkerId};
 
 use super::host::{Parts, worker};
 use crate::handover::Member;
@@ -25,6 +28,29 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
             }
         });
         self.scheduler.set_peers(takers.collect());
+    }
+
+    /// Returns the peers that may run queued actions which none of the chosen ones may run.
+    pub(super) fn able_peers<'a>(
+        &self,
+        members: &[&'a Member],
+        chosen: &BTreeSet<Generation>,
+        most: usize,
+    ) -> Vec<Vec<&'a Member>> {
+        let named = members.iter().map(|member| (worker(&member.node), *member));
+        let named: BTreeMap<_, _> = named.collect();
+        let is_chosen = |peer: &WorkerId| {
+            let member = named.get(peer);
+            member.is_some_and(|member| chosen.contains(&member.node))
+        };
+        let lists = self.scheduler.peers_to_ask(is_chosen, most).into_iter();
+        let members = |peers: Vec<_>| {
+            peers
+                .iter()
+                .filter_map(|peer| named.get(peer).copied())
+                .collect()
+        };
+        lists.map(members).collect()
     }
 
     /// Resumes a lost attempt that a peer still runs. Returns false if its action is no longer queued.

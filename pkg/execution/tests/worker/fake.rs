@@ -11,7 +11,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use gorego_execution::Runner;
+use gorego_execution::{PeerPlatforms, Runner};
 use gorego_limits::Budget;
 use gorego_sandbox::{Ended, Exit, Launch, LaunchError, Leftovers, NetworkAttempts, Usage};
 use gorego_storage::{
@@ -38,6 +38,10 @@ pub(crate) const TESTS: &[Test] = &[
     (
         "a_full_disk_is_retried_once_and_then_resource_exhausted",
         full,
+    ),
+    (
+        "a_full_disk_is_left_to_other_nodes_only_if_one_may_run_the_action",
+        full_among_nodes,
     ),
     ("a_full_disk_while_outputs_are_stored_is_retried", full_once),
     (
@@ -302,6 +306,25 @@ fn full(fixture: &Fixture) {
     full_disk(0, 2, 8);
     full_disk(1, 1, 8);
     full_disk(1, 0, 0);
+}
+
+fn full_among_nodes(fixture: &Fixture) {
+    for (is_alone, expected) in [(true, 8), (false, 0)] {
+        let store = FakeStore {
+            full_stages: AtomicU32::new(2),
+            ..FakeStore::default()
+        };
+        fixture.run(async {
+            let dir = tempfile::tempdir().unwrap();
+            let runner = Arc::<FakeRunner>::default();
+            let peers = PeerPlatforms::new(move |_| !is_alone);
+            let node = Node::new(dir, Arc::new(store), runner as _, |options| {
+                options.peer_platforms = Some(peers);
+            });
+            let response = node.execute(&action()).await;
+            assert_eq!(code(&response), expected, "{response:?}");
+        });
+    }
 }
 
 fn full_once(fixture: &Fixture) {

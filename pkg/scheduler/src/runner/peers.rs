@@ -100,6 +100,17 @@ where
             .apply(|state, _| state.scheduler.set_peers(peers));
     }
 
+    /// Returns peers that may run executions which the `asked` ones may not run
+    /// ([`Scheduler::peers_to_ask`](crate::Scheduler::peers_to_ask)).
+    pub fn peers_to_ask(
+        &self,
+        is_asked: impl Fn(&WorkerId) -> bool,
+        most: usize,
+    ) -> Vec<Vec<WorkerId>> {
+        let scheduler = &self.shared.state.lock().scheduler;
+        scheduler.peers_to_ask(is_asked, most)
+    }
+
     /// Returns the workers whose last attempts failed so often that they rest in between.
     pub fn failing(&self) -> Vec<WorkerId> {
         let scheduler = &self.shared.state.lock().scheduler;

@@ -89,7 +89,7 @@ impl<J, O> Scheduler<J, O> {
         let Some(next) = self.entry(number) else {
             return false;
         };
-        let lost = (attempt.number, peer.clone());
+        let lost = (Some(attempt.number), peer.clone());
         let execution = self.executions.get(&number);
         if !execution.is_some_and(|execution| execution.lost.contains(&lost)) {
             return false;
@@ -111,12 +111,14 @@ impl<J, O> Scheduler<J, O> {
     /// no loss is counted.
     pub fn decline(&mut self, attempt: AttemptId, now: Time) {
         self.release(attempt);
-        let execution = self.executions.get_mut(&attempt.execution);
-        if let Some(execution) = execution
-            && execution.is_current(attempt)
-        {
+        let Some(execution) = self.executions.get_mut(&attempt.execution) else {
+            return;
+        };
+        if execution.is_current(attempt) {
             execution.runs = execution.runs.saturating_sub(1);
             self.requeue(attempt.execution, now);
+        } else {
+            execution.end_lost(attempt.number);
         }
     }
 

@@ -52,7 +52,10 @@ impl<J, O> Scheduler<J, O> {
         let is_current = execution.is_current(attempt);
         let outcome = match report {
             Report::Done(outcome) => outcome,
-            _ if !is_current => return,
+            _ if !is_current => {
+                execution.end_lost(attempt.number);
+                return;
+            }
             Report::OutOfMemory(_) if !execution.is_alone() => {
                 execution.class.need = Need::Alone;
                 self.requeue(attempt.execution, now);
@@ -72,6 +75,9 @@ impl<J, O> Scheduler<J, O> {
             }
             Report::Stopped => {
                 self.count_loss(attempt.execution, now);
+                if let Some(execution) = self.executions.get_mut(&attempt.execution) {
+                    execution.end_lost(attempt.number);
+                }
                 return;
             }
         };
@@ -80,9 +86,14 @@ impl<J, O> Scheduler<J, O> {
         self.end_execution(attempt.execution, &end, bytes, now);
     }
 
-    /// Records that a worker lost an attempt, or never received its grant. The execution is queued again.
+    /// Records that a worker lost an attempt, or never received its grant. The execution is queued again. The worker may
+    /// still run the attempt ([`Self::adopt`]).
     pub fn lose(&mut self, attempt: AttemptId, now: Time) {
-        self.report(attempt, Report::Stopped, now);
+        self.release(attempt);
+        let execution = self.executions.get(&attempt.execution);
+        if execution.is_some_and(|execution| execution.is_current(attempt)) {
+            self.count_loss(attempt.execution, now);
+        }
     }
 
     /// Removes a worker. Its executions are queued again, and end after `max_losses` such losses.
@@ -116,7 +127,7 @@ impl<J, O> Scheduler<J, O> {
             return;
         };
         let running = execution.running.as_ref();
-        let lost = running.map(|running| (running.attempt.number, running.worker.clone()));
+        let lost = running.map(|running| (Some(running.attempt.number), running.worker.clone()));
         execution.lost.extend(lost);
         if execution.lost.len() <= allowed(self.options.max_losses) {
             execution.update_tried();

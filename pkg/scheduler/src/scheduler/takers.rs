@@ -121,6 +121,29 @@ impl<J, O> Scheduler<J, O> {
         })
     }
 
+    /// Returns the peers that may run queued executions which none of the `asked` ones may run: a list for each class of
+    /// such executions, and at most `most` lists.
+    pub fn peers_to_ask(
+        &self,
+        is_asked: impl Fn(&WorkerId) -> bool,
+        most: usize,
+    ) -> Vec<Vec<WorkerId>> {
+        let lists = self.queue.executions().filter_map(|(class, _)| {
+            let platform = class.platform.as_deref()?;
+            let peers = self.takers.peers.iter();
+            let mut able = peers.filter(|peer| {
+                peer.is_able(platform, class.need) && !self.leaves(&peer.worker, class)
+            });
+            if able.clone().any(|peer| is_asked(&peer.worker)) {
+                return None;
+            }
+            let first = able.next()?.worker.clone();
+            let others = able.map(|peer| peer.worker.clone());
+            Some(std::iter::once(first).chain(others).collect())
+        });
+        lists.take(most).collect()
+    }
+
     /// Records that a worker completed an attempt.
     pub(super) fn succeeded(&mut self, worker: &WorkerId) {
         if self.takers.failing.remove(worker).is_some() {

@@ -229,6 +229,29 @@ fn an_action_goes_to_nodes_with_enough_memory() {
 }
 
 #[test]
+fn the_only_node_of_many_that_may_run_an_action_is_asked_at_once() {
+    let able = 60;
+    let mut slots = vec![1; 100];
+    slots[0] = 0;
+    let mut world = World::new(&slots, LATENCY, 3);
+    let members: Vec<_> = world.nodes.iter().enumerate().collect();
+    let members = members.into_iter().map(|(at, node)| Member {
+        node: node.generation.clone(),
+        slots: u32::from(at > 0),
+        memory: if at == able { 1024 * MIB } else { 100 * MIB },
+        draining: false,
+    });
+    let members: Vec<_> = members.collect();
+    world.with(0, |handover, now, host| {
+        handover.members(members, now, host);
+    });
+    world.submit(0, 1, 500 * MIB);
+    world.pass(SECOND / 2);
+    assert_eq!(runs_at(&world), [able]);
+    end(&mut world);
+}
+
+#[test]
 fn a_busy_link_is_not_idle() {
     let mut world = start(&[0, 1], ten_seconds);
     let peer = world.nodes[1].generation.clone();

@@ -1,7 +1,7 @@
 //! The hand-over between two runners of actions, in one process.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -122,6 +122,15 @@ impl Host for NodeHost<'_> {
 
     fn classes(&self) -> usize {
         self.0.runner.count_classes()
+    }
+
+    fn peers_to_ask<'a>(
+        &self,
+        _members: &[&'a Member],
+        _chosen: &BTreeSet<Generation>,
+        _most: usize,
+    ) -> Vec<Vec<&'a Member>> {
+        Vec::new()
     }
 
     fn backlog(&mut self) -> (usize, u64) {

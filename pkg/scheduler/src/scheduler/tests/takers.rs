@@ -203,6 +203,36 @@ fn a_lost_attempt_is_resumed_while_its_action_is_queued() {
 }
 
 #[test]
+fn a_lost_attempt_that_has_ended_is_not_resumed() {
+    let ends: [fn(&mut Bench, AttemptId); 4] = [
+        // Its peer stopped it, and says so before or after it was lost.
+        |bench, attempt| bench.report(attempt, Report::Stopped),
+        |bench, attempt| {
+            bench.scheduler.lose(attempt, bench.now);
+            bench.report(attempt, Report::Stopped);
+        },
+        |bench, attempt| {
+            bench.scheduler.lose(attempt, bench.now);
+            bench.report(attempt, failed());
+        },
+        |bench, attempt| {
+            bench.scheduler.lose(attempt, bench.now);
+            bench.scheduler.decline(attempt, bench.now);
+        },
+    ];
+    for end in ends {
+        let mut bench = bench(1, &["p"]);
+        bench.submit(&request(1));
+        let attempt = bench.claim_at("p").unwrap().attempt;
+        end(&mut bench, attempt);
+        assert!(!bench.scheduler.adopt(&worker("p"), attempt, bench.now));
+        // It still counts as lost.
+        assert_eq!(bench.counts_for("p"), 0);
+        bench.claims(1);
+    }
+}
+
+#[test]
 fn queued_actions_end_whose_platforms_no_node_has() {
     let mut bench = Bench::new(1);
     let on = |action: u32, platform: &str| Request {

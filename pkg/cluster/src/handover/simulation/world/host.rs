@@ -1,6 +1,9 @@
 //! The host of a node in the world: its scheduler, and a list of its pending effects.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use gorego_scheduler::{
     AttemptId, Generation, Need, Outcome, Phase, Report, Scheduler, Taker, Time, WorkerId,
@@ -59,6 +62,28 @@ impl Host for TestHost<'_> {
 
     fn classes(&self) -> usize {
         self.scheduler.count_classes()
+    }
+
+    fn peers_to_ask<'a>(
+        &self,
+        members: &[&'a Member],
+        chosen: &BTreeSet<Generation>,
+        most: usize,
+    ) -> Vec<Vec<&'a Member>> {
+        let named = members.iter().map(|member| (id(&member.node), *member));
+        let named: BTreeMap<_, _> = named.collect();
+        let is_chosen = |peer: &WorkerId| {
+            let member = named.get(peer);
+            member.is_some_and(|member| chosen.contains(&member.node))
+        };
+        let lists = self.scheduler.peers_to_ask(is_chosen, most).into_iter();
+        let members = |peers: Vec<_>| {
+            peers
+                .iter()
+                .filter_map(|peer| named.get(peer).copied())
+                .collect()
+        };
+        lists.map(members).collect()
     }
 
     fn backlog(&mut self) -> (usize, u64) {

@@ -54,7 +54,7 @@ impl Model {
         let scheduler = &mut self.bench.scheduler;
         let execution = scheduler.executions.get(&attempt.execution);
         let is_lost = execution.is_some_and(|execution| {
-            let lost = (attempt.number, name(PEER));
+            let lost = (Some(attempt.number), name(PEER));
             execution.running.is_none() && execution.lost.contains(&lost)
         });
         let is_adopted = scheduler.adopt(&name(PEER), attempt, self.bench.now);
