@@ -188,7 +188,10 @@ impl Membership {
             return;
         }
         self.records.0.lock().insert_unnumbered(peer);
-        if self.left || self.candidates.len() >= self.options.max_nodes {
+        // A node that must wait for its name would declare this one down, which does not answer it yet.
+        if self.left || self.candidates.len() >= self.options.max_nodes || self.contests(&id, true)
+        {
+            self.settle();
             return;
         }
         let candidate = Candidate {
