@@ -340,6 +340,7 @@ impl Membership {
                     if node.contest.is_some() {
                         self.next_upkeep = self.now;
                     }
+                    self.urgent = true;
                     if let Some(node) = node.up.take() {
                         self.effects.push(Effect::Down {
                             node,
