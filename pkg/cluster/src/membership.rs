@@ -107,6 +107,8 @@ pub struct Membership {
     active: usize,
     /// Set if the nodes changed since foca and the partners were adapted.
     resized: bool,
+    /// Set if a node is down, which the next nodes should know without delay.
+    urgent: bool,
     partners: Vec<u64>,
     /// The probes that may still be skipped in the current tick.
     skips: usize,
@@ -161,6 +163,7 @@ impl Membership {
             stood_still: Duration::ZERO,
             active: 0,
             resized: false,
+            urgent: false,
             partners: Vec::new(),
             skips: 0,
             next_sync: Time::MAX,
@@ -188,7 +191,10 @@ impl Membership {
             return;
         }
         self.records.0.lock().insert_unnumbered(peer);
-        if self.left || self.candidates.len() >= self.options.max_nodes {
+        // A node that must wait for its name would declare this one down, which does not answer it yet.
+        if self.left || self.candidates.len() >= self.options.max_nodes || self.contests(&id, true)
+        {
+            self.settle();
             return;
         }
         let candidate = Candidate {

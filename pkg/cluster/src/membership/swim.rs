@@ -113,11 +113,15 @@ impl Membership {
     /// Notifies the sender of a packet that it is suspected, so that it objects. Gossip may have missed it, and its
     /// answers to probes end no suspicion.
     fn reassure(&mut self, from: &Identity) {
-        let suspected = |it: &&Member<_>| it.id() == from && it.state() == State::Suspect;
-        let Some(member) = self.foca.iter_members().find(suspected).cloned() else {
-            return;
-        };
-        self.send_news(from, vec![member]);
+        if let Some(member) = self.suspected(from).cloned() {
+            self.send_news(from, vec![member]);
+        }
+    }
+
+    /// Returns the entry of `id` if it is suspect.
+    pub(super) fn suspected(&self, id: &Identity) -> Option<&Member<Identity>> {
+        let suspected = |it: &&Member<_>| it.id() == id && it.state() == State::Suspect;
+        self.foca.iter_members().find(suspected)
     }
 
     /// Notifies a node of the nodes that are down, which foca's answer to an announcement omits. A node that is no
@@ -174,7 +178,12 @@ impl Membership {
             } else if let Some(node) = self.nodes.get(&id.key())
                 && (node.active || down)
             {
-                node.id == *id || down || !self.contests(id, false)
+                // Another node admitted this run. Then a suspect former run is gone: in gossip, the news of this run
+                // replaces that of the other's end.
+                node.id == *id
+                    || down
+                    || self.suspected(&node.id).is_some()
+                    || !self.contests(id, false)
             } else if down {
                 self.foca.iter_membership_state().len() < 4 * self.options.max_nodes
             } else {
@@ -226,7 +235,17 @@ impl Membership {
         {
             self.nodes.remove(&id.key());
         }
-        if matches!(timer, Timer::ChangeSuspectToDown { .. }) {
+        if let Timer::ChangeSuspectToDown {
+            member_id,
+            incarnation,
+            ..
+        } = &timer
+        {
+            // foca would notify even a node that objected in time that it is down.
+            let suspect = self.suspected(member_id);
+            if suspect.is_none_or(|it| it.incarnation() != *incarnation) {
+                return;
+            }
             self.cause = Departure::Silent;
         }
         self.drive(|foca, runtime| foca.handle_timer(timer, runtime));
@@ -246,8 +265,6 @@ impl Membership {
             .suspect_to_down_after;
         if loss == Loss::Refused {
             after = after.mul_f64(REFUSED_SHARE);
-        } else if member.state() != State::Alive {
-            return;
         }
         let timer = Timer::ChangeSuspectToDown {
             member_id: id.clone(),
@@ -320,6 +337,10 @@ impl Membership {
                 if let Some(node) = self.nodes.get_mut(&id.key()) {
                     node.active = false;
                     node.want = None;
+                    if node.contest.is_some() {
+                        self.next_upkeep = self.now;
+                    }
+                    self.urgent = true;
                     if let Some(node) = node.up.take() {
                         self.effects.push(Effect::Down {
                             node,
@@ -364,6 +385,7 @@ impl Membership {
         });
         let again = !node.active;
         node.active = true;
+        node.contest.take_if(|_| !node.id.same_run(&id));
         if let Some(up) = node.up.take_if(|up| *up != id.node) {
             let why = Departure::Replaced;
             self.effects.push(Effect::Down { node: up, why });

@@ -71,6 +71,8 @@ fn stopped_node_is_known_by_all_again() {
         network.run(seconds(20));
         assert!(network.agrees(), "seed {seed}: {}", network.describe());
         assert_eq!(network.false_downs, 0, "seed {seed}");
+        let rejoined = network.news.iter().any(|it| it.1 == Effect::Rejoined);
+        assert!(!rejoined, "seed {seed}: told that it is down");
     }
 }
 

@@ -1,6 +1,7 @@
 //! The exchange of records that gossip missed.
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::sync::Arc;
 
 use gorego_scheduler::Time;
@@ -8,6 +9,10 @@ use gorego_scheduler::Time;
 use super::identity::{Identity, key};
 use super::wire::{Envelope, MAX_RECORDS_LEN, MAX_WANTED};
 use super::{Effect, Membership, Node, WANT_AFTER};
+
+/// The most pieces of news of which a departure is passed on at once. More of them wait for the next gossip, so that a
+/// partition causes no flood.
+const MAX_URGENT: usize = 8;
 
 impl Membership {
     /// Asks for the records that are due, of a few nodes.
@@ -92,6 +97,9 @@ impl Membership {
     /// Adapts to the handled event, and reports the nodes that are up, or changed, now that their records arrived.
     pub(super) fn settle(&mut self) {
         self.adapt();
+        if mem::take(&mut self.urgent) && self.foca.updates_backlog() <= MAX_URGENT {
+            self.drive(|foca, runtime| foca.gossip(runtime));
+        }
         let changed = self.records.0.lock().take_changed();
         for node in changed {
             let key = key(node.node());

@@ -6,6 +6,7 @@ mod traffic;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::mem;
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ struct Process {
     step: Duration,
     wake: Time,
     up: HashSet<Generation>,
+    /// The sum of the hashes of the nodes that are up, so that comparing two sets is fast.
+    sum: u64,
 }
 
 enum Event {
@@ -145,6 +148,7 @@ impl Network {
             step: Duration::ZERO,
             wake: Time::MAX,
             up: HashSet::new(),
+            sum: 0,
         });
         self.addresses.insert(address.into(), index);
         self.after(delay, Event::Discover(index));
@@ -233,14 +237,10 @@ impl Network {
     /// Returns whether each process knows exactly the others.
     pub fn agrees(&self) -> bool {
         let live = || self.processes.iter().filter(|it| it.membership.is_some());
+        let own = |it: &Process| hash(&it.record.node);
+        let sum = live().map(own).fold(0, u64::wrapping_add);
         let count = live().count();
-        let complete = live().all(|it| it.up.len() + 1 == count);
-        complete
-            && live().all(|it| {
-                live().all(|other| {
-                    it.record.node == other.record.node || it.up.contains(&other.record.node)
-                })
-            })
+        live().all(|it| it.up.len() + 1 == count && it.sum.wrapping_add(own(it)) == sum)
     }
 
     /// Returns the active members that a process knows.
@@ -314,4 +314,8 @@ impl Network {
     fn latency(&mut self) -> Duration {
         Duration::from_micros(self.random.u64(200..2000))
     }
+}
+
+fn hash(node: &Generation) -> u64 {
+    BuildHasherDefault::<DefaultHasher>::default().hash_one(node)
 }

@@ -61,6 +61,22 @@ fn split(network: &mut Network, cut: impl Fn(usize, usize) -> bool + Send + 'sta
     network.cut = Box::new(|_, _| false);
 }
 
+fn recovers(nodes: usize, loss: f64, seed: u64, incident: Incident) {
+    let mut network = network(nodes, loss, seed);
+    incident.happen(&mut network, nodes);
+    let known = network.run_until(seconds(60), Network::agrees);
+    let what = format!("{incident:?}, {nodes} nodes, loss {loss}, seed {seed}");
+    assert!(known.is_some(), "{what}: {}", network.describe());
+    if incident == Incident::Move {
+        assert!(known.unwrap() < seconds(10), "{what}: {known:?}");
+    }
+    // In others, nodes are down to those that they do not reach.
+    if ![Incident::Stop, Incident::Partition, Incident::Bridge].contains(&incident) {
+        network.run(seconds(10));
+        assert_eq!(network.false_downs, 0, "{what}");
+    }
+}
+
 #[test]
 fn clusters_of_each_size_recover_from_each_incident_at_each_rate_of_loss() {
     for (nodes, losses) in [
@@ -69,20 +85,37 @@ fn clusters_of_each_size_recover_from_each_incident_at_each_rate_of_loss() {
         (30, &[0.01]),
     ] {
         for loss in losses {
-            // With more nodes than links, some may never admit the next run of a node that moved: a known defect.
-            let incidents = Incident::ALL.into_iter();
-            for incident in incidents.filter(|it| nodes <= 10 || *it != Incident::Move) {
-                let mut network = network(nodes, *loss, 11);
-                incident.happen(&mut network, nodes);
-                let known = network.run_until(seconds(60), Network::agrees);
-                let what = format!("{incident:?}, {nodes} nodes, loss {loss}");
-                assert!(known.is_some(), "{what}: {}", network.describe());
-                // In others, nodes are down to those that they do not reach.
-                if [Incident::Kill, Incident::Vanish, Incident::Clock].contains(&incident) {
-                    network.run(seconds(10));
-                    assert_eq!(network.false_downs, 0, "{what}");
-                }
+            for incident in Incident::ALL {
+                recovers(nodes, *loss, 11, incident);
             }
+        }
+    }
+}
+
+#[test]
+fn hundred_nodes_recover_from_each_incident_of_one_node() {
+    for incident in Incident::ALL {
+        if ![Incident::Partition, Incident::Bridge].contains(&incident) {
+            recovers(100, 0.01, 11, incident);
+        }
+    }
+}
+
+#[test]
+fn hundred_nodes_recover_from_a_partition() {
+    recovers(100, 0.01, 11, Incident::Partition);
+}
+
+#[test]
+fn hundred_nodes_recover_from_a_partition_with_a_bridge() {
+    recovers(100, 0.01, 11, Incident::Bridge);
+}
+
+#[test]
+fn node_that_moved_is_known_to_those_that_have_no_link_to_it() {
+    for (nodes, loss) in [(20, 0.0), (20, 0.049), (30, 0.01)] {
+        for seed in 0..15 {
+            recovers(nodes, loss, seed, Incident::Move);
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use gorego_scheduler::Generation;
 
-use super::{Event, Network, Process};
+use super::{Event, Network, Process, hash};
 use crate::membership::{Departure, Effect, Loss, MemberState, Membership};
 use crate::record::Record;
 
@@ -160,10 +160,16 @@ impl Network {
     fn report(&mut self, index: usize, news: Effect) {
         match &news {
             Effect::Up(record) => {
-                self.processes[index].up.insert(record.node.clone());
+                let process = &mut self.processes[index];
+                if process.up.insert(record.node.clone()) {
+                    process.sum = process.sum.wrapping_add(hash(&record.node));
+                }
             }
             Effect::Down { node, why } => {
-                self.processes[index].up.remove(node);
+                let process = &mut self.processes[index];
+                if process.up.remove(node) {
+                    process.sum = process.sum.wrapping_sub(hash(node));
+                }
                 let live = |it: &Process| it.membership.is_some() && it.record.node == *node;
                 if *why != Departure::Withdrawn && self.processes.iter().any(live) {
                     self.false_downs += 1;
