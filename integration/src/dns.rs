@@ -3,13 +3,14 @@
 use std::{
     fmt::Write as _,
     fs::{self, File},
+    io::{Error, ErrorKind},
     net::{Ipv4Addr, TcpListener, UdpSocket},
     path::PathBuf,
     process::Stdio,
     thread,
 };
 
-use rustix::process::Signal;
+use rustix::process::{Signal, geteuid};
 use tempfile::TempDir;
 
 use crate::{executor::wait_until, install, process::Process};
@@ -44,15 +45,27 @@ pub fn loopback() -> Ipv4Addr {
 }
 
 impl Dns {
-    /// Chooses the address. Returns `None` if this process may not open the port, which mostly takes root privileges.
+    /// Chooses the address. Returns `None` if this process may not open the port and is not root.
     pub fn new() -> Option<Self> {
+        let mut refusal = None;
         let is_free = |address: &Ipv4Addr| {
             let place = (*address, PORT);
-            UdpSocket::bind(place).is_ok() && TcpListener::bind(place).is_ok()
+            let opened = UdpSocket::bind(place).and_then(|_| TcpListener::bind(place));
+            refusal = opened.err();
+            refusal.is_none()
         };
         let mut addresses = std::iter::repeat_with(loopback).take(ADDRESSES_TRIED);
+        let Some(address) = addresses.find(is_free) else {
+            let is_forbidden =
+                refusal.as_ref().map(Error::kind) == Some(ErrorKind::PermissionDenied);
+            assert!(
+                is_forbidden && !geteuid().is_root(),
+                "opening port {PORT} for a server of the DNS: {refusal:?}"
+            );
+            return None;
+        };
         let dns = Self {
-            address: addresses.find(is_free)?,
+            address,
             dir: TempDir::new().expect("a temporary directory"),
             process: None,
         };

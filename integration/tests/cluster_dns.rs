@@ -1,5 +1,5 @@
-//! Tests of nodes that find each other by a real server of the DNS. They need the right to open its port, as root has
-//! it, and pass without it.
+//! Tests of nodes that find each other by a real server of the DNS. They need the right to open its port, and pass
+//! without it unless they run as root.
 #![cfg(test)]
 
 use std::net::{Ipv4Addr, TcpListener};

@@ -1,5 +1,6 @@
 //! This node in its cluster: its port for other nodes, its links, and its work for the actions of other nodes.
 
+mod failure;
 mod fitting;
 mod generation;
 mod record;
@@ -10,7 +11,6 @@ mod work;
 
 use std::{
     io,
-    pin::pin,
     sync::{Arc, OnceLock},
 };
 
@@ -34,11 +34,11 @@ use tokio::{net::TcpListener, runtime::Handle, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Status;
 
+use self::{failure::or_failed, routes::ClusterRoutes, thread::LinkThread, work::NodeWork};
 pub(crate) use self::{
     fitting::takes,
     source::{Counters, counts, peers},
 };
-use self::{routes::ClusterRoutes, thread::LinkThread, work::NodeWork};
 use crate::{
     backing::given,
     descriptors::Descriptors,
@@ -287,36 +287,25 @@ impl Joined {
         };
         let (listener, shutdown) = (self.listener.into_std(), CancellationToken::new());
         let listener = listener.map_err(Error::Thread)?;
-        let ending = shutdown.clone();
+        let (ending, ended) = (shutdown.clone(), CancellationToken::new());
+        let ends = ended.clone().drop_guard();
         let meshed = self.thread.runtime().spawn(async move {
+            let _ends = ends;
             let listener = TcpListener::from_std(listener).map_err(Error::Thread)?;
             server::serve(listener, stores, options, shutdown).await?;
             Ok(())
         });
-        let served = or_failed(serving, &self.cluster, stop).await;
+        let failed = async {
+            tokio::select! {
+                () = self.cluster.failed() => {}
+                () = ended.cancelled() => {}
+            }
+        };
+        let served = or_failed(serving, failed, stop).await;
         self.cluster.leave().await;
         ending.cancel();
         let meshed = meshed.await.unwrap_or(Err(Error::Failed));
-        served.and(meshed)
-    }
-}
-
-/// Serves until `serving` ends. If the cluster fails, cancels `stop`, since the other nodes count on this one, and the
-/// process can be started again.
-async fn or_failed(
-    serving: impl Future<Output = Result<(), gorego_grpc::Error>>,
-    cluster: &Cluster,
-    stop: &CancellationToken,
-) -> Result<(), Error> {
-    let mut serving = pin!(serving);
-    tokio::select! {
-        served = &mut serving => Ok(served?),
-        () = cluster.failed() => {
-            tracing::error!("shutting down: {}", Error::Failed);
-            stop.cancel();
-            serving.await?;
-            Err(Error::Failed)
-        }
+        meshed.and(served)
     }
 }
 

@@ -32,7 +32,8 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
         left: oneshot::Sender<()>,
     ) {
         let end = Instant::now() + FAREWELL;
-        while self.handover.has_ends() || self.parts.runs_for_others() {
+        let is_time = || Instant::now() < end;
+        while is_time() && (self.handover.has_ends() || self.parts.runs_for_others()) {
             tokio::select! {
                 biased;
                 Some(event) = events.recv() => self.on_link(event),
