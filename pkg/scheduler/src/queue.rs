@@ -153,6 +153,7 @@ impl Line {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Next {
     pub(crate) line: LineId,
+    pub(crate) rank: Rank,
     pub(crate) execution: u64,
 }
 
@@ -248,9 +249,49 @@ impl Queue {
             let (rank, class) = heads.find(|(_, class)| is_fitting(class))?;
             Some(Next {
                 line: *id,
+                rank: *rank,
                 execution: *line.entries.get(class)?.get(rank)?,
             })
         })
+    }
+
+    /// Returns the first entries that fit, at most `most`: those whose turns are next if no slot is freed meanwhile.
+    pub(crate) fn first(&self, most: usize, fits: impl Fn(&Class) -> bool) -> Vec<Next> {
+        let each = most.div_ceil(self.order.len().clamp(1, most));
+        let mut first = Vec::new();
+        for id in self.order.values().take(most) {
+            let Some(line) = self.lines.get(id) else {
+                continue;
+            };
+            let classes = line.heads.values().filter(|class| fits(class)).take(each);
+            let entries = classes.filter_map(|class| line.entries.get(class));
+            let entries = entries.flat_map(|entries| entries.iter().take(each));
+            let mut entries: Vec<_> = entries.collect();
+            entries.sort_unstable();
+            entries.truncate(each);
+            let entries = entries.into_iter().map(|(rank, execution)| Next {
+                line: *id,
+                rank: *rank,
+                execution: *execution,
+            });
+            first.extend(entries.enumerate());
+        }
+        // Stable: entries at the same place of their lines stay in the order of the turns.
+        first.sort_by_key(|(place, _)| *place);
+        first.truncate(most);
+        first.into_iter().map(|(_, next)| next).collect()
+    }
+
+    /// Returns whether an entry of the line of `next` is one of its first `most`, and as urgent as `next`.
+    pub(crate) fn is_near(&self, next: &Next, rank: Rank, most: usize) -> bool {
+        let Some(line) = self.lines.get(&next.line) else {
+            return false;
+        };
+        let classes = line.heads.range(..rank).take(most);
+        let classes = classes.filter_map(|(_, class)| line.entries.get(class));
+        let before = classes.map(|entries| entries.range(..rank).take(most).count());
+        let urgency = |rank: Rank| (rank.first_run, rank.priority);
+        urgency(rank) == urgency(next.rank) && before.sum::<usize>() < most
     }
 
     /// Counts an execution, whose entries are in the queue.
