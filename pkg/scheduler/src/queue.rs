@@ -73,6 +73,13 @@ pub(crate) struct Rank {
     pub(crate) number: u64,
 }
 
+impl Rank {
+    /// Returns whether only the age makes a difference to another entry.
+    pub(crate) fn is_as_urgent_as(self, other: Self) -> bool {
+        (self.first_run, self.priority) == (other.first_run, other.priority)
+    }
+}
+
 /// The line of a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct LineId(u64);
@@ -280,18 +287,6 @@ impl Queue {
         first.sort_by_key(|(place, _)| *place);
         first.truncate(most);
         first.into_iter().map(|(_, next)| next).collect()
-    }
-
-    /// Returns whether an entry of the line of `next` is one of its first `most`, and as urgent as `next`.
-    pub(crate) fn is_near(&self, next: &Next, rank: Rank, most: usize) -> bool {
-        let Some(line) = self.lines.get(&next.line) else {
-            return false;
-        };
-        let classes = line.heads.range(..rank).take(most);
-        let classes = classes.filter_map(|(_, class)| line.entries.get(class));
-        let before = classes.map(|entries| entries.range(..rank).take(most).count());
-        let urgency = |rank: Rank| (rank.first_run, rank.priority);
-        urgency(rank) == urgency(next.rank) && before.sum::<usize>() < most
     }
 
     /// Counts an execution, whose entries are in the queue.

@@ -13,9 +13,14 @@ use gorego_scheduler::{
     ActionKey, AttemptId, ForeignSlot, Generation, Need, Phase, Report, Runner, WorkerId,
 };
 use prost::Message as _;
-use reapi::gorego::cluster::{self as proto, Done, Frame, Load, Prefetch, done::End, frame::Content};
+use reapi::gorego::cluster::{
+    self as proto, Done, Frame, Load, Prefetch, done::End, frame::Content,
+};
 use tokio::{runtime::Handle, sync::mpsc, time::Instant};
-use tokio_util::{sync::{CancellationToken, DropGuard}, task::TaskTracker};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 
 use super::{Told, Work, dials::Dials, view::Counts};
 use crate::{

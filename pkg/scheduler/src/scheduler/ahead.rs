@@ -7,7 +7,7 @@ use crate::{
     state::ActionKey,
 };
 
-/// The entries of the queue that are near enough to its head.
+/// The entries at the head of the queue among which one is chosen.
 const NEAR: usize = 16;
 
 impl<J, O> Scheduler<J, O> {
@@ -48,14 +48,13 @@ impl<J, O> Scheduler<J, O> {
         }
         let operations = told.operations.iter();
         let operations = operations.filter_map(|id| self.operations.live(*id));
-        let in_line = operations.filter(|live| live.line == Some(next.line));
-        let rank = in_line.map(|live| live.rank).min()?;
-        let told = Next {
+        let mut in_line = operations.filter(|live| live.line == Some(next.line));
+        let live = in_line.find(|live| live.rank.is_as_urgent_as(next.rank))?;
+        Some(Next {
             line: next.line,
-            rank,
+            rank: live.rank,
             execution: number,
-        };
-        self.queue.is_near(next, rank, NEAR).then_some(told)
+        })
     }
 
     /// Returns whether no worker of this node has a free slot.

@@ -13,8 +13,8 @@ impl<J, O> Scheduler<J, O> {
     /// Grants the next execution to a slot of a peer, which reserved the resources for `need` there. `fits` returns
     /// whether the peer meets the requirements of a platform.
     ///
-    /// The execution is the first one in the order of the queue whose need is covered. In its line, that of
-    /// [`Self::look_ahead`] is preferred if it is near and as urgent; 16 times an execution is passed so. A slot without other work goes
+    /// The execution is the first one in the order of the queue whose need is covered. In its line, the one
+    /// of [`Self::look_ahead`] is preferred if it is as urgent; an execution is passed so 16 times at most. A slot without other work goes
     /// to an execution that must be alone, if there is one. Neither passed executions nor the draining of this node's
     /// workers are affected.
     pub fn claim_for(
@@ -50,7 +50,12 @@ impl<J, O> Scheduler<J, O> {
     }
 
     /// Returns whether a peer may run the executions of a class, and does not leave them to others.
-    pub(super) fn suits(&self, peer: &WorkerId, class: &Class, fits: impl Fn(&str) -> bool) -> bool {
+    pub(super) fn suits(
+        &self,
+        peer: &WorkerId,
+        class: &Class,
+        fits: impl Fn(&str) -> bool,
+    ) -> bool {
         class.platform.as_deref().is_some_and(fits) && !self.leaves(peer, class)
     }
 
