@@ -64,7 +64,7 @@ fn a_node_with_a_free_slot_or_without_an_offer_fetches_nothing() {
 #[test]
 fn nodes_fetch_different_actions_and_run_those() {
     let mut world = World::new(&[0, 1, 1], LATENCY, 3);
-    world.duration = |action| ten_seconds(action) + u64::from(action) * SECOND / 10;
+    world.duration = |action| ten_seconds(action) + action * SECOND / 10;
     for action in [3, 6, 9, 12] {
         world.submit(0, action, 0);
     }
@@ -80,7 +80,7 @@ fn nodes_fetch_different_actions_and_run_those() {
 #[test]
 fn an_action_that_was_fetched_ahead_goes_to_the_first_free_slot() {
     let mut world = World::new(&[1, 1], LATENCY, 3);
-    world.duration = |action| u64::from(action) * SECOND;
+    world.duration = |action| action * SECOND;
     world.submit(0, 3, 0);
     world.submit(0, 33, 0);
     world.pass(SECOND);
