@@ -7,6 +7,7 @@ use gorego_integration::{
     cluster::{self, Crowd, Node},
     content::{blob, digest_of, result_of},
     executor::{Gate, TestAction, request, succeeded},
+    metrics::Metrics,
 };
 
 /// One action at a time on each node.
@@ -151,4 +152,36 @@ async fn a_node_that_starts_empty_reads_what_the_others_have() {
     gate.wait_for_starts(2);
     gate.open_for(2);
     crowd.finish(&a).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_node_fetches_the_inputs_of_the_next_action() {
+    const INPUT: usize = 100_000;
+    // Each blob is at one node.
+    let owners = "cluster.replicas=1";
+    let a = Node::start("a", "", &[owners, "execution.enabled=false"]).await;
+    let b = Node::start("b", &a.mesh.to_string(), &[owners, ONE]).await;
+    for node in [&a, &b] {
+        node.wait_for_members(&["a", "b"]).await;
+    }
+    let mut gate = Gate::new();
+    let first = Crowd::start(&a, &gate, 1).await;
+    gate.wait_for_starts(1);
+    let mut next = TestAction::script(&format!("{}; cat 0 | tee file", gate.pass())).output("file");
+    for number in 0..16 {
+        let line = format!("{number}\n").repeat(INPUT / 2);
+        next = next.input(&number.to_string(), line);
+    }
+    let mut next = a.executor.start(&next).await;
+    // The node does not own all of the inputs.
+    Metrics::wait_for(b.server.metrics(), |metrics| {
+        let read = metrics.get("gorego_cluster_blobs_read_bytes_total");
+        read.is_some_and(|read| read >= INPUT as u64)
+    })
+    .await;
+    assert_eq!(gate.starts(), 1);
+    gate.open_for(2);
+    let result = succeeded(next.response().await);
+    assert_eq!(result.execution_metadata.unwrap().worker, "b");
+    first.finish(&a).await;
 }

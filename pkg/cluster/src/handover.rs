@@ -8,6 +8,7 @@
 //! to the end: when the node of an attempt is lost, it loses the attempt and queues the action again. So an action may
 //! run twice, but ends once.
 
+mod ahead;
 mod entry;
 mod reach;
 pub mod simulation;
@@ -23,7 +24,7 @@ use std::{
 
 use fastrand::Rng;
 use gorego_scheduler::{AttemptId, Generation, Need, Phase, Time};
-use reapi::gorego::cluster::{self as proto, Done, Load, frame::Content};
+use reapi::gorego::cluster::{self as proto, Done, Load, Prefetch, frame::Content};
 
 use entry::Given;
 use taker::{OpenClaim, Taken};
@@ -63,6 +64,8 @@ pub trait Host {
     /// Grants the next action of this node's queue to a claim of a peer. The machine sets the claim and the attempt in
     /// the frame.
     fn grant(&mut self, peer: &Generation, need: Need) -> Option<(AttemptId, proto::Grant)>;
+    /// Chooses a queued action whose inputs a peer shall fetch. It stays in the queue.
+    fn look_ahead(&mut self, peer: &Generation, need: Need) -> Option<Prefetch>;
     /// Replaces the peers that take this node's actions. An action that failed at one node is left to others.
     fn set_takers(&mut self, takers: &[&Member]);
     /// Resumes a lost attempt that a peer still runs. Returns false if its action is no longer queued.
@@ -85,6 +88,10 @@ pub trait Host {
     fn set_foreign(&mut self, entry: &Generation, counts: &[(Need, usize)]);
     /// Records that a peer has no action for a claim.
     fn foreign_empty(&mut self, entry: &Generation, need: Need);
+    /// Returns whether no slot of this node is free.
+    fn is_full(&self) -> bool;
+    /// Fetches the inputs of an action of a peer until the link with the peer ends. Ends in [`Handover::fetched`].
+    fn fetch_ahead(&mut self, entry: &Generation, prefetch: Prefetch);
     /// Frees a slot that was claimed for a peer.
     fn free(&mut self, slot: AttemptId);
     /// Runs an action of a peer in a slot. Ends in [`Handover::ended`].
@@ -146,6 +153,10 @@ struct Peer {
     claims: BTreeMap<u64, OpenClaim>,
     /// The attempts of the peer's actions at this node.
     taken: BTreeMap<AttemptId, Taken>,
+    /// The largest need of the actions that the peer offers.
+    offered: Option<Need>,
+    /// Set once the peer has named an action to fetch ahead, until one of its actions starts here.
+    is_ahead: bool,
 }
 
 impl Peer {
@@ -162,6 +173,8 @@ impl Peer {
             given: BTreeMap::new(),
             claims: BTreeMap::new(),
             taken: BTreeMap::new(),
+            offered: None,
+            is_ahead: false,
         }
     }
 
@@ -195,6 +208,8 @@ pub struct Handover {
     unreachable: BTreeSet<Generation>,
     /// The members that are offered the queue.
     chosen: BTreeSet<Generation>,
+    /// The entry nodes of the actions whose inputs are being fetched ahead.
+    fetches: BTreeSet<Generation>,
     has_queue: bool,
     random: Rng,
     ticked: Time,
@@ -211,6 +226,7 @@ impl Handover {
             members: BTreeMap::new(),
             unreachable: BTreeSet::new(),
             chosen: BTreeSet::new(),
+            fetches: BTreeSet::new(),
             has_queue: false,
             random: Rng::with_seed(seed),
             ticked: Time::ZERO,
@@ -283,9 +299,17 @@ impl Handover {
             Content::Done(done) => peer.on_done(node, done, now, host),
             Content::Queued(queued) => {
                 let counts: Vec<_> = queued.counts.iter().map(wire::count).collect();
+                let offered = counts.iter().filter(|(_, actions)| *actions > 0);
+                peer.offered = offered.map(|(need, _)| *need).max();
                 host.set_foreign(node, &counts);
+                self.ask_ahead(node, host);
             }
-            Content::Grant(grant) => peer.on_grant(node, grant, host),
+            Content::Grant(grant) => {
+                peer.on_grant(node, grant, host);
+                self.ask_ahead(node, host);
+            }
+            Content::Ahead(ahead) => ahead::answer(node, &ahead, host),
+            Content::Prefetch(prefetch) => self.on_prefetch(node, prefetch, host),
             Content::Nothing(nothing) => peer.on_nothing(node, nothing, host),
             Content::Received(received) => peer.on_received(&received),
             Content::Cancel(cancel) => peer.on_cancel(&cancel, host),
@@ -357,6 +381,7 @@ impl Handover {
         let peer = self.peers.get_mut(node);
         if let Some(peer) = peer.filter(|peer| peer.is_up()) {
             peer.told.clear();
+            (peer.offered, peer.is_ahead) = (None, false);
             host.set_foreign(node, &[]);
             for claim in std::mem::take(&mut peer.claims).into_values() {
                 host.free(claim.slot);

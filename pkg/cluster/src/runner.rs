@@ -3,6 +3,7 @@
 //! [`Cluster::start`] spawns one task that owns both state machines and passes events to them: links, addresses, the
 //! queue, slots, and time. The task waits for nothing else, so that a slow disk or action delays no other node.
 
+mod ahead;
 mod dials;
 mod events;
 mod host;
@@ -99,6 +100,7 @@ enum Told<J, O> {
     Progress(AttemptId, Phase, u16),
     Ended(AttemptId, Done),
     Reported(Generation, AttemptId),
+    Fetched(Generation),
     Dialed {
         node: Generation,
         result: Result<Generation, DialError>,

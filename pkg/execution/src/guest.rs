@@ -4,6 +4,7 @@
 //! action and the inputs through its own stores, and stores the outputs there, but not the result. The entry node
 //! stores the result once it finds all outputs through its own stores.
 
+mod ahead;
 mod jobs;
 #[cfg(test)]
 mod tests;

@@ -88,6 +88,10 @@ impl Worker {
             drains_for: None,
         }
     }
+
+    fn has_slot(&self) -> bool {
+        !self.alone && self.running < self.capacity.slots
+    }
 }
 
 /// The workers, and the attempts that run on them.
@@ -124,8 +128,12 @@ impl Ledger {
 
     /// Returns whether the worker has a free slot, and no attempt that must be alone.
     pub(crate) fn has_slot(&self, id: &WorkerId) -> bool {
-        let worker = self.workers.get(id);
-        worker.is_some_and(|worker| !worker.alone && worker.running < worker.capacity.slots)
+        self.workers.get(id).is_some_and(Worker::has_slot)
+    }
+
+    /// Returns whether any worker has a free slot.
+    pub(crate) fn has_free_slot(&self) -> bool {
+        self.workers.values().any(Worker::has_slot)
     }
 
     /// Returns whether a need fits the worker's free resources. On an idle worker everything fits, so that no action

@@ -73,6 +73,13 @@ pub(crate) struct Rank {
     pub(crate) number: u64,
 }
 
+impl Rank {
+    /// Returns whether only the age makes a difference to another entry.
+    pub(crate) fn is_as_urgent_as(self, other: Self) -> bool {
+        (self.first_run, self.priority) == (other.first_run, other.priority)
+    }
+}
+
 /// The line of a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct LineId(u64);
@@ -153,6 +160,7 @@ impl Line {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Next {
     pub(crate) line: LineId,
+    pub(crate) rank: Rank,
     pub(crate) execution: u64,
 }
 
@@ -248,9 +256,37 @@ impl Queue {
             let (rank, class) = heads.find(|(_, class)| is_fitting(class))?;
             Some(Next {
                 line: *id,
+                rank: *rank,
                 execution: *line.entries.get(class)?.get(rank)?,
             })
         })
+    }
+
+    /// Returns the first entries that fit, at most `most`: those whose turns are next if no slot is freed meanwhile.
+    pub(crate) fn first(&self, most: usize, fits: impl Fn(&Class) -> bool) -> Vec<Next> {
+        let each = most.div_ceil(self.order.len().clamp(1, most));
+        let mut first = Vec::new();
+        for id in self.order.values().take(most) {
+            let Some(line) = self.lines.get(id) else {
+                continue;
+            };
+            let classes = line.heads.values().filter(|class| fits(class)).take(each);
+            let entries = classes.filter_map(|class| line.entries.get(class));
+            let entries = entries.flat_map(|entries| entries.iter().take(each));
+            let mut entries: Vec<_> = entries.collect();
+            entries.sort_unstable();
+            entries.truncate(each);
+            let entries = entries.into_iter().map(|(rank, execution)| Next {
+                line: *id,
+                rank: *rank,
+                execution: *execution,
+            });
+            first.extend(entries.enumerate());
+        }
+        // Stable: entries at the same place of their lines stay in the order of the turns.
+        first.sort_by_key(|(place, _)| *place);
+        first.truncate(most);
+        first.into_iter().map(|(_, next)| next).collect()
     }
 
     /// Counts an execution, whose entries are in the queue.

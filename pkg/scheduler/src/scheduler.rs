@@ -1,5 +1,6 @@
 //! The state machine: events of clients. Those of workers are in its modules.
 
+mod ahead;
 mod claim;
 mod closed;
 mod foreign;
@@ -28,7 +29,7 @@ use std::{
 use self::{foreign::ForeignQueue, recent::Recent, takers::Takers};
 use crate::{
     execution::Execution,
-    ledger::Ledger,
+    ledger::{Ledger, WorkerId},
     name::OperationId,
     operations::{Live, OperationState, Operations},
     queue::{Queue, Rank},
@@ -73,6 +74,8 @@ pub struct Scheduler<J, O> {
     ends: Ends,
     recent: Recent,
     takers: Takers,
+    /// The queued executions whose inputs peers fetch ahead.
+    ahead: BTreeMap<WorkerId, u64>,
 }
 
 impl<J, O> Scheduler<J, O> {
@@ -95,6 +98,7 @@ impl<J, O> Scheduler<J, O> {
             ends: Ends::default(),
             recent: Recent::default(),
             takers: Takers::default(),
+            ahead: BTreeMap::new(),
         }
     }
 
@@ -337,6 +341,7 @@ impl<J, O> Scheduler<J, O> {
         if execution.running.is_some() {
             return;
         }
+        self.ahead.retain(|_, told| *told != number);
         self.queue.uncount_execution(&execution.class);
         for id in &execution.operations {
             if let Some(live) = self.operations.live_mut(*id)

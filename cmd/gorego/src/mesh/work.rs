@@ -142,6 +142,12 @@ impl Work<Job, ExecuteResponse> for NodeWork {
         })
     }
 
+    async fn fetch_ahead(&self, entry: &Generation, prefetch: &proto::Prefetch) {
+        if let Err(why) = self.executor.fetch_ahead(entry.node(), prefetch).await {
+            tracing::debug!(node = %entry, %why, "the inputs of an action are not fetched ahead");
+        }
+    }
+
     fn starts(&self, since: Duration) {
         self.starts.observe(since);
     }

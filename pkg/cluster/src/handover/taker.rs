@@ -131,11 +131,13 @@ impl Peer {
             done: None,
         };
         self.taken.insert(attempt, taken);
+        self.is_ahead = false;
         host.start(slot, node, grant);
     }
 
     pub(super) fn on_nothing(&mut self, node: &Generation, nothing: Nothing, host: &mut impl Host) {
         if let Some(claim) = self.claims.remove(&nothing.claim) {
+            self.offered = None;
             host.foreign_empty(node, claim.need);
             host.free(claim.slot);
         }

@@ -1,5 +1,6 @@
 //! The hand-over between nodes in virtual time: a world of schedulers, machines and links.
 
+mod ahead;
 mod cases;
 mod orders;
 mod runners;

@@ -13,9 +13,14 @@ use gorego_scheduler::{
     ActionKey, AttemptId, ForeignSlot, Generation, Need, Phase, Report, Runner, WorkerId,
 };
 use prost::Message as _;
-use reapi::gorego::cluster::{self as proto, Done, Frame, Load, done::End, frame::Content};
+use reapi::gorego::cluster::{
+    self as proto, Done, Frame, Load, Prefetch, done::End, frame::Content,
+};
 use tokio::{runtime::Handle, sync::mpsc, time::Instant};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 
 use super::{Told, Work, dials::Dials, view::Counts};
 use crate::{
@@ -61,6 +66,8 @@ pub(super) struct Linked {
     pub(super) load: Option<Load>,
     /// The last time that gossip was sent or received.
     pub(super) gossiped: Instant,
+    /// Ends the fetch of inputs ahead of an action of the peer.
+    pub(super) fetch: Option<DropGuard>,
 }
 
 /// An action of another node.
@@ -123,6 +130,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
             record: Arc::new(record),
             load: None,
             gossiped: Instant::now(),
+            fetch: None,
         };
         self.linked.insert(peer.clone(), linked);
         let load = self.own_load();
@@ -197,7 +205,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
         }
     }
 
-    fn fits(&self, peer: &Generation) -> impl Fn(&str) -> bool {
+    pub(super) fn fits(&self, peer: &Generation) -> impl Fn(&str) -> bool {
         let record = self.records.get(peer).cloned();
         let work = Arc::clone(&self.work);
         move |platform| {
@@ -260,6 +268,10 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
             frame.metadata.clear();
         }
         Some((grant.attempt, frame))
+    }
+
+    fn look_ahead(&mut self, peer: &Generation, need: Need) -> Option<Prefetch> {
+        self.choose_ahead(peer, need)
     }
 
     fn set_takers(&mut self, takers: &[&Member]) {
@@ -339,6 +351,14 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
         self.scheduler.foreign_empty(entry, need);
     }
 
+    fn is_full(&self) -> bool {
+        self.scheduler.is_full()
+    }
+
+    fn fetch_ahead(&mut self, entry: &Generation, prefetch: Prefetch) {
+        self.start_fetch(entry, prefetch);
+    }
+
     fn free(&mut self, slot: AttemptId) {
         self.slots.remove(&slot);
     }
@@ -401,7 +421,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
 
 impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
     /// Spawns a task on the runtime for work, so that it delays no link.
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn_on(task, &self.runtime);
     }
 

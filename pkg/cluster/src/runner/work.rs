@@ -31,6 +31,10 @@ pub trait Work<J, O>: Send + Sync + 'static {
         grant: &proto::Grant,
     ) -> Result<Grant<J>, Report<O>>;
 
+    /// Stores the inputs of an action of another node in the local tier, before the action is granted to this node. Its
+    /// errors concern nobody. By default, it does nothing.
+    async fn fetch_ahead(&self, _entry: &Generation, _prefetch: &proto::Prefetch) {}
+
     /// Records that an action of another node starts in a slot that was claimed `since` ago.
     fn starts(&self, since: Duration);
 

@@ -24,9 +24,6 @@ const MAX_RESPONSE: u64 = 64 << 20;
 impl GuestAction {
     /// Reads the action of a grant by the node `entry`.
     pub fn from_grant(entry: &str, grant: &Grant) -> Result<Self, String> {
-        let function = DigestFunction::from_name(&grant.function);
-        let action =
-            function.and_then(|function| Digest::from_hash(function, &grant.hash, grant.size));
         let metadata = match &*grant.metadata {
             [] => None,
             encoded => Some(RequestMetadata::decode(encoded).map_err(|why| why.to_string())?),
@@ -36,7 +33,7 @@ impl GuestAction {
         Ok(Self {
             entry: entry.into(),
             instance,
-            action: action.ok_or("the digest of the action is malformed")?,
+            action: read_digest(&grant.function, &grant.hash, grant.size)?,
             timeout: Duration::from_millis(grant.timeout_ms),
             queued: SystemTime::UNIX_EPOCH + Duration::from_nanos(queued),
             inline_stdout: grant.inline_stdout,
@@ -45,6 +42,13 @@ impl GuestAction {
             metadata,
         })
     }
+}
+
+/// Returns the digest in a message.
+pub(super) fn read_digest(function: &str, hash: &[u8], size: u64) -> Result<Digest, String> {
+    let function = DigestFunction::from_name(function);
+    let digest = function.and_then(|function| Digest::from_hash(function, hash, size));
+    digest.ok_or_else(|| "the digest of the action is malformed".to_owned())
 }
 
 impl Job {

@@ -12,7 +12,7 @@ use crate::{
     ledger::{AttemptId, WorkerId},
     queue::Need,
     scheduler::Taker,
-    state::{Grant, Phase, Report},
+    state::{ActionKey, Grant, Phase, Report},
 };
 
 impl<J, O> Runner<J, O>
@@ -92,6 +92,23 @@ where
     ) -> Vec<(Need, usize)> {
         let scheduler = &self.shared.state.lock().scheduler;
         scheduler.queued_by_need(peer, fits)
+    }
+
+    /// Chooses a queued execution whose inputs a peer shall fetch
+    /// ([`Scheduler::look_ahead`](crate::Scheduler::look_ahead)).
+    pub fn look_ahead(
+        &self,
+        peer: &WorkerId,
+        need: Need,
+        fits: impl Fn(&str) -> bool,
+    ) -> Option<ActionKey> {
+        let scheduler = &mut self.shared.state.lock().scheduler;
+        scheduler.look_ahead(peer, need, fits).cloned()
+    }
+
+    /// Returns whether no worker of this node has a free slot.
+    pub fn is_full(&self) -> bool {
+        self.shared.state.lock().scheduler.is_full()
     }
 
     /// Replaces the peers that take actions ([`Scheduler::set_peers`](crate::Scheduler::set_peers)).

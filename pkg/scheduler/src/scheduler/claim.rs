@@ -9,8 +9,9 @@ use crate::{
     state::{Grant, Time},
 };
 
-/// The most claims that smaller executions get in front of one that needs more memory than is free.
-const MAX_BYPASSED: u32 = 16;
+/// The most claims that executions get in front of one whose turn was next: smaller ones if it needs more memory than
+/// is free, and those whose inputs the claiming peer has fetched.
+pub(super) const MAX_BYPASSED: u32 = 16;
 
 /// The work that a free slot of this node got.
 #[derive(Debug)]
@@ -101,7 +102,7 @@ impl<J, O> Scheduler<J, O> {
     }
 
     /// The claims that others got in front of an execution or of a foreign queue.
-    fn bypassed(&mut self, number: u64) -> Option<&mut u32> {
+    pub(super) fn bypassed(&mut self, number: u64) -> Option<&mut u32> {
         if let Some(execution) = self.executions.get_mut(&number) {
             return Some(&mut execution.bypassed);
         }
@@ -131,6 +132,7 @@ impl<J, O> Scheduler<J, O> {
         let entry = self.operations.live(*execution.operations.first()?)?;
         Some(Next {
             line: entry.line?,
+            rank: entry.rank,
             execution: number,
         })
     }

@@ -52,6 +52,7 @@ impl ForeignQueue {
     pub(super) fn next(&self, number: u64) -> Next {
         Next {
             line: self.line,
+            rank: self.rank,
             execution: number,
         }
     }

@@ -13,7 +13,8 @@ impl<J, O> Scheduler<J, O> {
     /// Grants the next execution to a slot of a peer, which reserved the resources for `need` there. `fits` returns
     /// whether the peer meets the requirements of a platform.
     ///
-    /// The execution is the first one in the order of the queue whose need is covered. A slot without other work goes
+    /// The execution is the first one in the order of the queue whose need is covered. In its line, the one
+    /// of [`Self::look_ahead`] is preferred if it is as urgent; an execution is passed so 16 times at most. A slot without other work goes
     /// to an execution that must be alone, if there is one. Neither passed executions nor the draining of this node's
     /// workers are affected.
     pub fn claim_for(
@@ -27,7 +28,18 @@ impl<J, O> Scheduler<J, O> {
         let is_alone = |class: &Class| class.need == Need::Alone && is_fitting(class);
         let alone = (need == Need::Alone).then(|| self.queue.next(is_alone));
         let covered = |class: &Class| need.covers(class.need) && is_fitting(class);
-        let next = alone.flatten().or_else(|| self.queue.next(covered))?;
+        let next = if let Some(alone) = alone.flatten() {
+            alone
+        } else {
+            let first = self.queue.next(covered)?;
+            let told = self.told_near(peer, &first, covered);
+            if told.is_some()
+                && let Some(bypassed) = self.bypassed(first.execution)
+            {
+                *bypassed = bypassed.saturating_add(1);
+            }
+            told.unwrap_or(first)
+        };
         self.grant(peer, next, now, |ledger, attempt, need| {
             ledger.reserve_at_peer(peer, attempt, next.line);
             match *need {
@@ -38,7 +50,12 @@ impl<J, O> Scheduler<J, O> {
     }
 
     /// Returns whether a peer may run the executions of a class, and does not leave them to others.
-    fn suits(&self, peer: &WorkerId, class: &Class, fits: impl Fn(&str) -> bool) -> bool {
+    pub(super) fn suits(
+        &self,
+        peer: &WorkerId,
+        class: &Class,
+        fits: impl Fn(&str) -> bool,
+    ) -> bool {
         class.platform.as_deref().is_some_and(fits) && !self.leaves(peer, class)
     }
 

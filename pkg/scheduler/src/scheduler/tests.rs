@@ -1,5 +1,6 @@
 //! The promises of the scheduler. Helpers here; the tests by subject in the modules.
 
+mod ahead;
 mod attempts;
 mod capacity;
 mod fairness;

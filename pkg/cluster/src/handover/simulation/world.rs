@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use fastrand::Rng;
 use gorego_scheduler::{
     AttemptId, Capacity, Claimed, Effect, End, Generation, OperationId, Options, Phase, Report,
@@ -43,6 +44,8 @@ pub(crate) struct Node {
     /// The actions that ended without their entry node.
     pub(crate) orphans: usize,
     pub(crate) busy: Duration,
+    /// The hashes of the actions whose inputs were fetched ahead, or are.
+    pub(crate) fetched: Vec<Bytes>,
     /// The end of a stop of the process, which handles its events afterwards.
     paused: Time,
 }
@@ -53,6 +56,7 @@ enum Event {
     LinkDown(usize, Generation, Option<u64>, Down),
     End(Generation, AttemptId, DoneEnd),
     Read(Generation, Generation, Done),
+    Fetched(Generation, Generation),
     Tick(Generation),
 }
 
@@ -64,6 +68,7 @@ impl Event {
             Self::LinkUp(node, ..)
             | Self::End(node, ..)
             | Self::Read(node, ..)
+            | Self::Fetched(node, ..)
             | Self::Tick(node) => index(node),
         }
     }
@@ -136,6 +141,7 @@ impl Node {
             running: BTreeMap::new(),
             orphans: 0,
             busy: Duration::ZERO,
+            fetched: Vec::new(),
             paused: Time::ZERO,
         }
     }
@@ -232,6 +238,11 @@ impl World {
                     });
                 }
             }
+            Event::Fetched(node, entry) => {
+                if let Some(at) = self.alive(&node) {
+                    self.with(at, |handover, _, host| handover.fetched(&entry, host));
+                }
+            }
             Event::Tick(node) => {
                 if let Some(at) = self.alive(&node) {
                     self.nodes[at].tick = None;
@@ -311,6 +322,11 @@ impl World {
             Out::Stop(slot) => {
                 let end = Event::End(own, slot, DoneEnd::Stopped);
                 self.after(Duration::from_millis(1), end);
+            }
+            Out::Fetch(entry, action) => {
+                self.nodes[at].fetched.push(action);
+                let fetched = Event::Fetched(own, entry);
+                self.after(Duration::from_millis(50), fetched);
             }
             Out::Read(peer, done) => {
                 let read = Event::Read(own, peer, done);

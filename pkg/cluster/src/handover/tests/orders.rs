@@ -103,6 +103,7 @@ fn settle(world: &mut World) {
             (0, 0, 0)
         );
         assert_eq!(node.handover.deadline(), None);
+        assert!(node.handover.fetches.is_empty());
     }
     let attempts = u64::try_from(world.operations.len()).unwrap() * 9;
     assert!(world.begun <= attempts);
@@ -127,6 +128,7 @@ proptest! {
         world.duration = |action| Duration::from_millis(u64::from(action) * 8);
         for step in &steps {
             apply(&mut world, step);
+            prop_assert!(world.nodes.iter().all(|node| node.handover.fetches.len() <= 2));
         }
         settle(&mut world);
     }

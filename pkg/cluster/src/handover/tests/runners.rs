@@ -152,6 +152,10 @@ impl Host for NodeHost<'_> {
         Some((grant.attempt, frame))
     }
 
+    fn look_ahead(&mut self, _peer: &Generation, _need: Need) -> Option<proto::Prefetch> {
+        None
+    }
+
     fn set_takers(&mut self, _takers: &[&Member]) {}
 
     fn adopt(&mut self, peer: &Generation, attempt: AttemptId) -> bool {
@@ -199,6 +203,12 @@ impl Host for NodeHost<'_> {
     fn foreign_empty(&mut self, entry: &Generation, need: Need) {
         self.0.runner.foreign_empty(entry, need);
     }
+
+    fn is_full(&self) -> bool {
+        self.0.runner.is_full()
+    }
+
+    fn fetch_ahead(&mut self, _entry: &Generation, _prefetch: proto::Prefetch) {}
 
     fn free(&mut self, slot: AttemptId) {
         self.0.claimed.lock().remove(&slot);

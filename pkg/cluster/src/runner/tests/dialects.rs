@@ -121,7 +121,7 @@ fn omit(frame: &mut Frame) {
             });
         }
         Some(Content::Ping(ping)) => *ping = Ping::default(),
-        Some(Content::Load(_)) => frame.content = None,
+        Some(Content::Load(_) | Content::Ahead(_)) => frame.content = None,
         Some(Content::Grant(grant)) => {
             (grant.waited_ms, grant.queued_at_ns) = (0, 0);
             grant.metadata.clear();

@@ -401,7 +401,7 @@ impl Model {
             (0, 0, 0)
         );
         assert!(scheduler.queue.is_empty() && scheduler.ledger.is_idle());
-        assert!(scheduler.mergeable.is_empty());
+        assert!(scheduler.mergeable.is_empty() && scheduler.ahead.is_empty());
         self.bench.pass(Duration::from_mins(10));
         let deadline = self.bench.scheduler.deadline();
         assert_eq!(

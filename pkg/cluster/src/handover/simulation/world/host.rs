@@ -5,10 +5,11 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use gorego_scheduler::{
     AttemptId, Generation, Need, Outcome, Phase, Report, Scheduler, Taker, Time, WorkerId,
 };
-use reapi::gorego::cluster::{self as proto, Done, done::End as DoneEnd, frame::Content};
+use reapi::gorego::cluster::{self as proto, Done, Prefetch, done::End as DoneEnd, frame::Content};
 
 use crate::handover::{Host, Member, wire};
 
@@ -19,6 +20,7 @@ pub(super) enum Out {
     Stop(AttemptId),
     Orphan,
     Read(Generation, Done),
+    Fetch(Generation, Bytes),
 }
 
 pub(crate) struct TestHost<'a> {
@@ -104,6 +106,14 @@ impl Host for TestHost<'_> {
         Some((grant.attempt, frame))
     }
 
+    fn look_ahead(&mut self, peer: &Generation, need: Need) -> Option<Prefetch> {
+        let key = self.scheduler.look_ahead(&id(peer), need, |_| true)?;
+        Some(Prefetch {
+            hash: Bytes::copy_from_slice(key.action.hash()),
+            ..Prefetch::default()
+        })
+    }
+
     fn set_takers(&mut self, takers: &[&Member]) {
         let taker = |member: &&Member| Taker {
             worker: id(&member.node),
@@ -154,6 +164,14 @@ impl Host for TestHost<'_> {
 
     fn foreign_empty(&mut self, entry: &Generation, need: Need) {
         self.scheduler.foreign_empty(entry, need);
+    }
+
+    fn is_full(&self) -> bool {
+        self.scheduler.is_full()
+    }
+
+    fn fetch_ahead(&mut self, entry: &Generation, prefetch: Prefetch) {
+        self.out.push(Out::Fetch(entry.clone(), prefetch.hash));
     }
 
     fn free(&mut self, slot: AttemptId) {

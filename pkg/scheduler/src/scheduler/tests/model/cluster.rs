@@ -34,8 +34,11 @@ impl Model {
         let scheduler = &mut self.bench.scheduler;
         let peer = name(PEER);
         let queued = scheduler.queued_by_need(&peer, |platform| platform == "any");
-        let grant = scheduler.claim_for(&peer, need, |platform| platform == "any", now);
         let covered = |(queued, _): &(Need, usize)| need.covers(*queued);
+        let named = scheduler.look_ahead(&peer, need, |platform| platform == "any");
+        // The one that was named for another claim may need more.
+        assert!(named.is_some() || !queued.iter().any(covered));
+        let grant = scheduler.claim_for(&peer, need, |platform| platform == "any", now);
         assert_eq!(grant.is_some(), queued.iter().any(covered));
         if let Some(grant) = grant {
             self.held.insert(grant.attempt, (PEER, 0, grant.alone));

@@ -1,0 +1,110 @@
+//! The executions whose inputs peers fetch ahead of their claims.
+
+use super::*;
+use crate::queue::Need;
+
+const GB: Need = Need::Memory(GIB);
+
+impl Bench {
+    /// Names an action to a peer.
+    fn names(&mut self, peer: &str) -> Option<u32> {
+        let fits = |platform: &str| platform == "linux";
+        let key = self.scheduler.look_ahead(&worker(peer), GB, fits)?;
+        let mut actions = 1..100;
+        actions.find(|action| request(*action).key == *key)
+    }
+
+    /// Claims for a peer.
+    fn gives(&mut self, peer: &str) -> Option<u32> {
+        let fits = |platform: &str| platform == "linux";
+        let scheduler = &mut self.scheduler;
+        let grant = scheduler.claim_for(&worker(peer), GB, fits, self.now)?;
+        Some(*grant.job)
+    }
+}
+
+#[test]
+fn each_peer_is_named_another_action_that_it_can_run() {
+    let mut bench = Bench::new(1);
+    let on_arm = Request {
+        platform: "arm".into(),
+        ..request(1)
+    };
+    bench.submit(&on_arm);
+    bench.submit(&needing(2, 2 * GIB));
+    for action in 3..=5 {
+        bench.submit(&request(action));
+    }
+    assert_eq!(bench.names("peer"), Some(3));
+    assert_eq!(bench.names("other"), Some(4));
+    // As long as it is queued.
+    assert_eq!(bench.names("peer"), Some(3));
+    bench.scheduler.remove_worker(&worker("peer"), bench.now);
+    assert_eq!(bench.names("another"), Some(3));
+    assert_eq!(bench.names("peer"), Some(5));
+    assert_eq!(bench.names("late"), None);
+}
+
+#[test]
+fn a_peer_gets_the_action_that_it_was_named_if_no_other_slot_took_it() {
+    let mut bench = Bench::new(8);
+    for action in 1..=4 {
+        bench.submit(&request(action));
+    }
+    assert_eq!(bench.names("other"), Some(1));
+    assert_eq!(bench.names("peer"), Some(2));
+    assert_eq!(bench.gives("peer"), Some(2));
+    // Nothing is reserved.
+    bench.claims(1);
+    assert_eq!(bench.gives("other"), Some(3));
+    assert_eq!(bench.names("other"), Some(4));
+    assert!(bench.scheduler.cancel(OperationId(4), bench.now));
+    assert!(bench.scheduler.ahead.is_empty());
+}
+
+#[test]
+fn an_action_is_passed_sixteen_times() {
+    let mut bench = Bench::new(1);
+    bench.submit(&request(1));
+    assert_eq!(bench.names("other"), Some(1));
+    for action in 2..=18 {
+        bench.submit(&request(action));
+        assert_eq!(bench.names("peer"), Some(action));
+        let given = if action == 18 { 1 } else { action };
+        assert_eq!(bench.gives("peer"), Some(given));
+    }
+}
+
+#[test]
+fn only_actions_of_the_same_build_and_priority_are_passed() {
+    let urgent = |action| Request {
+        priority: -1,
+        ..request(action)
+    };
+    let mut bench = Bench::new(1);
+    bench.submit(&request(1));
+    assert_eq!(bench.names("peer"), Some(1));
+    bench.submit(&urgent(2));
+    assert_eq!(bench.gives("peer"), Some(2));
+    assert_eq!(bench.gives("peer"), Some(1));
+
+    let mut bench = Bench::new(1);
+    bench.submit(&of_build(1, "a"));
+    bench.submit(&of_build(2, "b"));
+    assert_eq!(bench.names("other"), Some(1));
+    assert_eq!(bench.names("peer"), Some(2));
+    assert_eq!(bench.gives("peer"), Some(1));
+}
+
+#[test]
+fn the_named_actions_of_several_builds_are_the_next_of_each() {
+    let mut bench = Bench::new(1);
+    for action in 1..=3 {
+        bench.submit(&of_build(action, "a"));
+    }
+    bench.submit(&of_build(4, "b"));
+    let named = ["p1", "p2", "p3", "p4"].map(|peer| bench.names(peer));
+    assert_eq!(named, [1, 4, 2, 3].map(Some));
+    let taken = ["p1", "p2", "p3", "p4"].map(|peer| bench.gives(peer));
+    assert_eq!(taken, [1, 4, 2, 3].map(Some));
+}
