@@ -338,7 +338,7 @@ async fn the_page_shows_queued_running_and_recent_actions() {
         (&"run".into(), &TARGET.into())
     );
     assert_eq!(current[1]["state"], "queue", "{actions:#}");
-    let totals = serde_json::json!({"queued": 1, "running": 1});
+    let totals = serde_json::json!({"queued": 1, "running": 1, "elsewhere": 0});
     assert_eq!(actions["totals"], totals);
     let page = get(server.metrics(), "/actions").await.content;
     for part in [
