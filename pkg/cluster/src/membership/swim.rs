@@ -8,9 +8,9 @@ use bytes::Bytes;
 use foca::{AccumulatingRuntime, Member, Message as Kind, OwnedNotification, State, Timer};
 
 use super::identity::Identity;
-use super::partners::{Routed, partners, probes};
+use super::partners::{Routed, probes};
 use super::wire::{Envelope, PacketError, Swim as Packet};
-use super::{Departure, Effect, FIRST_SYNC, Loss, Membership, Node, Swim, WANT_AFTER};
+use super::{Departure, Effect, Loss, Membership, Node, Swim, WANT_AFTER};
 
 /// The most nodes in one list of nodes that are down.
 const MAX_DEPARTURES: usize = 64;
@@ -403,35 +403,5 @@ impl Membership {
         }
         node.id = id;
         self.resize();
-    }
-
-    /// Records that the nodes changed.
-    pub(super) fn resize(&mut self) {
-        self.resized = true;
-        self.sync_wait = FIRST_SYNC;
-        self.next_sync = self.next_sync.min(self.now + FIRST_SYNC);
-    }
-
-    /// Adapts foca to the number of nodes, and the partners to the nodes.
-    pub(super) fn adapt(&mut self) {
-        if !std::mem::take(&mut self.resized) {
-            return;
-        }
-        self.active = self.nodes.values().filter(|node| node.active).count();
-        self.partners = partners(self.key(), &self.nodes, self.options.partners);
-        self.partners.sort_unstable();
-        let config = self.options.foca(self.foca.num_members() + 1);
-        if let Err(error) = self.foca.set_config(config) {
-            tracing::debug!(%error, "membership protocol refused its configuration");
-        }
-    }
-
-    /// Joins again under a higher rank, since others declared this node down.
-    fn renew(&mut self) {
-        let me = self.foca.identity();
-        let id = Identity::new(me.node.clone(), me.rank + 1, &me.address);
-        self.drive(|foca, runtime| foca.change_identity(id, runtime));
-        self.effects.push(Effect::Rejoined);
-        self.broadcast_record();
     }
 }

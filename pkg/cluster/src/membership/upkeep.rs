@@ -1,8 +1,12 @@
-//! The work of the membership that no event starts: announcements, requests for the list of nodes, and clean-up.
+//! The work of the membership that no packet starts: announcements, requests for the list of nodes, changes of its size,
+//! and clean-up.
+
+use std::mem;
 
 use super::identity::{Identity, key};
+use super::partners::partners;
 use super::records::item;
-use super::{MAX_ANNOUNCEMENTS, Membership, RETURN_ATTEMPTS};
+use super::{Effect, FIRST_SYNC, MAX_ANNOUNCEMENTS, Membership, RETURN_ATTEMPTS};
 
 impl Membership {
     pub(super) fn announce_to(&mut self, id: Identity) {
@@ -70,5 +74,35 @@ impl Membership {
             });
             self.refused.clear();
         }
+    }
+
+    /// Records that the nodes changed.
+    pub(super) fn resize(&mut self) {
+        self.resized = true;
+        self.sync_wait = FIRST_SYNC;
+        self.next_sync = self.next_sync.min(self.now + FIRST_SYNC);
+    }
+
+    /// Adapts foca to the number of nodes, and the partners to the nodes.
+    pub(super) fn adapt(&mut self) {
+        if !mem::take(&mut self.resized) {
+            return;
+        }
+        self.active = self.nodes.values().filter(|node| node.active).count();
+        self.partners = partners(self.key(), &self.nodes, self.options.partners);
+        self.partners.sort_unstable();
+        let config = self.options.foca(self.foca.num_members() + 1);
+        if let Err(error) = self.foca.set_config(config) {
+            tracing::debug!(%error, "membership protocol refused its configuration");
+        }
+    }
+
+    /// Joins again under a higher rank, since others declared this node down.
+    pub(super) fn renew(&mut self) {
+        let me = self.foca.identity();
+        let id = Identity::new(me.node.clone(), me.rank + 1, &me.address);
+        self.drive(|foca, runtime| foca.change_identity(id, runtime));
+        self.effects.push(Effect::Rejoined);
+        self.broadcast_record();
     }
 }
