@@ -8,7 +8,8 @@ const OVERHEAD: u64 = 128;
 /// writes open a file only briefly.
 const LEAST_FILES: u64 = 256;
 
-/// The connections of a node: a link, one for blobs, one for calls about operations, and one that replaces another.
+/// The connections of a node: a link, two for blobs, and one for calls about operations. Those that replace others are
+/// among the handshakes.
 const PER_NODE: u64 = 4;
 /// Connections at the port for nodes whose handshake has not ended.
 const HANDSHAKES: u64 = 64;
