@@ -16,11 +16,16 @@ use gorego_server::{Messages, Routes};
 use gorego_storage_remote::{RemoteAddress, RemoteOptions, channel};
 use gorego_tls::ClientTls;
 use parking_lot::Mutex;
-use tokio::{sync::watch, time::sleep};
-use tonic::{Status, transport::Channel};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
+use tonic::{Code, Status, transport::Channel};
 
 /// The interval in which it is checked whether a node is still there.
 const CHECK: Duration = Duration::from_millis(500);
+/// The longest time for which a call waits until a node that cannot be reached is up again, or known to be gone.
+const NEWS: Duration = Duration::from_secs(10);
 
 /// A function that returns the TLS settings of connections to a node.
 type Settings = Box<dyn Fn(&Member) -> Option<watch::Receiver<ClientTls>> + Send + Sync>;
@@ -131,6 +136,27 @@ impl Routes for ClusterRoutes {
     }
 
     async fn call(
+        &self,
+        node: &Generation,
+        path: &str,
+        request: Bytes,
+    ) -> Result<Messages, Status> {
+        let begin = Instant::now();
+        loop {
+            let answer = self.call_once(node, path, request.clone()).await;
+            let is_unreachable = |status: &Status| status.code() == Code::Unavailable;
+            // A client that tried again until the node is known to be gone could run out of retries.
+            if answer.as_ref().err().is_some_and(is_unreachable) && begin.elapsed() < NEWS {
+                sleep(CHECK).await;
+            } else {
+                return answer;
+            }
+        }
+    }
+}
+
+impl ClusterRoutes {
+    async fn call_once(
         &self,
         node: &Generation,
         path: &str,
