@@ -29,13 +29,21 @@ pub(crate) struct Descriptors {
 
 impl Descriptors {
     /// Raises the process's limit to its maximum and divides it. Logs a warning if fewer connections fit
-    /// than are configured. `max_nodes` is the number of nodes of the cluster; 0 without one.
+    /// than are configured, or than other nodes need. `max_nodes` is the number of nodes of the cluster; 0 without one.
     pub(crate) fn claim(max_connections: u32, max_nodes: u32) -> Self {
         let limit = raise();
         let divided = Self::divide(limit, max_connections, max_nodes);
         let Self {
-            connections, files, ..
+            connections,
+            nodes,
+            files,
         } = divided;
+        if u64::try_from(nodes).unwrap_or(u64::MAX) < of_nodes(max_nodes) {
+            tracing::warn!(
+                "other nodes get {nodes} connections, too few for cluster.max_nodes = {max_nodes}: the process may open \
+                 {limit} file descriptors; raise its hard limit, or lower cluster.max_nodes"
+            );
+        }
         if connections < usize::try_from(max_connections).unwrap_or(usize::MAX) {
             tracing::warn!(
                 "limits.max_connections = {max_connections} is reduced to {connections}: the process \
@@ -48,11 +56,7 @@ impl Descriptors {
 
     fn divide(limit: u64, max_connections: u32, max_nodes: u32) -> Self {
         let usable = limit.saturating_sub(OVERHEAD).max(2);
-        let nodes = match u64::from(max_nodes) {
-            0 => 0,
-            most => most * PER_NODE + HANDSHAKES,
-        };
-        let nodes = nodes.min(usable / NODES_SHARE);
+        let nodes = of_nodes(max_nodes).min(usable / NODES_SHARE);
         let usable = usable - 2 * nodes;
         let files = (usable / 4).max(LEAST_FILES).min(usable / 2);
         let connections = u64::from(max_connections).min(usable - files);
@@ -61,6 +65,14 @@ impl Descriptors {
             nodes: usize::try_from(nodes).unwrap_or(usize::MAX),
             files: usable - connections,
         }
+    }
+}
+
+/// Returns the number of connections that other nodes need at most.
+fn of_nodes(max_nodes: u32) -> u64 {
+    match u64::from(max_nodes) {
+        0 => 0,
+        most => most * PER_NODE + HANDSHAKES,
     }
 }
 

@@ -25,7 +25,7 @@ use tonic::{Code, Status, transport::Channel};
 /// The interval in which it is checked whether a node is still there.
 const CHECK: Duration = Duration::from_millis(500);
 /// The longest time for which a call waits until a node that cannot be reached is up again, or known to be gone.
-const NEWS: Duration = Duration::from_secs(10);
+const NEWS: Duration = Duration::from_secs(5);
 
 /// A function that returns the TLS settings of connections to a node.
 type Settings = Box<dyn Fn(&Member) -> Option<watch::Receiver<ClientTls>> + Send + Sync>;

@@ -1,4 +1,4 @@
-//! Whole nodes whose actions sleep, or meet others, and return a number.
+//! Nodes over simulated connections. Their actions sleep or wait for others, and return a number.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
