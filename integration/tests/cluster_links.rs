@@ -113,7 +113,7 @@ async fn nodes_whose_processors_are_all_busy_are_not_suspected() {
         a.executor.cancel(&messages.name).await.unwrap();
     }
     for node in [&a, &b] {
-        assert!(!node.server.log().contains("a node is gone"));
+        assert!(!node.server.log().contains("a node is down"));
     }
 }
 

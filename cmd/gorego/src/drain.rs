@@ -130,7 +130,7 @@ impl Control {
         self.draining.send_replace(true);
         self.cluster.drain().await;
         drop(changing);
-        self.refuse().await;
+        self.close_queue().await;
         let scheduler = self.executor.scheduler();
         let mut told = None;
         while *self.draining.borrow() {
@@ -150,8 +150,9 @@ impl Control {
         say(stream, "the drain was undone").await;
     }
 
-    /// Refuses actions that no other node takes. Does nothing unless the node drains.
-    async fn refuse(&self) {
+    /// Refuses new operations, and leaves queued actions to the peers that can run them. Does nothing unless the node
+    /// drains.
+    async fn close_queue(&self) {
         let _changing = self.changes.lock().await;
         if *self.draining.borrow() {
             let (scheduler, cluster) = (self.executor.scheduler(), Arc::clone(&self.cluster));
@@ -200,7 +201,7 @@ pub(crate) fn run(
     asked.map_err(|why| format!("cannot ask the node: {why}"))?;
     let mut last = String::new();
     for line in BufReader::new(stream).lines() {
-        let line = line.map_err(|why| format!("the node is gone: {why}"))?;
+        let line = line.map_err(|why| format!("the node ended: {why}"))?;
         if line == DONE {
             return Ok(());
         }

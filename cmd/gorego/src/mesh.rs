@@ -65,10 +65,12 @@ pub(crate) enum Error {
     Address(io::Error),
     #[error("execution.platform: {0}")]
     Record(#[from] RecordError),
-    #[error("cluster.enabled: {0}; accepted: a node that executes actions")]
+    #[error("cluster.enabled: {0}; accepted: local_cache.enabled: true")]
     NoExecutor(String),
     #[error("cannot start the thread for links to other nodes: {0}")]
     Thread(io::Error),
+    #[error("cluster.bind_addr: the thread for links cannot use the port: {0}")]
+    Port(io::Error),
     #[error(
         "a task of the cluster panicked, so that other nodes cannot use this one: restart it, and report the panic"
     )]
@@ -77,6 +79,8 @@ pub(crate) enum Error {
     Server(#[from] gorego_grpc::Error),
     #[error("cannot write the number of this start to {0}: {1}")]
     Generation(std::path::PathBuf, io::Error),
+    #[error("cluster.node_id: {0}")]
+    Node(NameError),
 }
 
 /// The port of a node for others, before it has joined.
@@ -286,12 +290,12 @@ impl Joined {
             ..options
         };
         let (listener, shutdown) = (self.listener.into_std(), CancellationToken::new());
-        let listener = listener.map_err(Error::Thread)?;
+        let listener = listener.map_err(Error::Port)?;
         let (ending, ended) = (shutdown.clone(), CancellationToken::new());
         let ends = ended.clone().drop_guard();
         let meshed = self.thread.runtime().spawn(async move {
             let _ends = ends;
-            let listener = TcpListener::from_std(listener).map_err(Error::Thread)?;
+            let listener = TcpListener::from_std(listener).map_err(Error::Port)?;
             server::serve(listener, stores, options, shutdown).await?;
             Ok(())
         });

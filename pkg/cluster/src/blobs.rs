@@ -4,9 +4,9 @@
 //! is the second tier: the digest of each blob and each result determines the nodes that store it. With a backing
 //! cache, [`Near`] reads from other nodes the blobs that they have.
 //!
-//! A blob or result that was acknowledged while `replicas` nodes were reachable is lost only if all its owners are lost
-//! at once. One that was acknowledged while fewer were reachable is lost with these. An owner may evict a blob that no
-//! client used for the lease of its local tier. A lost blob is a miss, and clients build it again. Blobs do not move
+//! A blob or result that was acknowledged while `replicas` nodes were reachable is lost only once all its owners are lost,
+//! and no lookup copied it meanwhile. One that was acknowledged while fewer were reachable is lost with these. An owner
+//! may evict a blob whose lease (`local_cache.lease`) has ended. A lost blob is a miss, and clients build it again. Blobs do not move
 //! when members change. A lookup finds a blob at a former owner that is among the first nodes in the new order.
 //! Otherwise it copies the blob from the local tier of the node that looks it up, if that has the blob.
 

@@ -139,7 +139,7 @@ impl Answer {
 }
 
 fn cut_off() -> Status {
-    Status::unavailable("the answer was cut off")
+    Status::unavailable("the answer of the node ended early")
 }
 
 /// Returns the error of a call: `UNAVAILABLE` if the connection broke, for which tonic reports `UNKNOWN`.

@@ -122,7 +122,7 @@ pub enum Down {
     Bye,
     /// It broke, or timed out. The peer may be alive.
     Broken,
-    /// The peer's process does not exist any more: its address refused, or another generation answered.
+    /// The peer counts as lost: its address refused, another run of it answered, or it is no member any more.
     Refused,
 }
 

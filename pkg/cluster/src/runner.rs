@@ -32,7 +32,7 @@ use crate::{
     discovery::Discovery,
     handover::{Down, Handover, Member},
     link::{DialError, Events, Links},
-    membership::{Effect, MemberState, Membership, MembershipOptions},
+    membership::{Departure, Effect, MemberState, Membership, MembershipOptions},
     record::{Record, RecordError},
 };
 
@@ -327,7 +327,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
                 }
                 Effect::Changed(_) => has_changed = true,
                 Effect::Down { node, why } => {
-                    tracing::info!(%node, ?why, "a node is gone");
+                    report_down(&node, why);
                     has_changed = true;
                     // A link that is up outweighs gossip.
                     if !self.parts.links.is_up(&node) {
@@ -344,7 +344,11 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
                     tracing::info!("this node joined the cluster again");
                 }
                 Effect::Refused(node) => {
-                    tracing::warn!(%node, "node refused: the cluster already has cluster.max_nodes");
+                    tracing::warn!(
+                        %node,
+                        "a node is refused, since the cluster already has cluster.max_nodes: stop one, or raise it at \
+                         all nodes"
+                    );
                 }
             }
         }
@@ -402,5 +406,23 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
             .parts
             .view(&self.cluster, self.membership.me(), &members);
         *self.view.lock() = view;
+    }
+}
+
+/// Logs that a node is no member any more.
+fn report_down(node: &Generation, why: Departure) {
+    match why {
+        Departure::Silent => tracing::warn!(
+            %node,
+            "a node is down: it did not answer for seconds, and its actions are queued again: see its process and its \
+             network"
+        ),
+        Departure::Reported => {
+            tracing::info!(%node, "a node is down: it left, or other nodes found that it does not answer");
+        }
+        Departure::Replaced => tracing::info!(%node, "a node is down: a later run replaced it"),
+        Departure::Withdrawn => {
+            tracing::info!(%node, "a node is out of reach: this node is alone for now");
+        }
     }
 }

@@ -19,8 +19,9 @@ section! {
         /// The name of this node, which no other may have. If empty, the host name. At most 63 letters, digits, `.`,
         /// `_` and `-`.
         node_id: String = String::new(),
-        /// The work of this node: `node` takes requests of clients and executes actions of all nodes, `worker` only
-        /// executes what other nodes hand over. A node with `execution.enabled: false` executes nothing.
+        /// The work of this node: `node` accepts actions of clients and executes actions of all nodes, `worker`
+        /// executes only those of other nodes and refuses `Execute`. A node with `execution.enabled: false` executes
+        /// nothing.
         role: Role = Role::Node,
         /// The host name or address to listen on for other nodes. If empty, that of `listen_addr`.
         bind_addr: String = String::new(),
@@ -42,7 +43,8 @@ section! {
         insecure: bool = false,
         /// The nodes that have a copy of each blob and result if there is no backing cache. 1 to 8.
         replicas: u32 = 2,
-        /// Reads blobs from other nodes before the backing cache.
+        /// Reads blobs from up to three other nodes before the backing cache. If false, only from the node that handed
+        /// over or ran the action.
         peer_reads: bool = true,
         /// The most nodes of the cluster. Others are refused. 1 to 10000.
         max_nodes: u32 = 256,

@@ -26,7 +26,7 @@ pub(super) fn next(dir: &Path, node: &str) -> Result<Generation, Error> {
     let written = fs::write(&new, format!("{number}\n")).and_then(|()| fs::rename(&new, &file));
     written.map_err(|why| Error::Generation(file, why))?;
     // Operations already use the name, so it is valid.
-    Generation::new(node, number).map_err(|why| Error::NoExecutor(why.to_string()))
+    Generation::new(node, number).map_err(Error::Node)
 }
 
 #[cfg(test)]

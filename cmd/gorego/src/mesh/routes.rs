@@ -125,7 +125,10 @@ fn until(
 }
 
 fn lost(node: &Generation) -> Status {
-    Status::unavailable(format!("node {} is gone", node.node()))
+    Status::unavailable(format!(
+        "node {} went down during the call: retry",
+        node.node()
+    ))
 }
 
 #[async_trait]
@@ -166,7 +169,7 @@ impl ClusterRoutes {
         let to = members.iter().find(|member| member.node == *node);
         let to = to.ok_or_else(|| {
             Status::not_found(format!(
-                "node {} is gone, or has started again",
+                "node {} is down or has started again, so its operations are lost: execute the action again",
                 node.node()
             ))
         })?;

@@ -165,7 +165,7 @@ impl Peers {
             connected
                 .inspect_err(|why| {
                     let Member { node, address } = &peer.member;
-                    tracing::warn!(%node, address, why, "cannot read the blobs of a node");
+                    tracing::warn!(%node, address, why, "the blobs of a node are out of reach: set a usable cluster.advertise_addr there");
                 })
                 .ok()
         };
@@ -196,7 +196,7 @@ impl Peers {
         static LOGS: LogLimit = LogLimit::new();
         if LOGS.is_due() {
             let node = &peer.member.node;
-            tracing::warn!(%node, %digest, "a node returned a corrupt blob");
+            tracing::warn!(%node, %digest, "a node returned a corrupt blob; another copy is used if there is one: check the disk of that node");
         }
         let mut corrupt = self.corrupt.lock();
         if corrupt.len() >= MAX_CORRUPT {

@@ -16,6 +16,8 @@ pub(crate) const MAX_HELLO: usize = 2048;
 /// The most bytes of a record.
 const MAX_RECORD: usize = 512;
 
+const MALFORMED: &str = "malformed record; accepted: up to 512 bytes, with the name of a node";
+
 /// The codes of refusals, by which the dialing node knows their kinds.
 pub(crate) const FOREIGN: Code = Code::PermissionDenied;
 pub(crate) const DUPLICATE: Code = Code::Aborted;
@@ -59,12 +61,12 @@ pub(crate) fn check(
     let node = record.filter(|record| record.encoded_len() <= MAX_RECORD);
     let node = node.and_then(|record| record.node.as_ref());
     let peer = node.and_then(|node| Generation::new(&node.name, node.generation).ok());
-    let peer = peer.ok_or_else(|| Status::invalid_argument("malformed record of the node"))?;
+    let peer = peer.ok_or_else(|| Status::invalid_argument(MALFORMED))?;
     if let Some(identity) = identity
         && (identity.node != peer.node() || identity.cluster != cluster)
     {
         let why = format!(
-            "the node {} shows the certificate of {identity}",
+            "the node {0} shows the certificate of {identity}; accepted: gorego://{cluster}/{0}",
             peer.node()
         );
         return Err(foreign(why));

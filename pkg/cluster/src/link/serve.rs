@@ -50,9 +50,12 @@ impl Links {
         B::Error: Display,
     {
         let handshake = Arc::clone(&self.handshakes).try_acquire_owned();
-        let handshake = handshake.map_err(|_| unavailable("too many nodes connect at once"))?;
+        let handshake =
+            handshake.map_err(|_| unavailable("too many nodes connect at once: retry"))?;
         if self.tls.is_some() && peer.node.is_none() {
-            return Err(Status::unauthenticated("a certificate of a node is needed"));
+            return Err(Status::unauthenticated(
+                "no certificate of a node; accepted: one with the name gorego://<cluster>/<node>",
+            ));
         }
         let mut requests = requests;
         let first = timeout(HANDSHAKE, read(&mut requests, MAX_HELLO)).await;

@@ -90,12 +90,12 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
     }
 
     /// Opens a link to the node at an address, whose name the link provides.
-    pub(super) fn visit(&mut self, address: &str) {
+    pub(super) fn visit(&mut self, address: &str, is_alone: bool) {
         let (links, address) = (Arc::clone(&self.links), address.to_owned());
         self.tasks.spawn(async move {
             match links.dial(&address, None).await {
                 Ok(_) | Err(DialError::Own | DialError::Duplicate) => {}
-                Err(why) => report(&address, &why),
+                Err(why) => report(&address, &why, is_alone),
             }
         });
     }
@@ -128,18 +128,32 @@ pub(super) async fn discover<J, O>(
 }
 
 /// Logs why there is no link to the node at an address: at most once a minute if an operator has to act.
-fn report(address: &str, why: &DialError) {
+fn report(address: &str, why: &DialError, is_alone: bool) {
     static NAMES: LogLimit = LogLimit::new();
     static REFUSALS: LogLimit = LogLimit::new();
+    static ALONE: LogLimit = LogLimit::new();
     match why {
         DialError::SameName(_) if NAMES.is_due() => tracing::error!(
             address,
             %why,
-            "another node has the name of this one, which shares no work: set another cluster.node_id"
+            "another node already has the name of this one, so this node works alone: set another cluster.node_id here"
         ),
-        DialError::Tls(_) | DialError::Foreign(_) if REFUSALS.is_due() => {
-            tracing::warn!(address, %why, "no link to a node");
+        DialError::Tls(_) | DialError::Foreign(_) | DialError::Rejected(_) if REFUSALS.is_due() => {
+            tracing::warn!(
+                address,
+                %why,
+                "no link to a node; accepted: one of cluster.name whose certificate an authority in \
+                 cluster.tls.ca_file issued"
+            );
         }
-        _ => tracing::debug!(address, %why, "no node is found"),
+        DialError::Refused | DialError::Unreachable(_) if is_alone && ALONE.is_due() => {
+            tracing::warn!(
+                address,
+                %why,
+                "no other node is reached, so this node works alone: see cluster.join_peers, and whether the network \
+                 lets nodes reach cluster.bind_port of others"
+            );
+        }
+        _ => tracing::debug!(address, %why, "no link to a node"),
     }
 }

@@ -1,5 +1,8 @@
 //! The events of a node: its links, and the tasks that it started.
 
+use std::time::Duration;
+
+use gorego_limits::LogLimit;
 use gorego_scheduler::{Generation, Need};
 use reapi::gorego::cluster::frame::Content;
 
@@ -10,6 +13,9 @@ use crate::{
     membership::Loss,
     record::{Record, RecordError},
 };
+
+/// The time after the start without other nodes after which an operator should know.
+const ALONE: Duration = Duration::from_secs(5);
 
 impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
     pub(super) fn on_link(&mut self, event: Event) {
@@ -23,7 +29,13 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
                         self.parts.link_up(record);
                         self.handover.link_up(&peer, now, &mut self.parts);
                     }
-                    Err(why) => self.parts.links.close(&peer, &why.to_string()),
+                    Err(why) => {
+                        static LOGS: LogLimit = LogLimit::new();
+                        if LOGS.is_due() {
+                            tracing::warn!(%peer, %why, "a node is refused: upgrade or reconfigure it");
+                        }
+                        self.parts.links.close(&peer, &why.to_string());
+                    }
                 }
             }
             Event::Frame { peer, frame } => match frame.content {
@@ -81,8 +93,10 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
             Told::Fetched(entry) => self.handover.fetched(&entry, parts),
             Told::Dialed { node, result } => self.on_dialed(&node, result),
             Told::Found(addresses) => {
+                // Nodes that start together are not there yet.
+                let is_alone = now > ALONE && self.view.lock().is_alone();
                 for address in addresses {
-                    parts.visit(&address);
+                    parts.visit(&address, is_alone);
                 }
             }
         }

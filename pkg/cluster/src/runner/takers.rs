@@ -73,8 +73,8 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
         for node in failing.difference(&self.failing) {
             tracing::warn!(
                 node,
-                "attempts fail one after another at a node, so it gets few actions while others can run them: see its \
-                 log, and drain it for the repair"
+                "three attempts in a row failed at a node, so it gets few actions while others can run them: see its \
+                 log, and run gorego drain there before a repair"
             );
         }
         self.failing = failing;

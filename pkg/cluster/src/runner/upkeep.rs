@@ -36,7 +36,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
             tracing::error!(
                 %holder,
                 address,
-                "another node has the name of this one, which shares no work: set another cluster.node_id"
+                "another node already has the name of this one, so this node works alone: set another cluster.node_id here"
             );
         }
     }

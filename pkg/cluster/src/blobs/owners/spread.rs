@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, vec};
 
 use futures::future;
 use gorego_limits::LogLimit;
+use gorego_scheduler::Generation;
 use gorego_storage::{Digest, Error, Put, Result};
 
 use crate::blobs::peers::{Peer, PeerStores, Peers};
@@ -63,11 +64,13 @@ where
             missing: replicas,
         })
         .collect();
-    let mut failed = false;
+    let mut failed = None;
     loop {
         let batches = batches(&mut writes);
         if batches.is_empty() {
-            warn_if_single(failed, &writes);
+            if let Some(node) = failed {
+                warn_of_few_copies(&node, &writes);
+            }
             return results;
         }
         let sends = batches.into_values().map(|(peer, batch)| {
@@ -91,8 +94,8 @@ where
                 let unusable = || Error::Unavailable("its address is unusable".to_owned());
                 let sent = sent.next().unwrap_or_else(|| Err(unusable()));
                 if let Err(error) = &sent {
-                    failed = true;
                     let (node, digest) = (&peer.member.node, write.digest);
+                    failed = Some(node.clone());
                     tracing::debug!(%node, %digest, %error, "failed to write to a node");
                 }
                 if let Some(result) = results.get_mut(write.index) {
@@ -132,14 +135,18 @@ const fn is_of_content(error: &Error) -> bool {
     )
 }
 
-/// Logs a warning if nodes failed, and writes have fewer copies than they should.
-fn warn_if_single(failed: bool, writes: &[Write]) {
+/// Logs a warning if writes have fewer copies than they should because nodes failed, such as `node`.
+fn warn_of_few_copies(node: &Generation, writes: &[Write]) {
     static LOGS: LogLimit = LogLimit::new();
-    let fewer = writes.iter().filter(|write| write.missing > 0).count();
-    if failed && fewer > 0 && LOGS.is_due() {
+    let mut fewer = writes.iter().filter(|write| write.missing > 0);
+    if let Some(write) = fewer.next()
+        && LOGS.is_due()
+    {
         tracing::warn!(
-            writes = fewer,
-            "nodes failed, so that writes have too few copies"
+            %node,
+            digest = %write.digest,
+            writes = 1 + fewer.count(),
+            "writes have fewer copies than cluster.replicas, since a node failed: see the log of that node"
         );
     }
 }
