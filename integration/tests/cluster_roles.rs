@@ -9,8 +9,10 @@ use std::{
 
 use gorego_integration::{
     binary,
+    client::in_build,
     cluster::{self, Node},
-    executor::{Gate, TestAction, request, succeeded},
+    executor::{Gate, Messages, TestAction, request, succeeded},
+    metrics::Metrics,
     process::{self, Process},
     server::forget_settings,
     web,
@@ -56,6 +58,40 @@ async fn the_actions_of_an_entry_point_run_on_other_nodes() {
     gate.open();
     let result = succeeded(action.response().await);
     assert_eq!(a.executor.file(&result, "file").await, "out\n");
+    drop(b);
+}
+
+/// Starts an action of a target.
+async fn start_for(node: &Node, target: &str, script: &str) -> Messages {
+    let action = TestAction::script(script);
+    let digest = node.executor.upload(&action).await;
+    let request = in_build("build", target, request(&digest));
+    node.executor.begin(request).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_point_learns_the_memory_of_its_actions() {
+    let a = Node::start("a", "", &[ENTRY]).await;
+    let b = join(&a, &["execution.concurrency=2", "execution.memory=256MiB"]).await;
+    let fills = "head -c 160M /dev/zero | tail -c 160M >/dev/null";
+    succeeded(start_for(&a, "//large", fills).await.response().await);
+
+    let mut gate = Gate::new();
+    let script = |name: &str| format!("{}; echo {name}", gate.pass());
+    let mut first = start_for(&a, "//large", &script("first")).await;
+    first.reach(Value::Executing).await;
+    let mut second = start_for(&a, "//large", &script("second")).await;
+    second.reach(Value::Queued).await;
+    // Gets the slot that the second one would have.
+    let mut small = start_for(&a, "//small", &script("small")).await;
+    small.reach(Value::Executing).await;
+    gate.wait_for_starts(2);
+    let metrics = Metrics::of(a.server.metrics()).await;
+    assert_eq!(metrics.get("gorego_execution_queued"), Some(1));
+    gate.open_for(3);
+    for mut messages in [first, second, small] {
+        succeeded(messages.response().await);
+    }
     drop(b);
 }
 

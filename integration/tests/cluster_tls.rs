@@ -8,7 +8,7 @@ use gorego_integration::{
     cluster::{Certs, Crowd, Node},
     content::{blob, digest_of},
     executor::Gate,
-    server,
+    server, web,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
@@ -57,6 +57,11 @@ async fn nodes_with_certificates_run_actions_for_each_other() {
     let c = start("c", &certs, &b.mesh.to_string()).await;
     for node in [&a, &b, &c] {
         node.wait_for_members(&["a", "b", "c"]).await;
+    }
+    let metrics = web::get(a.server.metrics(), "/metrics").await.content;
+    for role in ["node", "node_authority"] {
+        let series = format!("gorego_certificate_expiry_seconds{{role=\"{role}\"");
+        assert!(metrics.contains(&series), "{metrics}");
     }
     let mut gate = Gate::new();
     let crowd = Crowd::start(&a, &gate, 5).await;

@@ -8,7 +8,7 @@ use std::{
 
 use gorego_integration::{
     binary,
-    client::add_request_metadata,
+    client::{add_request_metadata, in_build},
     cluster::{self, Node},
     collector::{Collector, CollectorProtocol, Span},
     executor::{Gate, Messages, TestAction, request, succeeded},
@@ -265,4 +265,32 @@ async fn metrics_and_peers_have_the_round_trip_the_starts_and_the_bytes() {
         };
         web::wait_for(node.server.metrics(), "/api/v1/peers", is_met).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_message_of_an_action_that_failed_elsewhere_says_why_it_ran() {
+    let a = Node::start("a", "", &["execution.enabled=false"]).await;
+    let b = Node::start("b", &a.mesh.to_string(), &[ONE]).await;
+    a.wait_for_members(&["a", "b"]).await;
+    let execute = async |content: &str| {
+        let action = TestAction::script("grep good input").input("input", content.to_owned());
+        let digest = a.executor.upload(&action).await;
+        let request = in_build(BUILD, "//t", request(&digest));
+        a.executor.begin(request).await.unwrap().response().await
+    };
+    succeeded(execute("good").await);
+    // The records of the last action are written by another task.
+    for _ in 0..1000 {
+        let response = execute("bad").await;
+        assert_eq!(response.result.unwrap().exit_code, 1);
+        if response.message.contains("differs from") {
+            assert!(
+                response.message.contains("in input input"),
+                "{}",
+                response.message
+            );
+            return;
+        }
+    }
+    panic!("no message says why the action ran");
 }

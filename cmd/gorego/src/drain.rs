@@ -104,7 +104,7 @@ impl Control {
                     }
                 }
                 Some(_) = commands.join_next() => {}
-                () = sleep(PERIOD), if *control.draining.borrow() => control.refuse().await,
+                () = sleep(PERIOD), if *control.draining.borrow() => control.close_queue().await,
             }
         }
     }

@@ -147,7 +147,7 @@ impl LocalExecutor {
         match node {
             None => Ok((None, Err(why))),
             Some(node) => {
-                let (executor, how) = Self::entry(&loaded.config, stores, node, why)?;
+                let (executor, how) = Self::entry(&loaded.config, stores, metered, node, why)?;
                 Ok((Some(executor), Ok(vec![how])))
             }
         }
@@ -242,11 +242,14 @@ impl LocalExecutor {
     }
 
     fn metrics(&self) -> Option<telemetry::Execution> {
-        let (executor, worker) = (Arc::clone(&self.executor), self.worker.clone()?);
+        let (executor, worker) = (Arc::clone(&self.executor), self.worker.clone());
         Some(telemetry::Execution {
             attempts: self.attempts.clone()?,
-            level: isolation::describe(self.level.as_ref()?).0,
-            read: Box::new(move || report::report(&executor, &worker)),
+            level: self
+                .level
+                .as_ref()
+                .map(|level| isolation::describe(level).0),
+            read: Box::new(move || report::report(&executor, worker.as_deref())),
         })
     }
 

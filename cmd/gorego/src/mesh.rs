@@ -27,7 +27,7 @@ use gorego_config::{Config, DiscoveryMode};
 use gorego_execution::{Executor, PeerPlatforms};
 use gorego_grpc::{Body, CallRuntime, Messages, Peer};
 use gorego_limits::Budget;
-use gorego_scheduler::Generation;
+use gorego_scheduler::{Generation, NameError};
 use gorego_server::{self as server, Extension, READ_LOG, read_guest_log};
 use gorego_tls::{ClientTls, ClusterFiles, ClusterTls, NodeIdentity};
 use tokio::{net::TcpListener, runtime::Handle, sync::watch};
@@ -63,7 +63,7 @@ pub(crate) enum Error {
         "cluster.advertise_addr: no address of this machine is found: {0}; accepted: one that other nodes reach"
     )]
     Address(io::Error),
-    #[error("execution.platform: {0}")]
+    #[error("{key}: {0}", key = key_of(.0))]
     Record(#[from] RecordError),
     #[error("cluster.enabled: {0}; accepted: local_cache.enabled: true")]
     NoExecutor(String),
@@ -81,6 +81,14 @@ pub(crate) enum Error {
     Generation(std::path::PathBuf, io::Error),
     #[error("cluster.node_id: {0}")]
     Node(NameError),
+}
+
+/// Returns the key whose value makes a record invalid.
+const fn key_of(error: &RecordError) -> &'static str {
+    match error {
+        RecordError::Address(_) => "cluster.advertise_addr",
+        _ => "execution.platform",
+    }
 }
 
 /// The port of a node for others, before it has joined.
@@ -161,6 +169,11 @@ impl Mesh {
             replicas: usize::try_from(config.cluster.replicas).unwrap_or(usize::MAX),
             peer_reads: config.cluster.peer_reads,
         }
+    }
+
+    /// Returns the settings of TLS between nodes, which change with the files.
+    pub(crate) fn tls(&self) -> Option<watch::Receiver<ClusterTls>> {
+        self.tls.clone()
     }
 
     /// Returns this run of the node, whose number is larger than that of any earlier run, and the platforms of other

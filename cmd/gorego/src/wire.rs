@@ -18,7 +18,7 @@ use gorego_telemetry::{
     traces::{Collector, EndedSpans},
     web::{self, Health},
 };
-use gorego_tls::{Certificate, ClientAuth, ClientTls, ServerFiles, ServerTls};
+use gorego_tls::{Certificate, ClientAuth, ClientTls, ClusterTls, ServerFiles, ServerTls};
 use tokio::{net::TcpListener, runtime::Runtime, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -91,6 +91,7 @@ struct Opened {
     chain: Arc<Chain>,
     tls: Option<watch::Receiver<ServerTls>>,
     backing_tls: Option<watch::Receiver<ClientTls>>,
+    node_tls: Option<watch::Receiver<ClusterTls>>,
     collector: Option<Collector>,
     tiers: Tiers,
     recorded: Option<(Builds, BuildsWorker)>,
@@ -120,6 +121,7 @@ async fn open(loaded: &LoadedConfig, start: execution::Start) -> Result<Opened, 
     let node = mesh.as_ref().map(|mesh| mesh.node(config)).transpose()?;
     let executor = LocalExecutor::new(loaded, start, &tiers, scraped.is_some(), node);
     let (executor, mut how) = executor.await?;
+    let node_tls = mesh.as_ref().and_then(Mesh::tls);
     let join = |mesh: Mesh| mesh.join((config, descriptors), executor.as_ref(), &mut how, &tiers);
     let mesh = mesh.map(join).transpose()?;
     announce(config, &listener, scraped.as_ref(), &how)?;
@@ -131,6 +133,7 @@ async fn open(loaded: &LoadedConfig, start: execution::Start) -> Result<Opened, 
         chain,
         tls,
         backing_tls,
+        node_tls,
         collector,
         tiers,
         recorded,
@@ -176,7 +179,10 @@ async fn serve(
     });
     if let Some(listener) = opened.scraped {
         let (tls, backing_tls) = (opened.tls.clone(), opened.backing_tls);
-        let certificates = Arc::new(move || certificates(tls.as_ref(), backing_tls.as_ref()));
+        let node_tls = opened.node_tls;
+        let certificates =
+            move || certificates(tls.as_ref(), backing_tls.as_ref(), node_tls.as_ref());
+        let certificates = Arc::new(certificates);
         let actions = executor.as_ref().map(LocalExecutor::sources);
         let parts = (&tiers, actions, mesh.as_ref());
         let site = site::site(config, parts, builds, health, calls, certificates, dropped);
@@ -350,14 +356,17 @@ fn tls(
     Ok(Some(tls))
 }
 
-/// Lists the current certificates of `tls` and `backing_cache.tls`.
+/// Lists the current certificates of `tls`, `backing_cache.tls` and `cluster.tls`.
 fn certificates(
     server: Option<&watch::Receiver<ServerTls>>,
     client: Option<&watch::Receiver<ClientTls>>,
+    node: Option<&watch::Receiver<ClusterTls>>,
 ) -> Vec<Certificate> {
     let server = server.map(|tls| tls.borrow().certificates.clone());
     let client = client.map(|tls| tls.borrow().certificates.clone());
-    server.into_iter().chain(client).flatten().collect()
+    let node = node.map(|tls| tls.borrow().certificates().to_vec());
+    let all = [server, client, node].into_iter().flatten();
+    all.flatten().collect()
 }
 
 #[cfg(test)]

@@ -59,7 +59,7 @@ pub fn kind(target: &str, mnemonic: &str) -> u64 {
 }
 
 /// Returns the rank of a node for a kind (rendezvous hashing). When a node leaves, the ranks of the others stay.
-fn score(kind: u64, node: &str) -> u64 {
+pub(crate) fn score(kind: u64, node: &str) -> u64 {
     let mut mixed = hash(hash(OFFSET, &kind.to_le_bytes()), node.as_bytes());
     // The last bytes of a name must reach all bits (MurmurHash3's finalizer).
     mixed ^= mixed >> 33;

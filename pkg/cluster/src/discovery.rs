@@ -30,11 +30,11 @@ const MAX_ADDRESSES: usize = 1024;
 pub enum Places {
     /// Hosts and ports, as `<host>:<port>`. All addresses of a host are taken.
     List(Vec<String>),
-    /// A DNS name. Its SRV records are used if it has some, otherwise its A and AAAA records with `port`.
+    /// A DNS name: the SRV records of a name that begins with `_`, the A and AAAA records of others with `port`.
     Dns {
         /// The name.
         name: String,
-        /// The port of nodes that have no SRV record.
+        /// The port of nodes without an SRV record.
         port: u16,
     },
 }
@@ -154,10 +154,13 @@ async fn name_addresses(
     name: &str,
     port: u16,
 ) -> Result<Vec<SocketAddr>, LookupError> {
-    // A server may refuse SRV records, and still return addresses.
-    let services = lookup.services(name).await.unwrap_or_default();
-    if services.is_empty() {
+    // Kubernetes answers for a service without `_` with the SRV records of all its ports, those for clients, too.
+    if !name.starts_with('_') {
         return host_addresses(lookup, name, port).await;
+    }
+    let services = lookup.services(name).await?;
+    if services.is_empty() {
+        return Err(LookupError("no SRV records".into()));
     }
     let services = services.into_iter().take(MAX_ADDRESSES);
     let hosts = services.map(async |(host, port)| host_addresses(lookup, &host, port).await);

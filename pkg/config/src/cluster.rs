@@ -34,7 +34,8 @@ section! {
         discovery_mode: DiscoveryMode = DiscoveryMode::List,
         /// Nodes to join, as `host:port`, or `host` for those with the same `bind_port`. One that is up is enough.
         join_peers: Vec<String> = Vec::new(),
-        /// The DNS name that resolves to the addresses of the nodes.
+        /// The DNS name that resolves to the addresses of the nodes. Of a name that begins with `_`, such as
+        /// `_gorego._tcp.example.com`, the SRV records are used.
         dns_service_name: String = String::new(),
         /// The interval at which a node sends its load while it changes. 50ms to 10s.
         broadcast_period: Duration = Duration::from_millis(500),

@@ -42,6 +42,7 @@ use crate::{
     inputs::Resident,
     leases::renew,
     operation::{CachedExecution, OperationHead, Watcher},
+    publish,
     verify::verify,
 };
 use tokens::Tokens;
@@ -241,6 +242,13 @@ impl Executor {
     /// Returns the settings. Without a worker, there are no slots, no memory and no platform.
     pub const fn options(&self) -> &Options {
         &self.options
+    }
+
+    /// Records the memory that an action of this node used on another, for the estimate of the next of its kind.
+    pub fn record_memory(&self, job: &Job, response: &ExecuteResponse) {
+        if let Some(peak) = publish::peak_of(response) {
+            self.memory.record(&job.kind, peak);
+        }
     }
 
     fn check_role(&self) -> Result<(), Failure> {

@@ -14,7 +14,7 @@ use reapi::v2::{ActionResult, ExecuteResponse};
 
 use crate::{Failure, Job, abort::Abort, collect::Collected, logs::Log};
 pub(crate) use lines::describe;
-pub(crate) use metadata::Times;
+pub(crate) use metadata::{Times, peak_of};
 
 /// The memory in which the directories of outputs are looked up, of all actions together, in bytes.
 pub(crate) const TREES: u64 = 32 << 20;

@@ -292,7 +292,7 @@ mod tests {
         let metrics = Metrics::new(Sources {
             execution: Some(Execution {
                 attempts: counts,
-                level: "full",
+                level: Some("full"),
                 read: Box::new(ExecutionReport::default),
             }),
             ..Sources::new("1.2.3")

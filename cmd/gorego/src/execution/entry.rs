@@ -16,6 +16,7 @@ impl LocalExecutor {
     pub(super) fn entry(
         config: &Config,
         stores: ExecutorStores,
+        metered: bool,
         (generation, platforms): (Generation, PeerPlatforms),
         why: String,
     ) -> Result<(Self, String), Error> {
@@ -31,7 +32,7 @@ impl LocalExecutor {
             executor: Arc::new(executor),
             worker: None,
             tasks: TaskTracker::new(),
-            attempts: None,
+            attempts: metered.then(Arc::default),
             level: None,
             drain: config.limits.drain_timeout.mul_f64(DRAIN),
             limits: Vec::new(),

@@ -5,10 +5,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use gorego_execution::{Executor, NodeWorker};
 use gorego_telemetry::ExecutionReport;
 
-/// Reads the numbers of the executor.
-pub(super) fn report(executor: &Executor, worker: &NodeWorker) -> ExecutionReport {
-    let (totals, admissions, inputs) = (executor.totals(), executor.admissions(), worker.inputs());
-    let (verifications, persistent) = (worker.verifications(), worker.persistent());
+/// Reads the numbers of the executor, and of its worker, if it has one.
+pub(super) fn report(executor: &Executor, worker: Option<&NodeWorker>) -> ExecutionReport {
+    let (totals, admissions) = (executor.totals(), executor.admissions());
     ExecutionReport {
         queued: totals.queued as u64,
         running: totals.running as u64,
@@ -17,6 +16,14 @@ pub(super) fn report(executor: &Executor, worker: &NodeWorker) -> ExecutionRepor
         refused: admissions.refused.load(Relaxed),
         errors: admissions.errors.load(Relaxed) + totals.ends.failed,
         cancelled: totals.ends.cancelled,
+        ..worker.map(report_of).unwrap_or_default()
+    }
+}
+
+fn report_of(worker: &NodeWorker) -> ExecutionReport {
+    let (inputs, verifications) = (worker.inputs(), worker.verifications());
+    let persistent = worker.persistent();
+    ExecutionReport {
         staged: inputs.staged.load(Relaxed),
         staged_bytes: inputs.staged_bytes.load(Relaxed),
         altered: inputs.altered.load(Relaxed),
@@ -25,5 +32,6 @@ pub(super) fn report(executor: &Executor, worker: &NodeWorker) -> ExecutionRepor
         workers: persistent.workers,
         answered: persistent.answered,
         unanswered: persistent.failed,
+        ..ExecutionReport::default()
     }
 }

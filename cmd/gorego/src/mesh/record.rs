@@ -7,7 +7,7 @@ use std::{
 };
 
 use gorego_cluster::record::Record;
-use gorego_config::Config;
+use gorego_config::{Cluster, Config};
 use gorego_storage::DigestFunction;
 use tokio::net::TcpListener;
 
@@ -58,9 +58,11 @@ fn address(config: &Config, listener: &TcpListener) -> io::Result<String> {
     let bound = listener.local_addr()?;
     let given = &config.cluster.advertise_addr;
     if !given.is_empty() {
-        let with_port = || format!("{given}:{}", bound.port());
-        let address = config.cluster.peer(given);
-        return Ok(address.unwrap_or_else(with_port));
+        let cluster = Cluster {
+            bind_port: bound.port(),
+            ..config.cluster.clone()
+        };
+        return Ok(cluster.peer(given).unwrap_or_else(|| given.clone()));
     }
     if !bound.ip().is_unspecified() {
         return Ok(bound.to_string());

@@ -10,7 +10,7 @@ use gorego_execution::{
 };
 use gorego_scheduler::{ActionKey, AttemptId, Generation, Grant, Report};
 use gorego_storage::BlobStore;
-use gorego_telemetry::{Call, StartTimes, traces::handed_over};
+use gorego_telemetry::{Call, StartTimes, builds::Misses, traces::handed_over};
 use prost::Message as _;
 use reapi::{
     gorego::cluster::{self as proto, Done},
@@ -29,6 +29,8 @@ pub(super) struct NodeWork {
     /// The tier from which other nodes read.
     local: Arc<dyn BlobStore>,
     publisher: Publisher,
+    /// The misses of this node's actions, if builds are recorded.
+    misses: Option<Arc<Misses>>,
     runtime: Handle,
     starts: Arc<StartTimes>,
 }
@@ -51,6 +53,10 @@ impl NodeWork {
             executor: Arc::clone(executor),
             local: local.unwrap_or_else(|| Arc::clone(&blobs)),
             publisher: Publisher::new(Arc::clone(&blobs), results),
+            misses: tiers
+                .executor
+                .as_ref()
+                .and_then(|stores| stores.misses.clone()),
             blobs,
             runtime: Handle::current(),
             starts,
@@ -159,13 +165,20 @@ impl Work<Job, ExecuteResponse> for NodeWork {
     async fn decode(
         &self,
         node: &Generation,
-        _key: &ActionKey,
+        key: &ActionKey,
         job: &Job,
         done: Done,
     ) -> Report<ExecuteResponse> {
         let call = gorego_limits::Call::current().near_to(node.node().into());
         let report = call.scope(decode_report(done, &*self.blobs)).await;
-        self.publisher.report(job, report, node.node()).await
+        let mut report = self.publisher.report(job, report, node.node()).await;
+        if let Report::Done(outcome) = &report {
+            self.executor.record_memory(job, &outcome.value);
+        }
+        if let Some(misses) = &self.misses {
+            misses.explain_foreign(key, &mut report).await;
+        }
+        report
     }
 
     async fn adopt(&self, job: &Job, done: Done) {

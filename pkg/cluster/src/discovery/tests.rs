@@ -36,7 +36,9 @@ fn answer(query: &[u8]) -> Vec<u8> {
         ("nodes.test", A) => vec![vec![10, 0, 0, 1], vec![10, 0, 0, 2]],
         ("nodes.test", AAAA) => vec![[vec![0xfd], vec![0; 14], vec![1]].concat()],
         ("host.test", A) => vec![vec![10, 0, 0, 9]],
-        ("_mesh._tcp.test", SRV) => vec![b"\0\0\0\0\x1f\x40\x04host\x04test\0".into()],
+        ("_mesh._tcp.test" | "host.test", SRV) => {
+            vec![b"\0\0\0\0\x1f\x40\x04host\x04test\0".into()]
+        }
         _ => vec![],
     };
     let known =
@@ -109,6 +111,16 @@ async fn name_yields_all_its_addresses() {
 async fn service_records_bring_their_port() {
     let (found, _) = look(name("_mesh._tcp.test.")).await;
     assert_eq!(found, ["10.0.0.9:8000"]);
+}
+
+#[tokio::test]
+async fn only_names_of_services_are_looked_up_as_such() {
+    // Kubernetes has SRV records for all ports of a service.
+    let (found, _) = look(name("host.test.")).await;
+    assert_eq!(found, ["10.0.0.9:7946"]);
+    let (found, failures) = look(name("_none._tcp.test.")).await;
+    assert!(found.is_empty());
+    assert_eq!(failures.len(), 1, "{failures:?}");
 }
 
 #[tokio::test]

@@ -1,12 +1,14 @@
 //! The identity of a node in the membership protocol.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use gorego_scheduler::Generation;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-use crate::record::{Record, check_address};
+use crate::{
+    choice::score,
+    record::{Record, check_address},
+};
 
 /// A run of a node at an address. foca keeps one identity for each name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,11 +48,10 @@ impl Identity {
     }
 }
 
-/// Returns the key of the node `name`.
+/// Returns the key of the node `name`, which is the same in every version: keys order the nodes whose neighbours are
+/// partners.
 pub(super) fn key(name: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    name.hash(&mut hasher);
-    hasher.finish()
+    score(0, name)
 }
 
 impl foca::Identity for Identity {

@@ -1,6 +1,6 @@
 //! The events of a node: its links, and the tasks that it started.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use gorego_limits::LogLimit;
 use gorego_scheduler::{Generation, Need};
@@ -10,7 +10,7 @@ use super::{Task, Told};
 use crate::{
     handover::Down,
     link::{DialError, Event, How},
-    membership::Loss,
+    membership::{Loss, MemberState},
     record::{Record, RecordError},
 };
 
@@ -95,8 +95,13 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
             Told::Found(addresses) => {
                 // Nodes that start together are not there yet.
                 let is_alone = now > ALONE && self.view.lock().is_alone();
-                for address in addresses {
-                    parts.visit(&address, is_alone);
+                // The visit of a member would keep a link to it open, so that each node had one to each other node.
+                let members = self.membership.members().into_iter();
+                let members = members.filter(|(_, state)| *state == MemberState::Alive);
+                let members: HashSet<_> =
+                    members.map(|(record, _)| record.address.clone()).collect();
+                for address in addresses.iter().filter(|it| !members.contains(*it)) {
+                    parts.visit(address, is_alone);
                 }
             }
         }

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use gorego_sandbox::{Ended, Exit};
 use prost::Message as _;
 use prost_types::{Any, Duration, Timestamp};
-use reapi::v2::ExecutedActionMetadata;
+use reapi::v2::{ExecuteResponse, ExecutedActionMetadata};
 
 /// The type of [`PosixResourceUsage`] in an `Any`.
 const USAGE_TYPE: &str = "type.googleapis.com/buildbarn.resourceusage.POSIXResourceUsage";
@@ -95,6 +95,15 @@ pub(crate) struct PosixResourceUsage {
     pub involuntary_context_switches: i64,
     #[prost(string, tag = "17")]
     pub termination_signal: String,
+}
+
+/// Returns the peak of the memory that an action used, in bytes; `None` if its result does not say.
+pub(crate) fn peak_of(response: &ExecuteResponse) -> Option<u64> {
+    let metadata = response.result.as_ref()?.execution_metadata.as_ref()?;
+    let mut usages = metadata.auxiliary_metadata.iter();
+    let usage = usages.find(|any| any.type_url == USAGE_TYPE)?;
+    let usage = PosixResourceUsage::decode(&*usage.value).ok()?;
+    u64::try_from(usage.maximum_resident_set_size).ok()
 }
 
 fn resource_usage(ended: &Ended) -> Any {

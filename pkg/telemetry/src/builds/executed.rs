@@ -87,6 +87,25 @@ impl Misses {
         })
     }
 
+    /// Adds a line to the message of an action that another node ran, as an [`ExplainedWorker`] does.
+    pub async fn explain_foreign(&self, key: &ActionKey, report: &mut Report<ExecuteResponse>) {
+        if let Some(miss) = self.of(key) {
+            self.explain_report(key, miss, report).await;
+        }
+    }
+
+    async fn explain_report(
+        &self,
+        key: &ActionKey,
+        miss: Miss,
+        report: &mut Report<ExecuteResponse>,
+    ) {
+        if let Report::Done(outcome) = report {
+            self.remove(key);
+            self.explain(miss, outcome).await;
+        }
+    }
+
     fn remove(&self, key: &ActionKey) {
         let mut kept = self.kept.lock();
         kept.young.remove(key);
@@ -252,11 +271,8 @@ impl<J: Send + Sync + 'static> Worker<J, ExecuteResponse> for ExplainedWorker<J>
         let key = attempt.grant.key.clone();
         let miss = self.misses.of(&key);
         let mut report = self.worker.run(attempt).await;
-        if let Report::Done(outcome) = &mut report
-            && let Some(miss) = miss
-        {
-            self.misses.remove(&key);
-            self.misses.explain(miss, outcome).await;
+        if let Some(miss) = miss {
+            self.misses.explain_report(&key, miss, &mut report).await;
         }
         report
     }

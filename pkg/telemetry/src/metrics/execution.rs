@@ -61,8 +61,9 @@ const REQUESTS: Metric = Metric::new(
 pub struct Execution {
     /// The counts of the worker.
     pub attempts: Arc<AttemptCounts>,
-    /// The level at which actions are isolated: `full`, `external`, `processes` or `plain`.
-    pub level: &'static str,
+    /// The level at which actions are isolated: `full`, `external`, `processes` or `plain`. `None` at a node that runs
+    /// none.
+    pub level: Option<&'static str>,
     /// The function that reads the numbers of the executor.
     pub read: Box<dyn Fn() -> ExecutionReport + Send + Sync>,
 }
@@ -110,7 +111,8 @@ pub struct ExecutionReport {
 
 pub(super) fn encode(mut encoder: Encoder<'_>, execution: &Execution) -> fmt::Result {
     let (counts, now) = (&execution.attempts, (execution.read)());
-    encoder.gauges(LEVEL, [([("level", execution.level)], 1_u64)])?;
+    let level = execution.level.map(|level| ([("level", level)], 1_u64));
+    encoder.gauges(LEVEL, level)?;
     encoder.gauge(QUEUED, now.queued)?;
     encoder.gauge(RUNNING, now.running)?;
     let outcomes = [
