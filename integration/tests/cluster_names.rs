@@ -19,7 +19,7 @@ async fn the_newer_of_two_nodes_with_one_name_works_alone() {
     let newer = Node::start("a", &b.mesh.to_string(), &[ONE]).await;
     newer
         .server
-        .wait_for_log("another node has the name of this one");
+        .wait_for_log("another node already has the name of this one");
     let mut gate = Gate::new();
     let own = Crowd::start(&newer, &gate, 2).await;
     let mut other = Gate::new();

@@ -271,7 +271,7 @@ async fn metrics_and_peers_have_the_round_trip_the_starts_and_the_bytes() {
 async fn the_message_of_an_action_that_failed_elsewhere_says_why_it_ran() {
     let a = Node::start("a", "", &["execution.enabled=false"]).await;
     let b = Node::start("b", &a.mesh.to_string(), &[ONE]).await;
-    a.wait_for_members(&["a", "b"]).await;
+    b.wait_for_members(&["a", "b"]).await;
     let execute = async |content: &str| {
         let action = TestAction::script("grep good input").input("input", content.to_owned());
         let digest = a.executor.upload(&action).await;
