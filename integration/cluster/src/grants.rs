@@ -17,12 +17,15 @@ use gorego_cluster::{
 };
 use gorego_grpc::{Body, Messages, Options as ServerOptions, Peer, Peers, Service};
 use gorego_scheduler::{
-    ActionKey, Attempt, Capacity, End, Generation, Grant, OperationId, Options, Outcome, Report,
-    Request, Runner, Stage, Watch, Worker, WorkerId,
+    ActionKey, Attempt, AttemptId, Capacity, End, Generation, Grant, OperationId, Options, Outcome,
+    Report, Request, Runner, Stage, Watch, Worker, WorkerId,
 };
 use gorego_storage::{DigestFunction, InstanceName};
 use http::HeaderMap;
-use reapi::gorego::cluster::{self as proto, Done, done::End as DoneEnd};
+use reapi::gorego::{
+    ResourceUsage,
+    cluster::{self as proto, Done, done::End as DoneEnd},
+};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -244,6 +247,12 @@ impl Work<u32, u32> for Numbers {
             waited: Duration::ZERO,
         })
     }
+
+    async fn measure(&self, jobs: &[Arc<u32>]) -> Vec<Option<ResourceUsage>> {
+        vec![None; jobs.len()]
+    }
+
+    fn record_usage(&self, _job: &u32, _attempt: AttemptId, _usage: Option<ResourceUsage>) {}
 
     fn starts(&self, _since: Duration) {}
 

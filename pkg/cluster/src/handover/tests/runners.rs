@@ -13,7 +13,10 @@ use gorego_scheduler::{
 };
 use gorego_storage::{DigestFunction, InstanceName};
 use parking_lot::Mutex;
-use reapi::gorego::cluster::{self as proto, Done, done::End as DoneEnd, frame::Content};
+use reapi::gorego::{
+    ResourceUsage,
+    cluster::{self as proto, Done, done::End as DoneEnd, frame::Content},
+};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -171,6 +174,8 @@ impl Host for NodeHost<'_> {
         self.0.runner.progress(attempt, phase, run);
     }
 
+    fn record_usage(&mut self, _attempt: AttemptId, _usage: Option<ResourceUsage>) {}
+
     fn ended(&mut self, _peer: &Generation, done: Done) -> bool {
         let attempt = wire::attempt(done.attempt.as_ref()).unwrap();
         let value = u32::from_le_bytes(done.response[..].try_into().unwrap());
@@ -209,6 +214,8 @@ impl Host for NodeHost<'_> {
     }
 
     fn fetch_ahead(&mut self, _entry: &Generation, _prefetch: proto::Prefetch) {}
+
+    fn measure(&mut self) {}
 
     fn free(&mut self, slot: AttemptId) {
         self.0.claimed.lock().remove(&slot);

@@ -15,7 +15,10 @@ use gorego_scheduler::{
 use gorego_storage::{DigestFunction, InstanceName};
 use http::HeaderMap;
 use parking_lot::Mutex;
-use reapi::gorego::cluster::{self as proto, Done, done::End as DoneEnd};
+use reapi::gorego::{
+    ResourceUsage,
+    cluster::{self as proto, Done, done::End as DoneEnd},
+};
 use tokio::{task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -143,6 +146,12 @@ impl Work<u32, u32> for Scripts {
             waited: Duration::ZERO,
         })
     }
+
+    async fn measure(&self, jobs: &[Arc<u32>]) -> Vec<Option<ResourceUsage>> {
+        vec![None; jobs.len()]
+    }
+
+    fn record_usage(&self, _job: &u32, _attempt: AttemptId, _usage: Option<ResourceUsage>) {}
 
     fn starts(&self, _since: Duration) {}
 

@@ -9,7 +9,10 @@ use bytes::Bytes;
 use gorego_scheduler::{
     AttemptId, Generation, Need, Outcome, Phase, Report, Scheduler, Taker, Time, WorkerId,
 };
-use reapi::gorego::cluster::{self as proto, Done, Prefetch, done::End as DoneEnd, frame::Content};
+use reapi::gorego::{
+    ResourceUsage,
+    cluster::{self as proto, Done, Prefetch, done::End as DoneEnd, frame::Content},
+};
 
 use crate::handover::{Host, Member, wire};
 
@@ -136,6 +139,8 @@ impl Host for TestHost<'_> {
             .progress_at_peer(attempt, phase, run, self.now);
     }
 
+    fn record_usage(&mut self, _attempt: AttemptId, _usage: Option<ResourceUsage>) {}
+
     fn ended(&mut self, peer: &Generation, done: Done) -> bool {
         if self.reads {
             self.out.push(Out::Read(peer.clone(), done));
@@ -173,6 +178,8 @@ impl Host for TestHost<'_> {
     fn fetch_ahead(&mut self, entry: &Generation, prefetch: Prefetch) {
         self.out.push(Out::Fetch(entry.clone(), prefetch.hash));
     }
+
+    fn measure(&mut self) {}
 
     fn free(&mut self, slot: AttemptId) {
         self.scheduler.report(slot, Report::Stopped, self.now);
