@@ -11,6 +11,7 @@
 mod ahead;
 mod entry;
 mod reach;
+#[cfg(any(test, feature = "simulation"))]
 pub mod simulation;
 mod taker;
 #[cfg(test)]
