@@ -153,7 +153,9 @@ fn bazel_rules_depend_on_the_packages_that_the_manifests_name() {
             ));
         };
         let normal = used(package, "dependencies", &packages);
-        let known = labels(rule);
+        // A library may have another rule, with features.
+        let known = packages_of(rule, &packages).into_iter();
+        let known: Names = known.map(Package::label).collect();
         let missing: Names = normal.symmetric_difference(&known).cloned().collect();
         for label in &missing {
             mend(&known, label, rule.name());

@@ -11,7 +11,7 @@ use gorego_integration::{
     client::{add_request_metadata, in_build},
     cluster::{self, Node},
     collector::{Collector, CollectorProtocol, Span},
-    executor::{Gate, Messages, TestAction, request, succeeded},
+    executor::{Gate, Messages, TestAction, request, succeeded, wait_until},
     metrics::Metrics,
     process::{self, Process},
     web,
@@ -176,6 +176,35 @@ async fn ps_names_the_node_of_an_action_and_tail_prints_its_output() {
     succeeded(messages.response().await);
     first.open();
     succeeded(running.response().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ps_and_the_page_have_the_resources_of_an_action_on_another_node() {
+    let [a, b] = cluster::start::<2>(&[ONE]).await;
+    let (mut first, mut running) = occupy(&a).await;
+    let mut gate = Gate::new();
+    let count = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done";
+    let script = format!("{count}; {}", gate.pass());
+    let mut messages = a.executor.start(&TestAction::script(&script)).await;
+    gate.wait_for_starts(1);
+    let is_measured = |rows: &Json| {
+        let mut rows = rows.as_array().expect("a list").iter();
+        let row = rows.find(|row| row["node"] == "b").expect("a row");
+        row["processor_ms"].as_u64() > Some(0) && row["resident_bytes"].as_u64() > Some(0)
+    };
+    for node in [&a, &b] {
+        wait_until("the resources in ps", || {
+            is_measured(&serde_json::from_str(&gorego(node, &["ps", "--json"])).unwrap())
+        });
+    }
+    let actions = "/api/v1/actions";
+    let is_listed = |response: &web::Response| is_measured(&response.json()["current"]);
+    web::wait_for(a.server.metrics(), actions, is_listed).await;
+    gate.open();
+    succeeded(messages.response().await);
+    first.open();
+    succeeded(running.response().await);
+    drop(b);
 }
 
 #[tokio::test(flavor = "multi_thread")]

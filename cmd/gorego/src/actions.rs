@@ -73,7 +73,7 @@ fn current(
         phases: phases(action.submitted, running, action.age),
         attempts: action.attempts,
         operations: action.operations as u64,
-        processor_ms: usage.map(|usage| milliseconds(usage.processor)),
+        processor_ms: usage.map(|usage| usage.processor_ms),
         resident_bytes: usage.map(|usage| usage.resident_bytes),
         target: action.target,
         mnemonic: action.mnemonic,

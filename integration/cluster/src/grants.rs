@@ -13,19 +13,16 @@ use gorego_cluster::{
     link::{Links, Options as LinkOptions, Tcp},
     membership::MembershipOptions,
     record::Record,
-    runner::{Cluster, Components, Options as NodeOptions, Work},
+    runner::{Cluster, Components, Options as NodeOptions},
+    testing::{self, LinkService, Numbers},
 };
-use gorego_grpc::{Body, Messages, Options as ServerOptions, Peer, Peers, Service};
+use gorego_grpc::{Options as ServerOptions, Peers};
 use gorego_scheduler::{
-    ActionKey, Attempt, Capacity, End, Generation, Grant, OperationId, Options, Outcome, Report,
-    Request, Runner, Stage, Watch, Worker, WorkerId,
+    Attempt, Capacity, End, Generation, OperationId, Report, Request, Runner, Stage, Watch, Worker,
+    WorkerId,
 };
-use gorego_storage::{DigestFunction, InstanceName};
-use http::HeaderMap;
-use reapi::gorego::cluster::{self as proto, Done, done::End as DoneEnd};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 
 use crate::report::{Aim, Unit, print};
 
@@ -99,7 +96,7 @@ impl Node {
             peers: Peers::Nodes,
             ..ServerOptions::default()
         };
-        let port = Port(Arc::clone(&links));
+        let port = LinkService(Arc::clone(&links));
         let shutdown = CancellationToken::new();
         server.spawn(gorego_grpc::serve(listener, port, options, shutdown));
         let runner = runner(slots);
@@ -146,15 +143,10 @@ impl Node {
 
     fn submit(&self, action: u32) -> (Watch<u32, u32>, u32) {
         let request = Request {
-            key: key(action),
             do_not_cache: false,
-            build: String::new(),
-            priority: 0,
-            platform: "".into(),
-            memory: 1 << 20,
             target: "//some/package:target".to_owned(),
             mnemonic: "Compile".to_owned(),
-            job: Arc::new(action),
+            ..testing::request(action)
         };
         let id = OperationId(action.into());
         let watch = self.runner.submit(id, &request);
@@ -163,41 +155,22 @@ impl Node {
 }
 
 fn runner(slots: u32) -> Runner<u32, u32> {
-    let runner = Runner::new(Options {
-        queue_size: 10_000_000,
-        abandon_after: Duration::from_hours(1),
-        retain_completed: Duration::from_mins(1),
-        max_completed: 1000,
-        max_completed_bytes: 1 << 20,
-        max_retries: 2,
-        max_losses: 5,
-    });
+    let runner = Runner::new(testing::options());
     if slots > 0 {
         let capacity = Capacity {
             slots: slots as usize,
             memory: MEMORY,
         };
-        runner.add_worker(WorkerId::new("local"), capacity, Arc::new(Numbers));
+        runner.add_worker(WorkerId::new("local"), capacity, Arc::new(Echo));
     }
     runner
 }
 
-fn key(action: u32) -> ActionKey {
-    ActionKey {
-        instance: InstanceName::default(),
-        action: DigestFunction::Sha256.digest(&action.to_le_bytes()),
-    }
-}
-
-fn outcome(value: u32) -> Report<u32> {
-    Report::Done(Outcome { value, bytes: 4 })
-}
-
-/// Runs actions that are numbers, and whose results are the numbers.
-struct Numbers;
+/// Ends every action at once, with its number as the result.
+struct Echo;
 
 #[async_trait]
-impl Worker<u32, u32> for Numbers {
+impl Worker<u32, u32> for Echo {
     fn fits(&self, _platform: &str) -> bool {
         true
     }
@@ -205,90 +178,6 @@ impl Worker<u32, u32> for Numbers {
     async fn ready(&self) {}
 
     async fn run(&self, attempt: Attempt<u32>) -> Report<u32> {
-        outcome(*attempt.grant.job)
-    }
-}
-
-#[async_trait]
-impl Work<u32, u32> for Numbers {
-    fn fits(&self, _node: &Record, _platform: &str) -> bool {
-        true
-    }
-
-    fn describe(&self, grant: &Grant<u32>) -> proto::Grant {
-        proto::Grant {
-            hash: grant.key.action.hash().to_vec().into(),
-            size: (*grant.job).into(),
-            memory: grant.memory,
-            alone: grant.alone,
-            run: grant.run.into(),
-            ..proto::Grant::default()
-        }
-    }
-
-    async fn prepare(
-        &self,
-        _entry: &Generation,
-        grant: &proto::Grant,
-    ) -> Result<Grant<u32>, Report<u32>> {
-        let action = u32::try_from(grant.size).map_err(|_| Report::Stopped)?;
-        Ok(Grant {
-            attempt: gorego_scheduler::AttemptId::new(0, 0),
-            key: key(action),
-            job: Arc::new(action),
-            target: "".into(),
-            mnemonic: "".into(),
-            memory: grant.memory,
-            alone: grant.alone,
-            run: u16::try_from(grant.run).unwrap_or_default(),
-            waited: Duration::ZERO,
-        })
-    }
-
-    fn starts(&self, _since: Duration) {}
-
-    async fn encode(&self, report: Report<u32>) -> Done {
-        let (end, response) = match report {
-            Report::Done(outcome) => (DoneEnd::Done, outcome.value.to_le_bytes().to_vec()),
-            _ => (DoneEnd::Stopped, Vec::new()),
-        };
-        Done {
-            end: end.into(),
-            response: response.into(),
-            ..Done::default()
-        }
-    }
-
-    async fn decode(
-        &self,
-        _node: &Generation,
-        _key: &ActionKey,
-        _job: &u32,
-        done: Done,
-    ) -> Report<u32> {
-        let value = done.response[..].try_into().map(u32::from_le_bytes);
-        value.map_or(Report::Stopped, outcome)
-    }
-
-    async fn adopt(&self, _job: &u32, _done: Done) {}
-}
-
-/// The service of a node for others.
-struct Port(Arc<Links>);
-
-impl Service for Port {
-    const DESCRIPTORS: &'static [u8] = reapi::FILE_DESCRIPTOR_SET;
-    type Context = Peer;
-
-    fn names(&self) -> &'static [&'static str] {
-        &[Links::NAME]
-    }
-
-    fn admit(&self, _: &str, _: &HeaderMap, peer: &Peer) -> Result<Peer, Status> {
-        Ok(peer.clone())
-    }
-
-    async fn call(&self, _: &str, peer: Peer, requests: Messages) -> Result<Body, Status> {
-        self.0.link(&peer, requests).await
+        testing::done(*attempt.grant.job)
     }
 }

@@ -10,6 +10,7 @@
 //! when members change. A lookup finds a blob at a former owner that is among the first nodes in the new order.
 //! Otherwise it copies the blob from the local tier of the node that looks it up, if that has the blob.
 
+mod hits;
 mod latest;
 mod near;
 mod owners;
@@ -18,7 +19,6 @@ mod reads;
 mod rendezvous;
 #[cfg(test)]
 mod tests;
-mod yields;
 
 pub use latest::LatestResults;
 pub use near::{Near, NearOptions};

@@ -11,6 +11,7 @@
 mod ahead;
 mod entry;
 mod reach;
+#[cfg(any(test, feature = "simulation"))]
 pub mod simulation;
 mod taker;
 #[cfg(test)]
@@ -24,7 +25,10 @@ use std::{
 
 use fastrand::Rng;
 use gorego_scheduler::{AttemptId, Generation, Need, Phase, Time};
-use reapi::gorego::cluster::{self as proto, Done, Load, Prefetch, frame::Content};
+use reapi::gorego::{
+    ResourceUsage,
+    cluster::{self as proto, Done, Load, Prefetch, frame::Content},
+};
 
 use entry::Given;
 use taker::{OpenClaim, Taken};
@@ -74,6 +78,8 @@ pub trait Host {
     fn is_awaited(&self, attempt: AttemptId) -> bool;
     /// Records the progress of an attempt at a peer. Repeated calls are allowed.
     fn progress(&mut self, attempt: AttemptId, phase: Phase, run: u16);
+    /// Records the resources that the command of an attempt at a peer uses; `None` if it does not run.
+    fn record_usage(&mut self, attempt: AttemptId, usage: Option<ResourceUsage>);
     /// Reports the end of an attempt at a peer. Returns false if the response must be read first; then
     /// [`Handover::received`] is called after the report.
     fn ended(&mut self, peer: &Generation, done: Done) -> bool;
@@ -92,6 +98,8 @@ pub trait Host {
     fn is_full(&self) -> bool;
     /// Fetches the inputs of an action of a peer until the link with the peer ends. Ends in [`Handover::fetched`].
     fn fetch_ahead(&mut self, entry: &Generation, prefetch: Prefetch);
+    /// Measures the resources that the commands of other nodes use. Ends in [`Handover::measured`].
+    fn measure(&mut self);
     /// Frees a slot that was claimed for a peer.
     fn free(&mut self, slot: AttemptId);
     /// Runs an action of a peer in a slot. Ends in [`Handover::ended`].
@@ -342,6 +350,9 @@ impl Handover {
         }
         if renews {
             self.renewed = now;
+            if self.peers.values().any(|peer| !peer.taken.is_empty()) {
+                host.measure();
+            }
             self.choose(false, host);
         }
         self.offer(now, true, host);

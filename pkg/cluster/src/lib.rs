@@ -14,3 +14,5 @@ pub mod link;
 pub mod membership;
 pub mod record;
 pub mod runner;
+#[cfg(any(test, feature = "simulation"))]
+pub mod testing;

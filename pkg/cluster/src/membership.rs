@@ -14,6 +14,7 @@ mod identity;
 mod options;
 mod partners;
 mod records;
+#[cfg(any(test, feature = "simulation"))]
 pub mod simulation;
 mod swim;
 #[cfg(test)]

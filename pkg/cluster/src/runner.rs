@@ -15,12 +15,15 @@ mod upkeep;
 mod view;
 mod work;
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{collections::HashMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt as _;
 use gorego_scheduler::{AttemptId, Foreign, ForeignSlot, Generation, Phase, Runner, Time};
 use parking_lot::Mutex;
-use reapi::gorego::cluster::{Done, Load, frame::Content};
+use reapi::gorego::{
+    ResourceUsage,
+    cluster::{Done, Load, frame::Content},
+};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep_until, timeout},
@@ -101,6 +104,7 @@ enum Told<J, O> {
     Ended(AttemptId, Done),
     Reported(Generation, AttemptId),
     Fetched(Generation),
+    Measured(HashMap<AttemptId, ResourceUsage>),
     Dialed {
         node: Generation,
         result: Result<Generation, DialError>,

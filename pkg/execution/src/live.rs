@@ -4,8 +4,10 @@ use std::{fs::File, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use gorego_sandbox::LiveCommand;
-use gorego_scheduler::LogKind;
+use gorego_scheduler::{AttemptId, LogKind};
 use gorego_storage::read_at;
+use parking_lot::Mutex;
+use reapi::gorego::ResourceUsage;
 use tokio::{
     sync::{OwnedSemaphorePermit, watch},
     task::spawn_blocking,
@@ -19,7 +21,11 @@ const PIECE: usize = 12 * 1024;
 
 /// The current or last run of a job's command; none before the first starts and after the end of its attempt.
 #[derive(Debug, Default)]
-pub struct Live(watch::Sender<Runs>);
+pub struct Live {
+    runs: watch::Sender<Runs>,
+    /// The resources that the command uses at another node, and the attempt there.
+    elsewhere: Mutex<Option<(AttemptId, ResourceUsage)>>,
+}
 
 #[derive(Clone, Debug, Default)]
 struct Runs {
@@ -43,7 +49,7 @@ pub(crate) struct LiveGuard<'a>(&'a Live);
 
 impl Drop for LiveGuard<'_> {
     fn drop(&mut self) {
-        self.0.0.send_modify(|runs| {
+        self.0.runs.send_modify(|runs| {
             if let Some(run) = &mut runs.current {
                 run.command = None;
             }
@@ -65,7 +71,7 @@ impl Live {
             stderr: Arc::new(stderr),
             command: Some(command),
         });
-        self.0.send_replace(Runs {
+        self.runs.send_replace(Runs {
             current,
             has_ended: false,
         });
@@ -74,7 +80,7 @@ impl Live {
 
     /// Releases the logs of the last run. With `is_last`, also ends the readers that wait for another run.
     pub(crate) fn end(&self, is_last: bool) {
-        self.0.send_replace(Runs {
+        self.runs.send_replace(Runs {
             current: None,
             has_ended: is_last,
         });
@@ -82,7 +88,18 @@ impl Live {
 
     /// Returns the command, if it runs.
     pub(crate) fn command(&self) -> Option<LiveCommand> {
-        self.0.borrow().current.as_ref()?.command.clone()
+        self.runs.borrow().current.as_ref()?.command.clone()
+    }
+
+    /// Records the resources that the command uses in an attempt at another node; `None` if it does not run.
+    pub(crate) fn set_elsewhere(&self, attempt: AttemptId, usage: Option<ResourceUsage>) {
+        *self.elsewhere.lock() = usage.map(|usage| (attempt, usage));
+    }
+
+    /// Returns the resources that the command uses in an attempt at another node.
+    pub(crate) fn elsewhere(&self, attempt: AttemptId) -> Option<ResourceUsage> {
+        let elsewhere = *self.elsewhere.lock();
+        elsewhere.and_then(|(of, usage)| (of == attempt).then_some(usage))
     }
 
     /// Returns a reader of a log of this run, which may not have begun yet.
@@ -94,7 +111,7 @@ impl Live {
         permit: OwnedSemaphorePermit,
     ) -> LogReader {
         LogReader {
-            runs: self.0.subscribe(),
+            runs: self.runs.subscribe(),
             number,
             kind,
             file: None,

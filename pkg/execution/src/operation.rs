@@ -5,7 +5,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use gorego_sandbox::LiveUsage;
 use gorego_scheduler::{
     End, ListedAction, LogKind, LogName, OperationName, Phase, Running, Stage, Watch,
 };
@@ -84,16 +83,17 @@ impl OperationHead {
     }
 
     /// Returns the message about an action in a list.
-    pub(crate) fn listed(&self, action: ListedAction<Job>, usage: Option<LiveUsage>) -> Operation {
+    pub(crate) fn listed(
+        &self,
+        action: ListedAction<Job>,
+        usage: Option<ResourceUsage>,
+    ) -> Operation {
         let state = ActionState {
             phase: phase(action.running.as_ref()).to_owned(),
             age_ms: milliseconds(action.age),
             operations: action.operations as u64,
             attempts: action.attempts.into(),
-            usage: usage.map(|usage| ResourceUsage {
-                processor_ms: milliseconds(usage.processor),
-                resident_bytes: usage.resident_bytes,
-            }),
+            usage,
             node: action
                 .running
                 .as_ref()

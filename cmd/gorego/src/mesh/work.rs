@@ -13,7 +13,10 @@ use gorego_storage::BlobStore;
 use gorego_telemetry::{Call, StartTimes, builds::Misses, traces::handed_over};
 use prost::Message as _;
 use reapi::{
-    gorego::cluster::{self as proto, Done},
+    gorego::{
+        ResourceUsage,
+        cluster::{self as proto, Done},
+    },
     v2::{ExecuteResponse, RequestMetadata},
 };
 use tokio::runtime::Handle;
@@ -152,6 +155,14 @@ impl Work<Job, ExecuteResponse> for NodeWork {
         if let Err(why) = self.executor.fetch_ahead(entry.node(), prefetch).await {
             tracing::debug!(node = %entry, %why, "the inputs of an action are not fetched ahead");
         }
+    }
+
+    async fn measure(&self, jobs: &[Arc<Job>]) -> Vec<Option<ResourceUsage>> {
+        self.executor.measure(jobs).await
+    }
+
+    fn record_usage(&self, job: &Job, attempt: AttemptId, usage: Option<ResourceUsage>) {
+        self.executor.record_usage(job, attempt, usage);
     }
 
     fn starts(&self, since: Duration) {

@@ -8,9 +8,9 @@ use gorego_storage::{Blob, BlobStore, Digest, DigestFunction, Error, Put, Result
 use tokio::time::timeout;
 
 use super::{
+    hits::HitHistory,
     peers::Peers,
     reads::{self, Sources},
-    yields::Yield,
 };
 
 /// The first nodes in rendezvous order from which a blob is read.
@@ -34,7 +34,7 @@ pub struct Near {
     peers: Arc<Peers>,
     backing: Arc<dyn BlobStore>,
     options: NearOptions,
-    yields: Arc<Yield>,
+    hits: Arc<HitHistory>,
 }
 
 /// The options of [`Near`].
@@ -53,14 +53,14 @@ impl Near {
             peers,
             backing,
             options,
-            yields: Arc::default(),
+            hits: Arc::default(),
         }
     }
 
     /// Returns the number of nodes in rendezvous order to ask for this many blobs: 0 if nodes had none lately.
     fn most(&self, blobs: usize) -> usize {
         let most = self.most_of_all();
-        if most > 0 && self.yields.asks(blobs) {
+        if most > 0 && self.hits.asks(blobs) {
             most
         } else {
             0
@@ -79,7 +79,7 @@ impl Near {
         let sources = Sources::new(&self.peers, digest, most, rest);
         let found = sources.open(*digest, offset).await.ok().flatten()?;
         if most > 0 {
-            self.yields.add(1);
+            self.hits.add(1);
         }
         Some(found)
     }
@@ -90,7 +90,7 @@ impl Near {
         let nodes = self.peers.nodes();
         let found = reads::get_batch(&self.peers, &nodes, digests, most).await;
         if most > 0 {
-            self.yields.add(found.iter().flatten().count());
+            self.hits.add(found.iter().flatten().count());
         }
         found
     }

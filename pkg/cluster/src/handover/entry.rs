@@ -218,6 +218,7 @@ impl Peer {
                 let run = u16::try_from(running.run).unwrap_or(u16::MAX);
                 host.progress(attempt, phase, run);
             }
+            host.record_usage(attempt, running.usage);
         }
     }
 

@@ -1,11 +1,19 @@
 //! The role of the node that takes actions of others: claims, running attempts, and their ends.
 
+use std::collections::HashMap;
+
 use gorego_scheduler::{AttemptId, Generation, Need, Phase, Time};
-use reapi::gorego::cluster::{
-    Cancel, Claim, Done, Grant, Nothing, Progress, Received, Running, done::End, frame::Content,
+use reapi::gorego::{
+    ResourceUsage,
+    cluster::{
+        Cancel, Claim, Done, Grant, Nothing, Progress, Received, Running, done::End, frame::Content,
+    },
 };
 
 use super::{Handover, Host, LEASE, Peer, wire};
+
+/// The most attempts in a frame, which then is far smaller than a link takes.
+const MAX_ATTEMPTS: usize = 512;
 
 /// A claim without an answer.
 #[derive(Debug)]
@@ -21,6 +29,8 @@ pub(super) struct Taken {
     slot: AttemptId,
     phase: Option<Phase>,
     run: u16,
+    /// The resources that the command used when they were last measured.
+    usage: Option<ResourceUsage>,
     /// The end, until the peer has received it.
     pub(super) done: Option<Done>,
 }
@@ -58,12 +68,20 @@ impl Handover {
     pub fn progress(&mut self, slot: AttemptId, phase: Phase, run: u16, host: &mut impl Host) {
         if let Some((node, peer, attempt)) = self.find(slot) {
             if let Some(taken) = peer.taken.get_mut(&attempt) {
-                (taken.phase, taken.run) = (Some(phase), run);
+                (taken.phase, taken.run, taken.usage) = (Some(phase), run, None);
             }
             if peer.is_up() {
-                let running = vec![wire::running_frame(attempt, Some(phase), run)];
+                let running = vec![wire::running_frame(attempt, Some(phase), run, None)];
                 host.send(node, Content::Progress(Progress { running }));
             }
+        }
+    }
+
+    /// Replaces the resources that the commands of other nodes use, by their slots.
+    pub fn measured(&mut self, usage: &HashMap<AttemptId, ResourceUsage>) {
+        let taken = self.peers.values_mut();
+        for taken in taken.flat_map(|peer| peer.taken.values_mut()) {
+            taken.usage = usage.get(&taken.slot).copied();
         }
     }
 
@@ -128,6 +146,7 @@ impl Peer {
             slot,
             phase: None,
             run: u16::try_from(grant.run).unwrap_or(u16::MAX),
+            usage: None,
             done: None,
         };
         self.taken.insert(attempt, taken);
@@ -165,9 +184,12 @@ impl Peer {
     pub(super) fn renew(&self, node: &Generation, host: &mut impl Host) {
         let running = self.taken.iter();
         let running: Vec<_> = running
-            .map(|(attempt, taken)| wire::running_frame(*attempt, taken.phase, taken.run))
+            .map(|(attempt, taken)| {
+                wire::running_frame(*attempt, taken.phase, taken.run, taken.usage)
+            })
             .collect();
-        if !running.is_empty() {
+        for running in running.chunks(MAX_ATTEMPTS) {
+            let running = running.to_vec();
             host.send(node, Content::Progress(Progress { running }));
         }
     }

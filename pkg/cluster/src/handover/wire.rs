@@ -1,7 +1,10 @@
 //! The frames of the hand-over, and their values.
 
 use gorego_scheduler::{AttemptId, Need, Phase};
-use reapi::gorego::cluster::{Attempt, Done, Need as NeedFrame, done::End, progress, queued};
+use reapi::gorego::{
+    ResourceUsage,
+    cluster::{Attempt, Done, Need as NeedFrame, done::End, progress, queued},
+};
 
 /// Returns the frame of a need.
 pub fn need_frame(need: Need) -> NeedFrame {
@@ -69,11 +72,13 @@ pub(super) fn running_frame(
     attempt: AttemptId,
     phase: Option<Phase>,
     run: u16,
+    usage: Option<ResourceUsage>,
 ) -> progress::Running {
     progress::Running {
         attempt: Some(attempt_frame(attempt)),
         phase: phase_number(phase),
         run: run.into(),
+        usage,
     }
 }
 

@@ -90,6 +90,10 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
                 self.handover.ended(slot, done, parts);
             }
             Told::Reported(peer, attempt) => self.handover.received(&peer, attempt, parts),
+            Told::Measured(usage) => {
+                parts.is_measuring = false;
+                self.handover.measured(&usage);
+            }
             Told::Fetched(entry) => self.handover.fetched(&entry, parts),
             Told::Dialed { node, result } => self.on_dialed(&node, result),
             Told::Found(addresses) => {

@@ -13,8 +13,9 @@ use gorego_scheduler::{
     ActionKey, AttemptId, ForeignSlot, Generation, Need, Phase, Report, Runner, WorkerId,
 };
 use prost::Message as _;
-use reapi::gorego::cluster::{
-    self as proto, Done, Frame, Load, Prefetch, done::End, frame::Content,
+use reapi::gorego::{
+    ResourceUsage,
+    cluster::{self as proto, Done, Frame, Load, Prefetch, done::End, frame::Content},
 };
 use tokio::{runtime::Handle, sync::mpsc, time::Instant};
 use tokio_util::{
@@ -54,6 +55,8 @@ pub(super) struct Parts<J, O> {
     /// The actions of this node at other nodes, as long as a client waits for them.
     pub(super) given: HashMap<AttemptId, Given<J>>,
     pub(super) counts: Counts,
+    /// Set while the actions of other nodes are measured.
+    pub(super) is_measuring: bool,
     /// The nodes whose last attempts failed.
     pub(super) failing: BTreeSet<String>,
     /// Limits the errors of a node that shares no work.
@@ -75,7 +78,7 @@ pub(super) struct Taken<J> {
     pub(super) entry: Generation,
     attempt: Option<proto::Attempt>,
     /// The job, once it is ready to run.
-    job: Arc<OnceLock<Arc<J>>>,
+    pub(super) job: Arc<OnceLock<Arc<J>>>,
     stop: CancellationToken,
     pub(super) ended: Option<Instant>,
 }
@@ -116,6 +119,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
             taken: HashMap::new(),
             given: HashMap::new(),
             counts: Counts::default(),
+            is_measuring: false,
             failing: BTreeSet::new(),
             namesake: LogLimit::new(),
         }
@@ -290,6 +294,12 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
         self.scheduler.progress(attempt, phase, run);
     }
 
+    fn record_usage(&mut self, attempt: AttemptId, usage: Option<ResourceUsage>) {
+        if let Some(given) = self.given.get(&attempt) {
+            self.work.record_usage(&given.job, attempt, usage);
+        }
+    }
+
     fn ended(&mut self, peer: &Generation, done: Done) -> bool {
         let Some(attempt) = wire::attempt(done.attempt.as_ref()) else {
             return true;
@@ -357,6 +367,10 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
 
     fn fetch_ahead(&mut self, entry: &Generation, prefetch: Prefetch) {
         self.start_fetch(entry, prefetch);
+    }
+
+    fn measure(&mut self) {
+        self.start_measuring();
     }
 
     fn free(&mut self, slot: AttemptId) {

@@ -1,10 +1,11 @@
 //! Upkeep of a node: idle links, ended actions, and the counts, states and warnings that users see.
 
-use std::time::Duration;
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
+use futures::FutureExt as _;
 use gorego_scheduler::Generation;
 
-use super::host::Parts;
+use super::{Told, host::Parts};
 use crate::{membership::MemberState, record::Record};
 
 /// The time for which the grant of an ended action is kept, in case its owner is found to be gone.
@@ -19,6 +20,24 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
             .map(|linked| linked.gossiped.elapsed());
         let worked = self.links.idle_for(peer);
         gossiped.is_none_or(|since| since > time) && worked.is_some_and(|since| since > time)
+    }
+
+    /// Measures the running actions of other nodes, unless an earlier measurement has not ended.
+    pub(super) fn start_measuring(&mut self) {
+        let running = self.taken.iter().filter(|(_, taken)| taken.ended.is_none());
+        let running =
+            running.filter_map(|(slot, taken)| Some((*slot, Arc::clone(taken.job.get()?))));
+        let (slots, jobs): (Vec<_>, Vec<_>) = running.unzip();
+        if slots.is_empty() || std::mem::replace(&mut self.is_measuring, true) {
+            return;
+        }
+        let (work, told) = (Arc::clone(&self.work), self.told.clone());
+        self.spawn(async move {
+            let usage = AssertUnwindSafe(work.measure(&jobs)).catch_unwind().await;
+            let usage = slots.into_iter().zip(usage.unwrap_or_default());
+            let usage = usage.filter_map(|(slot, usage)| Some((slot, usage?)));
+            let _ = told.send(Told::Measured(usage.collect()));
+        });
     }
 
     /// Removes actions of and at other nodes that are no longer needed.

@@ -1,11 +1,13 @@
 //! The work of a node for actions of others, and for its own actions that others ran.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use gorego_scheduler::{ActionKey, Generation, Grant, Report};
-use reapi::gorego::cluster::{self as proto, Done};
-
+use gorego_scheduler::{ActionKey, AttemptId, Generation, Grant, Report};
+use reapi::gorego::{
+    ResourceUsage,
+    cluster::{self as proto, Done},
+};
 use tokio::runtime::Handle;
 
 use crate::record::Record;
@@ -34,6 +36,12 @@ pub trait Work<J, O>: Send + Sync + 'static {
     /// Stores the inputs of an action of another node in the local tier, before the action is granted to this node. Its
     /// errors concern nobody. By default, it does nothing.
     async fn fetch_ahead(&self, _entry: &Generation, _prefetch: &proto::Prefetch) {}
+
+    /// Returns the resources that the commands of these actions of other nodes use; `None` for those that do not run.
+    async fn measure(&self, jobs: &[Arc<J>]) -> Vec<Option<ResourceUsage>>;
+
+    /// Records the resources that the command of an attempt at another node uses; `None` if it does not run.
+    fn record_usage(&self, job: &J, attempt: AttemptId, usage: Option<ResourceUsage>);
 
     /// Records that an action of another node starts in a slot that was claimed `since` ago.
     fn starts(&self, since: Duration);

@@ -5,14 +5,17 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use gorego_sandbox::{LiveCommand, LiveUsage};
+use gorego_sandbox::LiveCommand;
 use gorego_scheduler::{
     AttemptId, End, EndedAction, ListedAction, LogKind, LogName, OperationName, Phase, Running,
     Stage, WorkerId,
 };
 use gorego_storage::InstanceName;
 use reapi::{
-    gorego::cluster::{Attempt, Node, ReadLogRequest},
+    gorego::{
+        ResourceUsage,
+        cluster::{Attempt, Node, ReadLogRequest},
+    },
     longrunning::Operation,
     v2::ExecuteResponse,
 };
@@ -57,8 +60,8 @@ pub struct CurrentAction {
     pub name: OperationName,
     /// The action.
     pub action: ListedAction<Job>,
-    /// The resources that its command uses; `None` if it does not run.
-    pub usage: Option<LiveUsage>,
+    /// The resources that its command uses, at another node as of a second or two ago; `None` if it does not run.
+    pub usage: Option<ResourceUsage>,
 }
 
 /// An action that has ended.
@@ -140,23 +143,43 @@ impl Executor {
     }
 
     async fn measured(&self, actions: Vec<ListedAction<Job>>) -> Vec<CurrentAction> {
-        let usage = self.measure(&actions).await;
+        let jobs: Vec<_> = actions
+            .iter()
+            .map(|action| Arc::clone(&action.job))
+            .collect();
+        let usage = self.measure(&jobs).await;
         let measured = actions.into_iter().zip(usage);
         let measured = measured.map(|(action, usage)| CurrentAction {
             name: self.shown(&action.key.instance, action.operation),
+            usage: usage.or_else(|| elsewhere(&action)),
             action,
-            usage,
         });
         measured.collect()
     }
 
-    /// Returns the resources that each of these actions uses; `None` for those whose command does not run.
-    async fn measure(&self, actions: &[ListedAction<Job>]) -> Vec<Option<LiveUsage>> {
-        let commands = actions.iter().map(|action| action.job.live.command());
+    /// Returns the resources that the command of each job uses; `None` for those whose command does not run at this
+    /// node.
+    pub async fn measure(&self, jobs: &[Arc<Job>]) -> Vec<Option<ResourceUsage>> {
+        let commands = jobs.iter().map(|job| job.live.command());
         let commands: Vec<LiveCommand> = commands.map(Option::unwrap_or_default).collect();
         let _alone = self.measuring.lock().await;
         let measured = spawn_blocking(move || LiveCommand::measure(&commands)).await;
-        measured.unwrap_or_else(|_| vec![None; actions.len()])
+        let Ok(measured) = measured else {
+            return vec![None; jobs.len()];
+        };
+        let usage = measured.into_iter().map(|usage| {
+            let usage = usage?;
+            Some(ResourceUsage {
+                processor_ms: u64::try_from(usage.processor.as_millis()).unwrap_or(u64::MAX),
+                resident_bytes: usage.resident_bytes,
+            })
+        });
+        usage.collect()
+    }
+
+    /// Records the resources that the command of a job uses in an attempt at another node; `None` if it does not run.
+    pub fn record_usage(&self, job: &Job, attempt: AttemptId, usage: Option<ResourceUsage>) {
+        job.live.set_elsewhere(attempt, usage);
     }
 
     /// Returns the log of this name from `offset` on. Waits until the node that runs the action has begun. A command
@@ -242,4 +265,11 @@ impl Executor {
             Failure::QueueFull(why)
         })
     }
+}
+
+/// Returns the resources that the command of an action uses at another node.
+fn elsewhere(action: &ListedAction<Job>) -> Option<ResourceUsage> {
+    let running = action.running.as_ref();
+    let running = running.filter(|running| running.phase == Some(Phase::Run))?;
+    action.job.live.elsewhere(running.attempt)
 }

@@ -14,6 +14,7 @@ use super::{
     format,
     history::Rate,
     layout::table,
+    peers,
     site::{App, html},
     snapshot::{Lookups, MethodCalls, Snapshot},
     storage,
@@ -36,6 +37,10 @@ pub(super) async fn page(State(app): State<Arc<App>>) -> Response {
         h1 { "Overview" }
         div data-live="/events" {
             @for (id, part) in parts { div id=(id) { (part) } }
+        }
+        @if app.site.peers.is_some() {
+            h2 { "Cluster" }
+            p { a href=(peers::PATH) { "Nodes and their load" } }
         }
     };
     html(StatusCode::OK, "Overview", &content)

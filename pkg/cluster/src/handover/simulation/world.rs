@@ -15,14 +15,17 @@ use std::{
 use bytes::Bytes;
 use fastrand::Rng;
 use gorego_scheduler::{
-    AttemptId, Capacity, Claimed, Effect, End, Generation, OperationId, Options, Phase, Report,
-    Scheduler, Stage, Taker, Time, WorkerId,
+    AttemptId, Capacity, Claimed, Effect, End, Generation, OperationId, Phase, Report, Scheduler,
+    Stage, Taker, Time, WorkerId,
 };
 use reapi::gorego::cluster::{Done, done::End as DoneEnd, frame::Content};
 
 use self::clients::Submitted;
-use self::host::{Out, TestHost, report_of};
-use crate::handover::{Down, Handover};
+use self::host::{Out, SimulatedHost, report_of};
+use crate::{
+    handover::{Down, Handover},
+    testing,
+};
 
 pub(crate) const MIB: u64 = 1 << 20;
 const MEMORY: u64 = 1024 * MIB;
@@ -98,18 +101,6 @@ pub(crate) struct World {
     pub(crate) duration: fn(u32) -> Duration,
 }
 
-fn options() -> Options {
-    Options {
-        queue_size: 1_000_000,
-        abandon_after: Duration::from_hours(1),
-        retain_completed: Duration::from_mins(1),
-        max_completed: 1000,
-        max_completed_bytes: 1 << 20,
-        max_retries: 2,
-        max_losses: 5,
-    }
-}
-
 pub(crate) fn index(node: &Generation) -> usize {
     node.node()[1..].parse().unwrap()
 }
@@ -118,7 +109,7 @@ impl Node {
     fn new(index: usize, number: u64, slots: usize) -> Self {
         let generation = Generation::new(&format!("n{index}"), number).unwrap();
         let worker = WorkerId::new("local");
-        let mut scheduler = Scheduler::new(options());
+        let mut scheduler = Scheduler::new(testing::options());
         let memory = MEMORY;
         scheduler.set_worker(&worker, Capacity { slots, memory });
         if slots > 0 {
@@ -287,14 +278,14 @@ impl World {
     pub(crate) fn with(
         &mut self,
         at: usize,
-        event: impl FnOnce(&mut Handover, Time, &mut TestHost<'_>),
+        event: impl FnOnce(&mut Handover, Time, &mut SimulatedHost<'_>),
     ) {
         if !self.nodes[at].is_alive {
             return;
         }
         let mut out = Vec::new();
         let node = &mut self.nodes[at];
-        let mut host = TestHost {
+        let mut host = SimulatedHost {
             scheduler: &mut node.scheduler,
             out: &mut out,
             now: self.now,

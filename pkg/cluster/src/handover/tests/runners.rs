@@ -7,17 +7,21 @@ use std::{
 };
 
 use gorego_scheduler::{
-    ActionKey, AttemptId, Capacity, End, Foreign, ForeignSlot, Generation, Grant, Need,
-    OperationId, Options, Outcome, Phase, Report, Request, Runner, ScriptedAttempt, ScriptedWorker,
-    Stage, Time, Watch, WorkerId,
+    AttemptId, Capacity, End, Foreign, ForeignSlot, Generation, Need, OperationId, Phase, Report,
+    Runner, ScriptedAttempt, ScriptedWorker, Stage, Time, Watch, WorkerId,
 };
-use gorego_storage::{DigestFunction, InstanceName};
 use parking_lot::Mutex;
-use reapi::gorego::cluster::{self as proto, Done, done::End as DoneEnd, frame::Content};
+use reapi::gorego::{
+    ResourceUsage,
+    cluster::{self as proto, Done, frame::Content},
+};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::handover::{Handover, Host, Member, wire};
+use crate::{
+    handover::{Handover, Host, Member, wire},
+    testing,
+};
 
 type Frames = mpsc::UnboundedReceiver<Content>;
 
@@ -78,32 +82,14 @@ impl Node {
 
     async fn run_slot(self: Arc<Self>, slot: ForeignSlot<u32, u32>, grant: proto::Grant) {
         let id = slot.claim.attempt;
-        let job = u32::try_from(grant.size).unwrap();
-        let grant = Grant {
-            attempt: id,
-            key: key(job),
-            job: Arc::new(job),
-            target: "".into(),
-            mnemonic: "".into(),
-            memory: grant.memory,
-            alone: grant.alone,
-            run: u16::try_from(grant.run).unwrap(),
-            waited: Duration::ZERO,
-        };
+        let grant = testing::grant(&grant);
         let node = Arc::clone(&self);
         let progress = move |phase, run| {
             node.with(|handover, _, host| handover.progress(id, phase, run, host));
         };
-        let (end, value) = match slot.run(grant, progress).await {
-            Report::Done(outcome) => (DoneEnd::Done, outcome.value),
-            _ => (DoneEnd::Stopped, 0),
-        };
+        let report = slot.run(grant, progress).await;
         self.running.lock().remove(&id);
-        let done = Done {
-            response: value.to_le_bytes().to_vec().into(),
-            end: end.into(),
-            ..Done::default()
-        };
+        let done = testing::end_frame(&report);
         self.with(|handover, _, host| handover.ended(id, done, host));
     }
 }
@@ -142,13 +128,7 @@ impl Host for NodeHost<'_> {
     fn grant(&mut self, peer: &Generation, need: Need) -> Option<(AttemptId, proto::Grant)> {
         let worker = WorkerId::new(&peer.to_string());
         let grant = self.0.runner.claim_for(&worker, need, |_| true)?;
-        let frame = proto::Grant {
-            size: (*grant.job).into(),
-            memory: grant.memory,
-            alone: grant.alone,
-            run: grant.run.into(),
-            ..proto::Grant::default()
-        };
+        let frame = testing::grant_frame(&grant);
         Some((grant.attempt, frame))
     }
 
@@ -171,14 +151,11 @@ impl Host for NodeHost<'_> {
         self.0.runner.progress(attempt, phase, run);
     }
 
+    fn record_usage(&mut self, _attempt: AttemptId, _usage: Option<ResourceUsage>) {}
+
     fn ended(&mut self, _peer: &Generation, done: Done) -> bool {
         let attempt = wire::attempt(done.attempt.as_ref()).unwrap();
-        let value = u32::from_le_bytes(done.response[..].try_into().unwrap());
-        let report = match done.end() {
-            DoneEnd::Done => Report::Done(Outcome { value, bytes: 4 }),
-            _ => Report::Stopped,
-        };
-        self.0.runner.report(attempt, report);
+        self.0.runner.report(attempt, testing::report(&done));
         true
     }
 
@@ -210,6 +187,8 @@ impl Host for NodeHost<'_> {
 
     fn fetch_ahead(&mut self, _entry: &Generation, _prefetch: proto::Prefetch) {}
 
+    fn measure(&mut self) {}
+
     fn free(&mut self, slot: AttemptId) {
         self.0.claimed.lock().remove(&slot);
     }
@@ -230,28 +209,12 @@ impl Host for NodeHost<'_> {
     fn orphaned(&mut self, _entry: &Generation, _done: &Done) {}
 }
 
-fn key(action: u32) -> ActionKey {
-    ActionKey {
-        instance: InstanceName::default(),
-        action: DigestFunction::Sha256.digest(&action.to_le_bytes()),
-    }
-}
-
 fn node(name: &str) -> Arc<Node> {
-    let options = Options {
-        queue_size: 100,
-        abandon_after: Duration::from_mins(1),
-        retain_completed: Duration::from_mins(1),
-        max_completed: 100,
-        max_completed_bytes: 1000,
-        max_retries: 2,
-        max_losses: 5,
-    };
     let generation = Generation::new(name, 1).unwrap();
     let node = Arc::new(Node {
         handover: Mutex::new(Handover::new(generation.clone(), 1 << 30, 7)),
         generation,
-        runner: Runner::new(options),
+        runner: Runner::new(testing::options()),
         start: Instant::now(),
         peer: OnceLock::new(),
         claimed: Mutex::default(),
@@ -299,17 +262,7 @@ fn start() -> (Arc<Node>, mpsc::Receiver<ScriptedAttempt<u32, u32>>) {
 }
 
 fn submit(node: &Node, action: u32) -> Watch<u32, u32> {
-    let request = Request {
-        key: key(action),
-        do_not_cache: true,
-        build: String::new(),
-        priority: 0,
-        platform: "".into(),
-        memory: 1 << 20,
-        target: String::new(),
-        mnemonic: String::new(),
-        job: Arc::new(action),
-    };
+    let request = testing::request(action);
     let id = OperationId(action.into());
     node.runner.submit(id, &request).unwrap()
 }
@@ -341,10 +294,7 @@ async fn actions_of_one_node_run_at_another() {
         assert_eq!(next(watch).await, Ok(("taker-1".to_owned(), run)));
         // The lease is renewed.
         tokio::time::sleep(Duration::from_secs(20)).await;
-        running.end(Report::Done(Outcome {
-            value: action,
-            bytes: 4,
-        }));
+        running.end(testing::done(action));
         assert_eq!(next(watch).await, Err(action));
     }
     assert_eq!(entry.runner.totals().ends.retries, 0);

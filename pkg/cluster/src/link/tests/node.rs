@@ -3,10 +3,9 @@
 use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use gorego_grpc::{Body, Listen, Messages, Peer, Peers, Service};
+use gorego_grpc::{Listen, Peers};
 use gorego_scheduler::Generation;
 use gorego_tls::{ClusterFiles, ClusterTls, NodeIdentity};
-use http::HeaderMap;
 use parking_lot::Mutex;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose as Usage, IsCa,
@@ -16,33 +15,12 @@ use reapi::gorego::cluster::{self as proto, Frame, Record};
 use tempfile::TempDir;
 use tokio::{io::copy_bidirectional, net::TcpListener, sync::watch, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 
 use super::super::{Connect, Event, Events, How, Links, Options, Socket, Tcp};
+use crate::testing::LinkService;
 
 /// The longest wait for a condition; far more than it needs.
 const PATIENCE: Duration = Duration::from_mins(1);
-
-/// The service of the links of one node.
-struct Mesh(Arc<Links>);
-
-impl Service for Mesh {
-    const DESCRIPTORS: &'static [u8] = reapi::FILE_DESCRIPTOR_SET;
-    type Context = Peer;
-
-    fn names(&self) -> &'static [&'static str] {
-        &[Links::NAME]
-    }
-
-    fn admit(&self, _: &str, _: &HeaderMap, peer: &Peer) -> Result<Peer, Status> {
-        Ok(peer.clone())
-    }
-
-    async fn call(&self, path: &str, peer: Peer, requests: Messages) -> Result<Body, Status> {
-        assert_eq!(path, Links::PATH);
-        self.0.link(&peer, requests).await
-    }
-}
 
 /// Connections through a task, which can be stopped.
 #[derive(Clone, Debug, Default)]
@@ -130,7 +108,7 @@ impl Node {
             peers: Peers::Nodes,
             ..gorego_grpc::Options::default()
         };
-        let mesh = Mesh(Arc::clone(&links));
+        let mesh = LinkService(Arc::clone(&links));
         let shutdown = CancellationToken::new();
         let mut server = JoinSet::new();
         server.spawn(gorego_grpc::serve(listener, mesh, options, shutdown));

@@ -128,7 +128,7 @@ fn omit(frame: &mut Frame) {
         }
         Some(Content::Progress(progress)) => {
             for running in &mut progress.running {
-                (running.phase, running.run) = (0, 0);
+                (running.phase, running.run, running.usage) = (0, 0, None);
             }
         }
         _ => {}

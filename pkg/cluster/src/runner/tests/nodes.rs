@@ -9,13 +9,11 @@ use std::{
 use async_trait::async_trait;
 use gorego_grpc::{Body, Listen, Messages, Peer, Peers as Clients, Service};
 use gorego_scheduler::{
-    ActionKey, Attempt, AttemptId, Capacity, End, Generation, Grant, OperationId, Options as Queue,
-    Outcome, Phase, Report, Request, Runner, Stage, Totals, Watch, Worker, WorkerId,
+    Attempt, Capacity, End, Generation, OperationId, Phase, Report, Runner, Stage, Totals, Watch,
+    Worker, WorkerId,
 };
-use gorego_storage::{DigestFunction, InstanceName};
 use http::HeaderMap;
 use parking_lot::Mutex;
-use reapi::gorego::cluster::{self as proto, Done, done::End as DoneEnd};
 use tokio::{task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -27,7 +25,8 @@ use crate::{
     link::{self, Connect, Links},
     membership::MembershipOptions,
     record::Record,
-    runner::{Cluster, Components, Options, Work},
+    runner::{Cluster, Components, Options},
+    testing::{self, Numbers},
 };
 
 /// The first of the actions that end only while such actions run on all nodes at once.
@@ -88,90 +87,10 @@ impl Worker<u32, u32> for Script {
             }
         };
         match attempt.stop.run_until_cancelled(work).await {
-            Some(()) => done(value(action)),
+            Some(()) => testing::done(value(action)),
             None => Report::Stopped,
         }
     }
-}
-
-fn done(value: u32) -> Report<u32> {
-    Report::Done(Outcome { value, bytes: 4 })
-}
-
-fn key(action: u32) -> ActionKey {
-    ActionKey {
-        instance: InstanceName::default(),
-        action: DigestFunction::Sha256.digest(&action.to_le_bytes()),
-    }
-}
-
-/// The conversion of actions to frames.
-struct Scripts;
-
-#[async_trait]
-impl Work<u32, u32> for Scripts {
-    fn fits(&self, _node: &Record, _platform: &str) -> bool {
-        true
-    }
-
-    fn describe(&self, grant: &Grant<u32>) -> proto::Grant {
-        proto::Grant {
-            size: (*grant.job).into(),
-            memory: grant.memory,
-            alone: grant.alone,
-            run: grant.run.into(),
-            ..proto::Grant::default()
-        }
-    }
-
-    async fn prepare(
-        &self,
-        _entry: &Generation,
-        grant: &proto::Grant,
-    ) -> Result<Grant<u32>, Report<u32>> {
-        let action = u32::try_from(grant.size).unwrap();
-        Ok(Grant {
-            // That of the slot replaces it.
-            attempt: AttemptId::new(0, 0),
-            key: key(action),
-            job: Arc::new(action),
-            target: "".into(),
-            mnemonic: "".into(),
-            memory: grant.memory,
-            alone: grant.alone,
-            run: u16::try_from(grant.run).unwrap(),
-            waited: Duration::ZERO,
-        })
-    }
-
-    fn starts(&self, _since: Duration) {}
-
-    async fn encode(&self, report: Report<u32>) -> Done {
-        let (end, response) = match report {
-            Report::Done(outcome) => (DoneEnd::Done, outcome.value.to_le_bytes().to_vec()),
-            _ => (DoneEnd::Stopped, Vec::new()),
-        };
-        Done {
-            end: end.into(),
-            response: response.into(),
-            ..Done::default()
-        }
-    }
-
-    async fn decode(
-        &self,
-        _node: &Generation,
-        _key: &ActionKey,
-        _job: &u32,
-        end: Done,
-    ) -> Report<u32> {
-        match <[u8; 4]>::try_from(&end.response[..]) {
-            Ok(value) => done(u32::from_le_bytes(value)),
-            Err(_) => Report::Stopped,
-        }
-    }
-
-    async fn adopt(&self, _job: &u32, _done: Done) {}
 }
 
 /// The service of the links of one node.
@@ -255,7 +174,7 @@ impl Plan {
         let mut server = JoinSet::new();
         let never = CancellationToken::new();
         server.spawn(gorego_grpc::serve(listener, mesh, options, never));
-        let runner = queue();
+        let runner = Runner::new(testing::options());
         let capacity = Capacity {
             slots: 1,
             memory: MEMORY,
@@ -271,7 +190,7 @@ impl Plan {
             links: (Arc::clone(&links), events),
             discovery: self.discovery,
             scheduler: runner.clone(),
-            work: Arc::new(Scripts),
+            work: Arc::new(Numbers),
             peers: Arc::new(Peers::new(self.name, stores)),
         };
         let options = Options {
@@ -290,31 +209,9 @@ impl Plan {
     }
 }
 
-fn queue() -> Runner<u32, u32> {
-    Runner::new(Queue {
-        queue_size: 100,
-        abandon_after: Duration::from_mins(10),
-        retain_completed: Duration::from_mins(1),
-        max_completed: 100,
-        max_completed_bytes: 10_000,
-        max_retries: 2,
-        max_losses: 5,
-    })
-}
-
 /// Executes an action as a client does, and records the end.
 pub(super) async fn execute(runner: Runner<u32, u32>, action: u32, world: World) {
-    let request = Request {
-        key: key(action),
-        do_not_cache: true,
-        build: String::new(),
-        priority: 0,
-        platform: "".into(),
-        memory: 1 << 20,
-        target: String::new(),
-        mnemonic: String::new(),
-        job: Arc::new(action),
-    };
+    let request = testing::request(action);
     let id = OperationId(action.into());
     let mut watch: Watch<u32, u32> = runner.submit(id, &request).unwrap();
     while let Some(stage) = watch.next().await {

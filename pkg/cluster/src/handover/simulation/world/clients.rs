@@ -1,11 +1,11 @@
 //! The operations of clients.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use gorego_scheduler::{ActionKey, Generation, OperationId, Request, Time};
-use gorego_storage::{DigestFunction, InstanceName};
+use gorego_scheduler::{Generation, OperationId, Request, Time};
 
 use super::World;
+use crate::testing;
 
 /// An operation of a client.
 #[derive(Clone, Debug)]
@@ -23,18 +23,11 @@ impl World {
         self.next += 1;
         let id = OperationId(self.next.into());
         let request = Request {
-            key: ActionKey {
-                instance: InstanceName::default(),
-                action: DigestFunction::Sha256.digest(&action.to_le_bytes()),
-            },
             do_not_cache: false,
             build: format!("build {}", action % 3),
-            priority: 0,
             platform: "linux".into(),
             memory,
-            target: String::new(),
-            mnemonic: String::new(),
-            job: Arc::new(action),
+            ..testing::request(action)
         };
         let at = self.now;
         let owner = &mut self.nodes[node];

@@ -7,11 +7,17 @@ use std::{
 
 use bytes::Bytes;
 use gorego_scheduler::{
-    AttemptId, Generation, Need, Outcome, Phase, Report, Scheduler, Taker, Time, WorkerId,
+    AttemptId, Generation, Need, Phase, Report, Scheduler, Taker, Time, WorkerId,
 };
-use reapi::gorego::cluster::{self as proto, Done, Prefetch, done::End as DoneEnd, frame::Content};
+use reapi::gorego::{
+    ResourceUsage,
+    cluster::{self as proto, Done, Prefetch, frame::Content},
+};
 
-use crate::handover::{Host, Member, wire};
+use crate::{
+    handover::{Host, Member, wire},
+    testing,
+};
 
 pub(super) enum Out {
     Send(Generation, Content),
@@ -23,7 +29,7 @@ pub(super) enum Out {
     Fetch(Generation, Bytes),
 }
 
-pub(crate) struct TestHost<'a> {
+pub(crate) struct SimulatedHost<'a> {
     pub(super) scheduler: &'a mut Scheduler<u32, u32>,
     pub(super) out: &'a mut Vec<Out>,
     pub(super) now: Time,
@@ -32,24 +38,16 @@ pub(crate) struct TestHost<'a> {
 
 /// Returns the attempt and the report of its end.
 pub(super) fn report_of(done: &Done) -> (AttemptId, Report<u32>) {
-    let value = u32::from_le_bytes(done.response[..].try_into().unwrap());
-    let outcome = Outcome { value, bytes: 4 };
     let attempt = wire::attempt(done.attempt.as_ref());
     let attempt = attempt.unwrap_or_else(|| AttemptId::new(0, 0));
-    let report = match done.end() {
-        DoneEnd::Done => Report::Done(outcome),
-        DoneEnd::OutOfMemory => Report::OutOfMemory(outcome),
-        DoneEnd::Failed => Report::Failed(outcome),
-        DoneEnd::Stopped | DoneEnd::Declined => Report::Stopped,
-    };
-    (attempt, report)
+    (attempt, testing::report(done))
 }
 
 fn id(peer: &Generation) -> WorkerId {
     WorkerId::new(&peer.to_string())
 }
 
-impl Host for TestHost<'_> {
+impl Host for SimulatedHost<'_> {
     fn send(&mut self, peer: &Generation, frame: Content) {
         self.out.push(Out::Send(peer.clone(), frame));
     }
@@ -96,13 +94,7 @@ impl Host for TestHost<'_> {
         let grant = self
             .scheduler
             .claim_for(&id(peer), need, |_| true, self.now)?;
-        let frame = proto::Grant {
-            size: (*grant.job).into(),
-            memory: grant.memory,
-            alone: grant.alone,
-            run: grant.run.into(),
-            ..proto::Grant::default()
-        };
+        let frame = testing::grant_frame(&grant);
         Some((grant.attempt, frame))
     }
 
@@ -135,6 +127,8 @@ impl Host for TestHost<'_> {
         self.scheduler
             .progress_at_peer(attempt, phase, run, self.now);
     }
+
+    fn record_usage(&mut self, _attempt: AttemptId, _usage: Option<ResourceUsage>) {}
 
     fn ended(&mut self, peer: &Generation, done: Done) -> bool {
         if self.reads {
@@ -173,6 +167,8 @@ impl Host for TestHost<'_> {
     fn fetch_ahead(&mut self, entry: &Generation, prefetch: Prefetch) {
         self.out.push(Out::Fetch(entry.clone(), prefetch.hash));
     }
+
+    fn measure(&mut self) {}
 
     fn free(&mut self, slot: AttemptId) {
         self.scheduler.report(slot, Report::Stopped, self.now);

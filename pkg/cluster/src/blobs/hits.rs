@@ -1,4 +1,4 @@
-//! The recent yield of reads from nodes: while these nodes have no blobs, few reads ask them.
+//! The recent hits of reads from nodes: while these nodes have no blobs, few reads ask them.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -9,16 +9,16 @@ const FOUND: u32 = 8;
 /// The reads of which one asks nodes while they are rarely asked.
 const PROBE: u32 = 16;
 
-/// The recent yield of reads from the first nodes in rendezvous order.
+/// The recent hits of reads from the first nodes in rendezvous order.
 #[derive(Debug)]
-pub(super) struct Yield {
+pub(super) struct HitHistory {
     /// The missing blobs until nodes are rarely asked.
     score: AtomicU32,
     /// The reads while the score was 0.
     reads: AtomicU32,
 }
 
-impl Default for Yield {
+impl Default for HitHistory {
     fn default() -> Self {
         Self {
             score: AtomicU32::new(MOST),
@@ -27,7 +27,7 @@ impl Default for Yield {
     }
 }
 
-impl Yield {
+impl HitHistory {
     /// Returns whether to ask nodes for this many blobs. The blobs count as missing until [`Self::add`].
     pub(super) fn asks(&self, blobs: usize) -> bool {
         let blobs = u32::try_from(blobs).unwrap_or(u32::MAX);
