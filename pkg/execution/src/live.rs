@@ -1,6 +1,11 @@
 //! The command of a job while it runs, for clients that read its logs and resources.
 
-use std::{fs::File, io, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    io,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use gorego_sandbox::LiveCommand;
@@ -19,7 +24,10 @@ const PIECE: usize = 12 * 1024;
 
 /// The current or last run of a job's command; none before the first starts and after the end of its attempt.
 #[derive(Debug, Default)]
-pub struct Live(watch::Sender<Runs>);
+pub struct Live {
+    /// Created for the first run or reader: most jobs wait much longer than they run.
+    runs: OnceLock<watch::Sender<Runs>>,
+}
 
 #[derive(Clone, Debug, Default)]
 struct Runs {
@@ -43,7 +51,7 @@ pub(crate) struct LiveGuard<'a>(&'a Live);
 
 impl Drop for LiveGuard<'_> {
     fn drop(&mut self) {
-        self.0.0.send_modify(|runs| {
+        self.0.runs().send_modify(|runs| {
             if let Some(run) = &mut runs.current {
                 run.command = None;
             }
@@ -52,6 +60,10 @@ impl Drop for LiveGuard<'_> {
 }
 
 impl Live {
+    fn runs(&self) -> &watch::Sender<Runs> {
+        self.runs.get_or_init(watch::Sender::default)
+    }
+
     /// Shows the run of a command until the guard is dropped. Its logs are kept until the next run, or [`Self::end`].
     pub(crate) fn show(
         &self,
@@ -65,7 +77,7 @@ impl Live {
             stderr: Arc::new(stderr),
             command: Some(command),
         });
-        self.0.send_replace(Runs {
+        self.runs().send_replace(Runs {
             current,
             has_ended: false,
         });
@@ -74,7 +86,7 @@ impl Live {
 
     /// Releases the logs of the last run. With `is_last`, also ends the readers that wait for another run.
     pub(crate) fn end(&self, is_last: bool) {
-        self.0.send_replace(Runs {
+        self.runs().send_replace(Runs {
             current: None,
             has_ended: is_last,
         });
@@ -82,7 +94,7 @@ impl Live {
 
     /// Returns the command, if it runs.
     pub(crate) fn command(&self) -> Option<LiveCommand> {
-        self.0.borrow().current.as_ref()?.command.clone()
+        self.runs.get()?.borrow().current.as_ref()?.command.clone()
     }
 
     /// Returns a reader of a log of this run, which may not have begun yet.
@@ -94,7 +106,7 @@ impl Live {
         permit: OwnedSemaphorePermit,
     ) -> LogReader {
         LogReader {
-            runs: self.0.subscribe(),
+            runs: self.runs().subscribe(),
             number,
             kind,
             file: None,
