@@ -178,7 +178,7 @@ impl Admission<'_> {
             timeout: self.action.timeout,
             platform,
             network,
-            persistent,
+            persistent: persistent.map(Box::new),
             do_not_cache: self.action.do_not_cache,
             inline_stdout: request.inline_stdout,
             inline_stderr: request.inline_stderr,
@@ -200,7 +200,7 @@ impl Admission<'_> {
     fn check(
         &self,
         command: &Command,
-    ) -> Result<(Network, Option<Box<PersistentWish>>, Arc<str>), Failure> {
+    ) -> Result<(Network, Option<PersistentWish>, Arc<str>), Failure> {
         check_command(command)?;
         let any = Platform::default();
         let (field, platform) = match &self.action.platform {
@@ -216,8 +216,7 @@ impl Admission<'_> {
             None => Nodes::All,
         };
         let text = admit_platform(field, platform, self.options, nodes)?;
-        let persistent = PersistentWish::of(platform).map(Box::new);
-        Ok((network_of(platform), persistent, text))
+        Ok((network_of(platform), PersistentWish::of(platform), text))
     }
 
     fn check_size(&self, inputs: &Inputs) -> Result<(), Failure> {
