@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::SystemTime};
+use std::{collections::HashSet, sync::Arc, time::SystemTime};
 
 use gorego_scheduler::Kind;
 use gorego_storage::{BlobStore, Digest, Error, InstanceName};
@@ -13,7 +13,7 @@ use reapi::{
 };
 
 use crate::{
-    Failure, Inputs, Job, Live, Network, Options, Origin, PersistentWish,
+    Failure, Inputs, Job, Live, Network, Options, Origin, PackedCommand, PersistentWish,
     action::CheckedAction,
     command::{check_command, normalize},
     inputs::{Loaded, Resident, load},
@@ -28,8 +28,8 @@ const MAX_COMMAND: u64 = 4 << 20;
 const UNFOLDED: u64 = 8;
 /// The digests looked up at a time.
 const LOOKUP: usize = 10_000;
-/// The memory for each directory and each blob in a job, in bytes.
-const PER_DIGEST: u64 = 128;
+/// The memory for each directory in a job beside its content, in bytes.
+const PER_DIRECTORY: u64 = 96;
 /// The memory for each argument, variable, output or other text of a command beside its bytes, in bytes.
 const PER_TEXT: u64 = 32;
 
@@ -84,7 +84,7 @@ async fn read<M: Shaped>(
 pub(crate) struct Admission<'a> {
     pub(crate) options: &'a Options,
     pub(crate) blobs: &'a dyn BlobStore,
-    pub(crate) resident: &'a Resident,
+    pub(crate) resident: &'a Arc<Resident>,
     pub(crate) instance: InstanceName,
     pub(crate) digest: Digest,
     pub(crate) action: CheckedAction,
@@ -107,7 +107,7 @@ pub(crate) fn kind_of(action: &CheckedAction, metadata: Option<&RequestMetadata>
 pub(crate) async fn admit_again(
     options: &Options,
     blobs: &dyn BlobStore,
-    resident: &Resident,
+    resident: &Arc<Resident>,
     digest: &Digest,
     kind: Option<Kind>,
 ) -> Result<Arc<Job>, Failure> {
@@ -149,33 +149,36 @@ impl Admission<'_> {
         };
         let Loaded {
             inputs,
+            blobs,
             missing: directories,
             memory: loading,
         } = load(self.blobs, self.resident, self.action.root).await?;
         self.check_size(&inputs)?;
         missing.extend(directories);
-        self.look_up(&inputs, &mut missing).await?;
+        self.look_up(&inputs, &blobs, &mut missing).await?;
         let Some(command) = command.filter(|_| missing.is_empty()) else {
             return Err(Failure::Missing(missing));
         };
-        let digests = (inputs.directories.len() + inputs.blobs.len()) as u64;
         let inline = &request.inline_output_files;
         let texts = texts(&command) + inline.len();
-        let memory = PER_DIGEST * digests
+        let memory = PER_DIRECTORY * inputs.directories.len() as u64
             + PER_TEXT * texts as u64
             + self.action.command.size()
             + platform.len() as u64
             + inline.iter().map(|path| path.len() as u64).sum::<u64>();
-        let job = Arc::new(Job {
+        drop(loading);
+        let mut counted = self.resident.count();
+        counted.add(memory)?;
+        Ok(Arc::new(Job {
             instance: self.instance,
             action: self.digest,
             kind: self.kind,
-            command,
+            command: PackedCommand::from(&command),
             inputs: Arc::new(inputs),
             timeout: self.action.timeout,
             platform,
             network,
-            persistent,
+            persistent: persistent.map(Box::new),
             do_not_cache: self.action.do_not_cache,
             inline_stdout: request.inline_stdout,
             inline_stderr: request.inline_stderr,
@@ -184,10 +187,8 @@ impl Admission<'_> {
             entry: self.entry,
             origin: Origin::current(),
             live: Live::default(),
-        });
-        drop(loading);
-        self.resident.add_job(&job, memory)?;
-        Ok(job)
+            counted,
+        }))
     }
 
     #[expect(
@@ -230,13 +231,18 @@ impl Admission<'_> {
     }
 
     /// Adds the missing blobs. Directories that are in memory may no longer be in the store.
-    async fn look_up(&self, inputs: &Inputs, missing: &mut Vec<Digest>) -> Result<(), Failure> {
+    async fn look_up(
+        &self,
+        inputs: &Inputs,
+        blobs: &HashSet<Digest>,
+        missing: &mut Vec<Digest>,
+    ) -> Result<(), Failure> {
         let needed = [self.digest, self.action.command];
         let needed: Vec<Digest> = needed
             .into_iter()
             .filter(|digest| !missing.contains(digest))
-            .chain(inputs.directories.keys().copied())
-            .chain(inputs.blobs.iter().copied())
+            .chain(inputs.directories.iter().map(|(digest, _)| *digest))
+            .chain(blobs.iter().copied())
             .collect();
         for batch in needed.chunks(LOOKUP) {
             let found = self.blobs.find_missing(batch).await;

@@ -1,11 +1,14 @@
 //! Checks of a command.
 
+mod packed;
+
 use std::{cmp::Ordering, collections::HashSet};
 
 use gorego_storage::shorten;
 use reapi::v2::{Command, command::OutputDirectoryFormat};
 
 use crate::{Failure, names::check_path};
+pub use packed::PackedCommand;
 
 /// The node properties that outputs can have (REAPI `NodeProperties`).
 pub const NODE_PROPERTIES: [&str; 2] = ["mtime", "unix_mode"];

@@ -132,7 +132,7 @@ impl Executor {
             actions,
             generation,
             runner,
-            resident: Arc::new(Resident::within(RESIDENT)),
+            resident: Resident::within(RESIDENT),
             memory,
             random: SystemRandom::new(),
             tokens: Tokens::new(),
@@ -261,7 +261,7 @@ impl Executor {
     }
 
     /// Returns the stores and settings for reading and checking an action.
-    pub(crate) fn parts(&self) -> (&Options, &dyn BlobStore, &Resident) {
+    pub(crate) fn parts(&self) -> (&Options, &dyn BlobStore, &Arc<Resident>) {
         (&self.options, &*self.blobs, &self.resident)
     }
 

@@ -4,11 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use gorego_scheduler::Kind;
 use gorego_storage::{Digest, DigestFunction, InstanceName};
-use reapi::v2::Command;
 
-use crate::{Inputs, Live, Origin, PersistentWish};
+use crate::{Counted, Inputs, Live, Origin, PackedCommand, PersistentWish};
 
-/// A checked action: what a worker needs to run it.
+/// A checked action: what a worker needs to run it. Many are queued, so that it is compact.
 #[derive(Debug)]
 pub struct Job {
     /// The instance; may be empty.
@@ -16,7 +15,7 @@ pub struct Job {
     /// The digest of the action. Its function is that of all digests of the action and of its result.
     pub action: Digest,
     /// The command. Its paths and names are checked.
-    pub command: Command,
+    pub command: PackedCommand,
     /// The kind of the action, by which its memory is estimated.
     pub kind: Kind,
     /// The text of the platform; empty if there are no other nodes.
@@ -28,7 +27,7 @@ pub struct Job {
     /// The network that the action asks for.
     pub network: Network,
     /// The wish of the client that a persistent worker runs it.
-    pub persistent: Option<PersistentWish>,
+    pub persistent: Option<Box<PersistentWish>>,
     /// Set if the result is not stored in the action cache (REAPI `Action.do_not_cache`).
     pub do_not_cache: bool,
     /// Set if stdout is returned inline where it fits (REAPI `ExecuteRequest.inline_stdout`).
@@ -45,6 +44,8 @@ pub struct Job {
     pub origin: Origin,
     /// The command while it runs.
     pub live: Live,
+    /// The memory of the job, as far as it is limited.
+    pub counted: Counted,
 }
 
 /// The network that an action asks for.

@@ -42,7 +42,7 @@ pub(crate) async fn renew(
 }
 
 async fn renew_inputs(job: Arc<Job>, blobs: &dyn BlobStore) {
-    for batch in job.inputs.blobs.chunks(BATCH) {
+    for batch in job.inputs.blobs().chunks(BATCH) {
         if let Err(error) = blobs.find_missing(batch).await {
             let action = job.action;
             debug!(%action, %error, "the leases of inputs were not renewed");
@@ -58,10 +58,10 @@ mod tests {
     use async_trait::async_trait;
     use gorego_scheduler::{ActionKey, OperationId, Request};
     use gorego_storage::{Blob, Digest, DigestFunction, InstanceName, MemoryStore, Put, Result};
-    use reapi::v2::Command;
+    use reapi::v2::{Command, Directory, FileNode};
 
     use super::*;
-    use crate::{Inputs, Origin};
+    use crate::{Inputs, Origin, PackedCommand};
 
     /// A store that counts the renewals of each blob.
     #[derive(Debug, Default)]
@@ -88,17 +88,24 @@ mod tests {
 
     fn request(blobs: &[Digest]) -> Request<Job> {
         let digest = DigestFunction::Sha256.digest(b"action");
+        let files = blobs.iter().map(|blob| FileNode {
+            digest: Some(blob.to_proto()),
+            ..FileNode::default()
+        });
+        let root = Directory {
+            files: files.collect(),
+            ..Directory::default()
+        };
         let inputs = Inputs {
             root: digest,
-            directories: [].into(),
-            blobs: blobs.to_vec(),
+            directories: [(digest, Arc::new(root))].into_iter().collect(),
             entries: 0,
             bytes: 0,
         };
         let job = Job {
             instance: InstanceName::default(),
             action: digest,
-            command: Command::default(),
+            command: PackedCommand::from(&Command::default()),
             inputs: Arc::new(inputs),
             timeout: Duration::ZERO,
             do_not_cache: false,
@@ -113,6 +120,7 @@ mod tests {
             persistent: None,
             kind: gorego_scheduler::Kind::new("", "", ""),
             live: crate::Live::default(),
+            counted: crate::Counted::default(),
         };
         Request {
             key: ActionKey {

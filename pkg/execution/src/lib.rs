@@ -32,7 +32,7 @@ mod testing;
 mod verify;
 mod worker;
 
-pub use command::NODE_PROPERTIES;
+pub use command::{NODE_PROPERTIES, PackedCommand};
 pub use counts::{Admissions, InputCounts, VerificationCounts};
 pub use executor::{
     CurrentAction, Execution, Executor, GuestLog, Log, OperationPage, RecentAction,
@@ -41,7 +41,7 @@ pub use failure::Failure;
 pub use gorego_scheduler::LogName;
 pub use guest::{GuestAction, Publisher, decode_report, encode_report, failed_attempt};
 pub use history::MemoryHistory;
-pub use inputs::Inputs;
+pub use inputs::{Counted, Directories, Inputs};
 pub use job::{Job, Network};
 pub use live::{Live, LogReader};
 pub use local::{LocalDir, LocalError, LocalOutput, LocalResult, read_job};

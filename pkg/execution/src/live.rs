@@ -1,6 +1,11 @@
 //! The command of a job while it runs, for clients that read its logs and resources.
 
-use std::{fs::File, io, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    io,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use gorego_sandbox::LiveCommand;
@@ -22,9 +27,10 @@ const PIECE: usize = 12 * 1024;
 /// The current or last run of a job's command; none before the first starts and after the end of its attempt.
 #[derive(Debug, Default)]
 pub struct Live {
-    runs: watch::Sender<Runs>,
+    /// Created for the first run or reader: most jobs wait much longer than they run.
+    runs: OnceLock<watch::Sender<Runs>>,
     /// The resources that the command uses at another node, and the attempt there.
-    elsewhere: Mutex<Option<(AttemptId, ResourceUsage)>>,
+    elsewhere: Mutex<Option<Box<(AttemptId, ResourceUsage)>>>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -49,7 +55,7 @@ pub(crate) struct LiveGuard<'a>(&'a Live);
 
 impl Drop for LiveGuard<'_> {
     fn drop(&mut self) {
-        self.0.runs.send_modify(|runs| {
+        self.0.runs().send_modify(|runs| {
             if let Some(run) = &mut runs.current {
                 run.command = None;
             }
@@ -58,6 +64,10 @@ impl Drop for LiveGuard<'_> {
 }
 
 impl Live {
+    fn runs(&self) -> &watch::Sender<Runs> {
+        self.runs.get_or_init(watch::Sender::default)
+    }
+
     /// Shows the run of a command until the guard is dropped. Its logs are kept until the next run, or [`Self::end`].
     pub(crate) fn show(
         &self,
@@ -71,7 +81,7 @@ impl Live {
             stderr: Arc::new(stderr),
             command: Some(command),
         });
-        self.runs.send_replace(Runs {
+        self.runs().send_replace(Runs {
             current,
             has_ended: false,
         });
@@ -80,7 +90,7 @@ impl Live {
 
     /// Releases the logs of the last run. With `is_last`, also ends the readers that wait for another run.
     pub(crate) fn end(&self, is_last: bool) {
-        self.runs.send_replace(Runs {
+        self.runs().send_replace(Runs {
             current: None,
             has_ended: is_last,
         });
@@ -88,18 +98,19 @@ impl Live {
 
     /// Returns the command, if it runs.
     pub(crate) fn command(&self) -> Option<LiveCommand> {
-        self.runs.borrow().current.as_ref()?.command.clone()
+        self.runs.get()?.borrow().current.as_ref()?.command.clone()
     }
 
     /// Records the resources that the command uses in an attempt at another node; `None` if it does not run.
     pub(crate) fn set_elsewhere(&self, attempt: AttemptId, usage: Option<ResourceUsage>) {
-        *self.elsewhere.lock() = usage.map(|usage| (attempt, usage));
+        *self.elsewhere.lock() = usage.map(|usage| Box::new((attempt, usage)));
     }
 
     /// Returns the resources that the command uses in an attempt at another node.
     pub(crate) fn elsewhere(&self, attempt: AttemptId) -> Option<ResourceUsage> {
-        let elsewhere = *self.elsewhere.lock();
-        elsewhere.and_then(|(of, usage)| (of == attempt).then_some(usage))
+        let elsewhere = self.elsewhere.lock();
+        let (of, usage) = **elsewhere.as_ref()?;
+        (of == attempt).then_some(usage)
     }
 
     /// Returns a reader of a log of this run, which may not have begun yet.
@@ -111,7 +122,7 @@ impl Live {
         permit: OwnedSemaphorePermit,
     ) -> LogReader {
         LogReader {
-            runs: self.runs.subscribe(),
+            runs: self.runs().subscribe(),
             number,
             kind,
             file: None,

@@ -7,25 +7,31 @@ use tracing::{Instrument as _, Span};
 #[derive(Clone, Debug)]
 pub struct Origin {
     call: Call,
-    span: Span,
+    /// Boxed, since few of the queued actions are traced.
+    span: Option<Box<Span>>,
 }
 
 impl Origin {
     /// Returns the call and the span of the current task.
     pub fn current() -> Self {
+        let span = Span::current();
         Self {
             call: Call::current().detached(),
-            span: Span::current(),
+            span: (!span.is_none()).then(|| Box::new(span)),
         }
+    }
+
+    fn span(&self) -> Span {
+        self.span.as_deref().map_or_else(Span::none, Span::clone)
     }
 
     /// Runs `work` as part of the call.
     pub fn scope<F: Future>(&self, work: F) -> impl Future<Output = F::Output> + use<F> {
-        self.call.scope(work.instrument(self.span.clone()))
+        self.call.scope(work.instrument(self.span()))
     }
 
     /// Runs `step`, which may block, as part of the call.
     pub fn run<T>(&self, step: impl FnOnce() -> T) -> T {
-        self.call.run(|| self.span.in_scope(step))
+        self.call.run(|| self.span().in_scope(step))
     }
 }

@@ -247,7 +247,7 @@ impl Outputs {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashMap, time::SystemTime};
+    use std::time::SystemTime;
 
     use gorego_scheduler::{ActionKey, Capacity, Request, Runner, ScriptedWorker, WorkerId};
     use gorego_storage::{DigestFunction, InstanceName};
@@ -255,7 +255,10 @@ mod tests {
     use tokio::time::{Duration, sleep, timeout};
 
     use super::*;
-    use crate::{Inputs, Live, Network, Origin, publish, testing::options};
+    use crate::{
+        Counted, Directories, Inputs, Live, Network, Origin, PackedCommand, publish,
+        testing::options,
+    };
 
     fn file(path: &str, hash: &str) -> OutputFile {
         OutputFile {
@@ -274,12 +277,11 @@ mod tests {
             persistent: None,
             instance: InstanceName::default(),
             action: digest,
-            command: reapi::v2::Command::default(),
+            command: PackedCommand::from(&reapi::v2::Command::default()),
             kind: Kind::new("", "", ""),
             inputs: Arc::new(Inputs {
                 root: digest,
-                directories: HashMap::new(),
-                blobs: Vec::new(),
+                directories: Directories::default(),
                 entries: 0,
                 bytes: 0,
             }),
@@ -294,6 +296,7 @@ mod tests {
             platform: "".into(),
             origin: Origin::current(),
             live: Live::default(),
+            counted: Counted::default(),
         }
     }
 

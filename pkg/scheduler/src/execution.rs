@@ -7,7 +7,7 @@ use crate::{
     name::OperationId,
     phases::Phases,
     queue::{Class, Need, rounded},
-    state::{ActionKey, Request, Running, Time},
+    state::{ActionKey, Request, Running, Stage, Time},
     text::bounded,
 };
 
@@ -29,8 +29,8 @@ pub(crate) struct Execution<J> {
     pub(crate) queued: Time,
     /// The operations, in no order.
     pub(crate) operations: Vec<OperationId>,
-    /// The current attempt; `None` while the execution is queued.
-    pub(crate) running: Option<Running>,
+    /// The current attempt; `None` while the execution is queued. Boxed, since most are queued.
+    pub(crate) running: Option<Box<Running>>,
     /// The attempts granted so far.
     pub(crate) attempts: u32,
     /// The number of the command's last run, begun or expected.
@@ -70,14 +70,20 @@ impl<J> Execution<J> {
 
     /// Records an attempt that begins at a worker.
     pub(crate) fn begin(&mut self, attempt: AttemptId, worker: &WorkerId, now: Time) {
-        self.running = Some(Running {
+        self.running = Some(Box::new(Running {
             attempt,
             worker: worker.clone(),
             phase: None,
             run: self.runs,
             since: now,
             phases: Phases::default(),
-        });
+        }));
+    }
+
+    /// Returns the stage of its operations.
+    pub(crate) fn stage<O>(&self) -> Stage<O> {
+        let running = self.running.as_deref().cloned();
+        running.map_or(Stage::Queued, Stage::Executing)
     }
 
     /// Returns whether the execution waits for this attempt.

@@ -82,7 +82,7 @@ pub(crate) struct Shared<J, O> {
 
 struct RunnerState<J, O> {
     scheduler: Scheduler<J, O>,
-    /// The newest stage of each live operation.
+    /// The newest stage of each live operation that has watchers.
     stages: HashMap<OperationId, watch::Sender<Stage<O>>>,
     /// The attempts that run here.
     attempts: HashMap<AttemptId, CancellationToken>,
@@ -129,8 +129,16 @@ impl<J, O> Shared<J, O> {
         value
     }
 
+    /// Removes a watcher, which no longer receives stages.
     pub(crate) fn detach(&self, id: OperationId) {
-        self.apply(|state, now| state.scheduler.detach(id, now));
+        self.apply(|state, now| {
+            state.scheduler.detach(id, now);
+            // A channel takes half a kibibyte.
+            let stages = state.stages.get(&id);
+            if stages.is_some_and(|stages| stages.receiver_count() == 0) {
+                state.stages.remove(&id);
+            }
+        });
     }
 }
 
@@ -203,10 +211,7 @@ where
     pub fn submit(&self, id: OperationId, request: &Request<J>) -> Result<Watch<J, O>, Refused> {
         self.shared.apply(|state, now| {
             let first = state.scheduler.submit(id, request, now)?;
-            let (sender, stages) = watch::channel(first.clone());
-            state.stages.insert(id, sender);
-            let shared = Arc::clone(&self.shared);
-            Ok(Watch::new(id, shared, first, Some(stages)))
+            Ok(self.watch_from(state, id, first))
         })
     }
 
@@ -214,9 +219,22 @@ where
     pub fn watch(&self, id: OperationId) -> Option<Watch<J, O>> {
         self.shared.apply(|state, _| {
             let first = state.scheduler.attach(id)?;
-            let stages = state.stages.get(&id).map(watch::Sender::subscribe);
-            Some(Watch::new(id, Arc::clone(&self.shared), first, stages))
+            Some(self.watch_from(state, id, first))
         })
+    }
+
+    /// Returns a watcher of an operation whose stage is `first`.
+    fn watch_from(
+        &self,
+        state: &mut RunnerState<J, O>,
+        id: OperationId,
+        first: Stage<O>,
+    ) -> Watch<J, O> {
+        let stages = (!matches!(first, Stage::Completed(_))).then(|| {
+            let sender = || watch::Sender::new(first.clone());
+            state.stages.entry(id).or_insert_with(sender).subscribe()
+        });
+        Watch::new(id, Arc::clone(&self.shared), first, stages)
     }
 
     /// Ends an operation ([`Scheduler::cancel`]). Returns false if the operation is unknown.

@@ -144,8 +144,8 @@ impl<J, O> Scheduler<J, O> {
         let build = truncated(&request.build, MAX_BUILD_LEN);
         let build = self.queue.build(build);
         let mut live = Live::new(number, execution.operations.len(), build, rank);
-        let running = execution.running.clone();
-        if running.is_none() {
+        let stage = execution.stage();
+        if execution.running.is_none() {
             let line = self.queue.push(&live.build, &execution.class, rank, number);
             live.line = Some(line);
             if shared.is_none() {
@@ -156,7 +156,7 @@ impl<J, O> Scheduler<J, O> {
         let key = Arc::clone(&execution.key);
         self.operations.insert(id, key, live);
         self.wake();
-        Ok(running.map_or(Stage::Queued, Stage::Executing))
+        Ok(stage)
     }
 
     /// Adds a watcher to an operation. Returns the operation's stage; `None` if the operation is unknown.
@@ -187,11 +187,7 @@ impl<J, O> Scheduler<J, O> {
     pub fn stage(&self, id: OperationId) -> Option<Stage<O>> {
         Some(match &self.operations.get(id)?.state {
             OperationState::Completed(end, _) => Stage::Completed(end.clone()),
-            OperationState::Live(live) => {
-                let execution = self.executions.get(&live.execution)?;
-                let running = execution.running.clone();
-                running.map_or(Stage::Queued, Stage::Executing)
-            }
+            OperationState::Live(live) => self.executions.get(&live.execution)?.stage(),
         })
     }
 
@@ -358,8 +354,7 @@ impl<J, O> Scheduler<J, O> {
     /// Notifies the watchers of all operations of an execution of its stage.
     fn notify(&mut self, number: u64) {
         if let Some(execution) = self.executions.get(&number) {
-            let running = execution.running.clone();
-            let stage = running.map_or(Stage::Queued, Stage::Executing);
+            let stage = execution.stage();
             let notify = |id: &OperationId| Effect::Notify(*id, stage.clone());
             self.effects.extend(execution.operations.iter().map(notify));
         }

@@ -56,6 +56,7 @@ impl<J, O> Watch<J, O> {
 
 impl<J, O> Drop for Watch<J, O> {
     fn drop(&mut self) {
+        self.stages = None;
         self.shared.detach(self.id);
     }
 }

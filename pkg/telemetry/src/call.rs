@@ -17,7 +17,7 @@ use crate::{traces::context, user_info};
 /// The header with the encoded `RequestMetadata` (REAPI, "Request metadata").
 pub static METADATA: HeaderName = HeaderName::from_static(metadata::HEADER);
 
-/// The context of a call.
+/// The context of a call. Queued actions keep it, most without traces.
 #[derive(Debug)]
 pub struct Call {
     /// The method's name, such as `Read`; `other` if it is unknown.
@@ -25,9 +25,9 @@ pub struct Call {
     /// The client's address.
     pub peer: SocketAddr,
     /// The context of the span that sent this call, if the client traces.
-    pub(crate) parent: Option<SpanContext>,
+    pub(crate) parent: Option<Box<SpanContext>>,
     /// The context of this call's span, if the call is traced here.
-    pub(crate) trace: OnceLock<SpanContext>,
+    pub(crate) trace: OnceLock<Box<SpanContext>>,
     /// The value of the header [`METADATA`], if it is not too long.
     header: Option<Box<[u8]>>,
     metadata: OnceLock<Option<Box<RequestMetadata>>>,
@@ -40,7 +40,7 @@ impl Call {
         Self {
             method,
             peer,
-            parent: context::read(headers),
+            parent: context::read(headers).map(Box::new),
             trace: OnceLock::new(),
             // Copied, since the value shares its memory with the other headers.
             header: header
@@ -102,7 +102,7 @@ impl Call {
 
     /// Returns the context of this call's span, or else of the client's span.
     pub(crate) fn trace(&self) -> Option<&SpanContext> {
-        self.trace.get().or(self.parent.as_ref())
+        self.trace.get().or(self.parent.as_ref()).map(Box::as_ref)
     }
 
     /// Returns the header [`METADATA`] as the client sent it.

@@ -32,7 +32,7 @@ impl Calls {
         let method = self.requests.began(path);
         let call = Arc::new(Call::new(method.name(), headers, peer));
         call.attach();
-        let samples = |sampling: Sampling| sampling.samples(call.parent.as_ref());
+        let samples = |sampling: Sampling| sampling.samples(call.parent.as_deref());
         OngoingCall {
             requests: Arc::clone(&self.requests),
             span: match self.sampling {

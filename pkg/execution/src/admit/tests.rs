@@ -114,7 +114,7 @@ impl Fixture {
 async fn an_action_is_admitted_with_its_inputs() {
     let mut fixture = Fixture::new(DigestFunction::Sha256).await;
     let job = fixture.admit().await.unwrap();
-    assert_eq!(job.command, fixture.command);
+    assert_eq!(*job.command, fixture.command);
     assert_eq!(job.timeout, fixture.options.default_timeout);
     assert_eq!((job.inputs.entries, job.inputs.bytes), (4, 6));
 }

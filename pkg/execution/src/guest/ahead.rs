@@ -25,7 +25,7 @@ impl Executor {
     async fn fetch_inputs(&self, action: &Digest) -> Result<(), Failure> {
         let (options, blobs, resident) = self.parts();
         let job = admit_again(options, blobs, resident, action, None).await?;
-        for batch in job.inputs.blobs.chunks(BATCH) {
+        for batch in job.inputs.blobs().chunks(BATCH) {
             let fetched = blobs.fetch_batch(batch).await.into_iter();
             let fetched: Result<Vec<Digest>, Error> = fetched.collect();
             fetched.map_err(Failure::from_store)?;

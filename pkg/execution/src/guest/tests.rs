@@ -85,7 +85,7 @@ async fn a_granted_action_is_that_of_the_entry_node() {
     let guest = guest(digest);
     let job = executor.guest(guest.clone()).await.unwrap();
     assert_eq!(job.kind.name(), "Javac //a:b");
-    assert_eq!(job.inputs.blobs, [input]);
+    assert_eq!(job.inputs.blobs(), [input]);
     assert_eq!(job.entry.as_deref(), Some("entry"));
     let near = job.origin.scope(async { Call::near() }).await;
     assert_eq!(near.as_deref(), Some("entry"));

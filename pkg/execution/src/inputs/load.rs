@@ -16,7 +16,7 @@ use super::{
     Inputs, MAX_DEPTH, MAX_DIRECTORIES, MAX_DIRECTORY_BYTES, MAX_ENTRIES, Resident,
     count::{Node, Size, size},
     nodes::{InvalidNode, Nodes},
-    resident::Loading,
+    resident::Counted,
 };
 use crate::Failure;
 
@@ -36,21 +36,23 @@ const PER_DIGEST: u64 = 256;
 
 /// A loaded tree.
 #[derive(Debug)]
-pub(crate) struct Loaded<'a> {
+pub(crate) struct Loaded {
     /// The tree, without the content of missing directories.
     pub(crate) inputs: Inputs,
+    /// The digests of all files.
+    pub(crate) blobs: HashSet<Digest>,
     /// The missing directories.
     pub(crate) missing: Vec<Digest>,
     /// The memory of the digests.
-    pub(crate) memory: Loading<'a>,
+    pub(crate) memory: Counted,
 }
 
 /// Loads the tree below `root`.
-pub(crate) async fn load<'a>(
+pub(crate) async fn load(
     blobs: &dyn BlobStore,
-    resident: &'a Resident,
+    resident: &Arc<Resident>,
     root: Digest,
-) -> Result<Loaded<'a>, Failure> {
+) -> Result<Loaded, Failure> {
     let mut loader = Loader {
         blobs,
         resident,
@@ -59,7 +61,7 @@ pub(crate) async fn load<'a>(
         nodes: Vec::new(),
         files: HashSet::new(),
         encoded: 0,
-        memory: resident.loading(),
+        memory: resident.count(),
     };
     loader.queue(root, None)?;
     while loader.nodes.len() < loader.found.len() {
@@ -79,8 +81,8 @@ struct Found {
     depth: usize,
 }
 
-struct Loader<'a, 'b> {
-    blobs: &'b dyn BlobStore,
+struct Loader<'a> {
+    blobs: &'a dyn BlobStore,
     resident: &'a Resident,
     /// All directories, those at the end not yet loaded.
     found: Vec<Found>,
@@ -90,7 +92,7 @@ struct Loader<'a, 'b> {
     files: HashSet<Digest>,
     /// The bytes of all directories.
     encoded: u64,
-    memory: Loading<'a>,
+    memory: Counted,
 }
 
 /// The content of a directory.
@@ -108,7 +110,7 @@ struct Parsed {
     memory: Option<u64>,
 }
 
-impl<'a> Loader<'a, '_> {
+impl Loader<'_> {
     /// Returns the number of a directory, which is loaded later if it is new.
     fn queue(&mut self, digest: Digest, parent: Option<usize>) -> Result<usize, Failure> {
         if let Some(number) = self.numbers.get(&digest) {
@@ -258,7 +260,7 @@ impl<'a> Loader<'a, '_> {
         shorten(&names.join("/"))
     }
 
-    async fn finish(self, root: Digest) -> Result<Loaded<'a>, Failure> {
+    async fn finish(self, root: Digest) -> Result<Loaded, Failure> {
         let nodes = self.nodes;
         let counted = off_thread(nodes.len() >= MANY, move || size(&nodes)).await?;
         let Some(Size {
@@ -283,12 +285,12 @@ impl<'a> Loader<'a, '_> {
         let inputs = Inputs {
             root,
             directories: directories.collect(),
-            blobs: self.files.into_iter().collect(),
             entries,
             bytes,
         };
         Ok(Loaded {
             inputs,
+            blobs: self.files,
             missing,
             memory: self.memory,
         })

@@ -11,9 +11,10 @@ use parking_lot::Mutex;
 use reapi::v2::Directory;
 use tokio::sync::Semaphore;
 
-use crate::{Failure, Job};
+use crate::Failure;
 
-/// The jobs, and their directories, which jobs share. New ones are refused once the memory is used up.
+/// The directories of jobs, which jobs share, and the memory of the jobs. New ones are refused once the memory is used
+/// up.
 #[derive(Debug)]
 pub(crate) struct Resident {
     most: u64,
@@ -32,27 +33,26 @@ const MAX_DECODING: usize = 4;
 #[derive(Debug, Default)]
 struct Entries {
     directories: HashMap<Digest, (Weak<Directory>, u64)>,
-    jobs: Vec<(Weak<Job>, u64)>,
-    /// The bytes of trees that are being loaded.
-    loading: u64,
-    /// The bytes of all entries, some of which may have ended.
+    /// The bytes of jobs, and of trees that are being loaded.
+    counted: u64,
+    /// These bytes, and those of all directories, some of which no job has any longer.
     bytes: u64,
-    /// The number of entries from which on the ended ones are removed.
+    /// The number of directories from which on those are removed.
     purge_at: usize,
 }
 
-/// The fewest entries that are searched for ended ones.
+/// The fewest directories that are searched for those that no job has.
 const PURGED: usize = 1024;
 
 impl Resident {
     /// Creates an empty set within `most` bytes.
-    pub(crate) fn within(most: u64) -> Self {
-        Self {
+    pub(crate) fn within(most: u64) -> Arc<Self> {
+        Arc::new(Self {
             most,
             entries: Mutex::default(),
             encoded: Budget::memory("memory for the directories of inputs", ENCODED),
             decoding: Semaphore::new(MAX_DECODING),
-        }
+        })
     }
 
     /// Returns a directory that some action has.
@@ -82,22 +82,16 @@ impl Resident {
         Ok(directory)
     }
 
-    /// Begins to count the memory of a tree that is being loaded, beside its directories.
-    pub(crate) const fn loading(&self) -> Loading<'_> {
-        let resident = self;
-        Loading { resident, bytes: 0 }
-    }
-
-    /// Adds a job with this many bytes beside its directories.
-    pub(crate) fn add_job(&self, job: &Arc<Job>, bytes: u64) -> Result<(), Failure> {
-        let mut entries = self.entries.lock();
-        self.make_room(&mut entries, bytes)?;
-        entries.jobs.push((Arc::downgrade(job), bytes));
-        Ok(())
+    /// Begins to count memory beside that of directories.
+    pub(crate) fn count(self: &Arc<Self>) -> Counted {
+        Counted {
+            resident: Some(Arc::clone(self)),
+            bytes: 0,
+        }
     }
 
     fn make_room(&self, entries: &mut Entries, bytes: u64) -> Result<(), Failure> {
-        let count = entries.directories.len() + entries.jobs.len();
+        let count = entries.directories.len();
         let fits = |entries: &Entries| entries.bytes.saturating_add(bytes) <= self.most;
         if count >= entries.purge_at || !fits(entries) {
             entries.purge();
@@ -114,29 +108,33 @@ impl Resident {
     }
 }
 
-/// The memory of a tree that is being loaded, counted until this is dropped.
-#[derive(Debug)]
-pub(crate) struct Loading<'a> {
-    resident: &'a Resident,
+/// Memory of a job, or of a tree that is being loaded. It is counted until this is dropped; the default counts none.
+#[derive(Debug, Default)]
+pub struct Counted {
+    resident: Option<Arc<Resident>>,
     bytes: u64,
 }
 
-impl Loading<'_> {
+impl Counted {
     /// Counts this many bytes more.
     pub(crate) fn add(&mut self, bytes: u64) -> Result<(), Failure> {
-        let mut entries = self.resident.entries.lock();
-        self.resident.make_room(&mut entries, bytes)?;
-        entries.loading += bytes;
-        self.bytes += bytes;
+        if let Some(resident) = &self.resident {
+            let mut entries = resident.entries.lock();
+            resident.make_room(&mut entries, bytes)?;
+            entries.counted += bytes;
+            self.bytes += bytes;
+        }
         Ok(())
     }
 }
 
-impl Drop for Loading<'_> {
+impl Drop for Counted {
     fn drop(&mut self) {
-        let mut entries = self.resident.entries.lock();
-        entries.loading = entries.loading.saturating_sub(self.bytes);
-        entries.bytes = entries.bytes.saturating_sub(self.bytes);
+        if let Some(resident) = &self.resident {
+            let mut entries = resident.entries.lock();
+            entries.counted = entries.counted.saturating_sub(self.bytes);
+            entries.bytes = entries.bytes.saturating_sub(self.bytes);
+        }
     }
 }
 
@@ -144,11 +142,9 @@ impl Entries {
     fn purge(&mut self) {
         self.directories
             .retain(|_, (directory, _)| directory.strong_count() > 0);
-        self.jobs.retain(|(job, _)| job.strong_count() > 0);
         let directories = self.directories.values().map(|(_, bytes)| bytes);
-        let jobs = self.jobs.iter().map(|(_, bytes)| bytes);
-        self.bytes = directories.chain(jobs).sum::<u64>() + self.loading;
-        self.purge_at = PURGED.max(2 * (self.directories.len() + self.jobs.len()));
+        self.bytes = directories.sum::<u64>() + self.counted;
+        self.purge_at = PURGED.max(2 * self.directories.len());
     }
 }
 
@@ -179,14 +175,14 @@ mod tests {
     }
 
     #[test]
-    fn trees_that_are_being_loaded_count_until_they_are_dropped() {
+    fn jobs_and_trees_that_are_being_loaded_count_until_they_are_dropped() {
         let resident = Resident::within(100);
-        let mut loading = resident.loading();
-        loading.add(50).unwrap();
-        loading.add(10).unwrap();
-        assert!(loading.add(41).is_err());
+        let mut counted = resident.count();
+        counted.add(50).unwrap();
+        counted.add(10).unwrap();
+        assert!(counted.add(41).is_err());
         assert!(add(&resident, 1, 41).is_err());
-        drop(loading);
+        drop(counted);
         let _one = add(&resident, 1, 100).unwrap();
     }
 

@@ -1,11 +1,14 @@
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use gorego_limits::Budget;
 use gorego_storage::{Blob, BlobStore, DigestFunction, Error, MemoryStore, Put};
 use prost::Message as _;
-use reapi::v2::{DirectoryNode, FileNode, SymlinkNode};
+use reapi::v2::{Directory, DirectoryNode, FileNode, SymlinkNode};
 
 use super::*;
 use crate::Failure;
@@ -84,8 +87,8 @@ async fn a_tree_is_loaded_with_each_directory_once() {
     assert!(missing.is_empty());
     assert_eq!(inputs.root, root);
     assert_eq!(inputs.directories.len(), 2);
-    assert_eq!(*inputs.directories[&root], top);
-    assert_eq!(inputs.blobs.len(), 2);
+    assert_eq!(inputs.directories.get(&root), Some(&top));
+    assert_eq!(inputs.blobs().len(), 2);
     assert_eq!(inputs.entries, 1 + 4 + 2 * 2);
     assert_eq!(inputs.bytes, 1 + 3 * 5);
 }
@@ -100,7 +103,7 @@ async fn all_missing_directories_are_reported() {
     let root = put(&store, &directory(vec![file("f", "1")], children)).await;
     let (inputs, missing) = loaded(&store, root).await.unwrap();
     assert_eq!(missing, absent);
-    assert_eq!(inputs.blobs.len(), 1);
+    assert_eq!(inputs.blobs().len(), 1);
     let (_, missing) = loaded(&store, *one).await.unwrap();
     assert_eq!(missing, [*one]);
 }
@@ -234,10 +237,8 @@ async fn equal_directories_of_several_actions_are_in_memory_once() {
     let resident = Resident::within(4096);
     let one = load(&store, &resident, tops[0]).await.unwrap().inputs;
     let two = load(&store, &resident, tops[1]).await.unwrap().inputs;
-    assert!(Arc::ptr_eq(
-        &one.directories[&leaf],
-        &two.directories[&leaf]
-    ));
+    let [one, two] = [&one, &two].map(|inputs| inputs.directories.get(&leaf).unwrap());
+    assert!(std::ptr::eq(one, two));
     let small = Resident::within(100);
     let full = load(&store, &small, tops[0]).await;
     assert!(matches!(full, Err(Failure::QueueFull(_))), "{full:?}");
@@ -287,7 +288,7 @@ async fn the_encoded_directories_of_many_calls_stay_within_a_budget() {
     }
     let most = roots.iter().map(Digest::size).max().unwrap() * 4;
     let mut resident = Resident::within(512 << 20);
-    resident.encoded = Budget::memory("tests", most);
+    Arc::get_mut(&mut resident).unwrap().encoded = Budget::memory("tests", most);
     let loads = roots.iter().map(|root| load(&store, &resident, *root));
     for loaded in futures::future::join_all(loads).await {
         assert_eq!(loaded.unwrap().inputs.entries, 1501);

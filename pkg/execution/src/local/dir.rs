@@ -115,7 +115,8 @@ impl LocalDir {
         self.check_space(job)?;
         let error = |errno: Errno| LocalError::io("creating", self.path.join(BLOBS), errno.into());
         let at = make_child(&self.dir, BLOBS, PRIVATE, None).map_err(error)?;
-        let fetch = FetchedInputs::fetch(blobs, &job.inputs.blobs, at);
+        let digests = job.inputs.blobs();
+        let fetch = FetchedInputs::fetch(blobs, &digests, at);
         let fetched = stop.run_until_cancelled(fetch).await;
         let inputs = fetched.ok_or(LocalError::Stopped)??;
         let (job, stop) = (Arc::clone(job), stop.clone());
@@ -134,7 +135,7 @@ impl LocalDir {
                 user,
             };
             parents::create(places, &job.command)?;
-            inputs.remove(&job.inputs.blobs)
+            inputs.remove(&digests)
         })
         .await?;
         let folder = self.path.join(BLOBS);

@@ -28,7 +28,7 @@ impl NodeWorker {
         &self,
         action: &Digest,
         kind: &Kind,
-        resident: &Resident,
+        resident: &Arc<Resident>,
         stop: &CancellationToken,
     ) -> Result<Option<ActionResult>, Abort> {
         let blobs = &*self.stores.blobs;

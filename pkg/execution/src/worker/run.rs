@@ -165,7 +165,8 @@ impl Run<'_> {
 
     pub(super) async fn fetch(&self) -> Result<Pins, Abort> {
         let pin = async {
-            let pinned = self.worker.stores.links.pin(&self.job.inputs.blobs).await;
+            let blobs = self.job.inputs.blobs();
+            let pinned = self.worker.stores.links.pin(&blobs).await;
             pinned.map_err(|error| match error {
                 PinError::Missing(missing) => Failure::Missing(missing).into(),
                 PinError::Full { .. } => Abort::unmet(error.to_string()),

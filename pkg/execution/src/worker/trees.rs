@@ -131,8 +131,8 @@ impl Trees {
             known.seen.remove(found);
             drop(known);
             // An overlay does not show them if outputs are below.
-            let mut directories = inputs.directories.values();
-            return directories.all(|directory| directory.node_properties.is_none());
+            let mut directories = inputs.directories.iter();
+            return directories.all(|(_, directory)| directory.node_properties.is_none());
         }
         known.seen.push_back(inputs.root);
         if known.seen.len() > MAX_SEEN {

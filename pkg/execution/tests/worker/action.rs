@@ -7,7 +7,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use gorego_execution::{Inputs, Job, Live, Network, Origin, PersistentWish};
+use gorego_execution::{
+    Counted, Inputs, Job, Live, Network, Origin, PackedCommand, PersistentWish,
+};
 use gorego_scheduler::Kind;
 use gorego_storage::{BlobStore, Digest, DigestFunction, InstanceName};
 use prost::Message as _;
@@ -134,8 +136,7 @@ impl Action {
         let root = self.tree.encode(&mut directories, &mut blobs);
         let inputs = Inputs {
             root,
-            directories,
-            blobs: blobs.keys().copied().collect(),
+            directories: directories.into_iter().collect(),
             entries: self.tree.entries(),
             bytes: 1,
         };
@@ -148,11 +149,11 @@ impl Action {
             kind: Kind::new("", "", "command"),
             instance: InstanceName::default(),
             action: SHA256.digest(&name),
-            command: self.command.clone(),
+            command: PackedCommand::from(&self.command),
             inputs: Arc::new(inputs),
             timeout: self.timeout,
             network: self.network,
-            persistent: self.persistent.clone(),
+            persistent: self.persistent.clone().map(Box::new),
             do_not_cache: self.do_not_cache,
             inline_stdout: self.inline_logs,
             inline_stderr: self.inline_logs,
@@ -162,6 +163,7 @@ impl Action {
             platform: "".into(),
             origin: Origin::current(),
             live: Live::default(),
+            counted: Counted::default(),
         }
     }
 }

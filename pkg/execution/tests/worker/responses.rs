@@ -216,7 +216,7 @@ fn missing(fixture: &Fixture) {
             .file("b", "b")
             .file("c", "c");
         let job = action.job(&*node.store).await;
-        let gone = job.inputs.blobs[..2].to_vec();
+        let gone = job.inputs.blobs()[..2].to_vec();
         for digest in &gone {
             node.store.remove(digest);
         }
@@ -251,7 +251,7 @@ fn guest_missing(fixture: &Fixture) {
         let action = Action::script("true").file("a", "a");
         let mut job = action.job(&*node.store).await;
         job.entry = Some("entry".into());
-        node.store.remove(&job.inputs.blobs[0]);
+        node.store.remove(&job.inputs.blobs()[0]);
         assert_eq!(code(&node.execute_job(job).await), 9);
         assert_eq!(node.scheduler.totals().ends.retries, 2);
     });

@@ -142,6 +142,21 @@ async fn a_later_watcher_starts_with_the_current_stage() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_watcher_sees_later_stages_after_all_others_left() {
+    let (runner, mut attempts) = start(1);
+    let watch = submit(&runner, 1);
+    let id = watch.operation();
+    let running = next(&mut attempts).await;
+    drop(watch);
+    let mut later = runner.watch(id).unwrap();
+    assert_eq!(stage(&mut later).await, "run 1");
+    running.attempt.begin(Phase::Run);
+    assert_eq!(stage(&mut later).await, "run 1 Run");
+    running.end(done(7));
+    assert_eq!(stage(&mut later).await, "done 7");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_abandoned_action_is_stopped() {
     let (runner, mut attempts) = start(1);
     let watch = submit(&runner, 1);

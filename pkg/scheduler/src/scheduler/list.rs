@@ -105,7 +105,7 @@ impl<J, O> Scheduler<J, O> {
             job: Arc::clone(&execution.job),
             submitted: execution.submitted,
             age: now.saturating_sub(execution.submitted),
-            running: execution.running.clone(),
+            running: execution.running.as_deref().cloned(),
             attempts: execution.attempts,
         })
     }

@@ -145,7 +145,7 @@ impl<J, O> Scheduler<J, O> {
         let Some(execution) = self.executions.get_mut(&attempt.execution) else {
             return;
         };
-        let running = execution.running.as_mut();
+        let running = execution.running.as_deref_mut();
         let Some(running) = running.filter(|running| running.attempt == attempt) else {
             return;
         };

@@ -71,7 +71,7 @@ impl<J, O> Scheduler<J, O> {
             build: live.map_or_else(|| "".into(), |live| Arc::clone(&live.build)),
             submitted: execution.submitted,
             ended: now,
-            running: execution.running.clone(),
+            running: execution.running.as_deref().cloned(),
             attempts: execution.attempts,
         });
     }

@@ -56,7 +56,7 @@ pub async fn prepare<T>(
 }
 
 fn begin(call: &Call, metadata: &RequestMetadata) -> Span {
-    let parent = call.parent.as_ref().filter(|parent| parent.is_sampled());
+    let parent = call.parent.as_deref().filter(|parent| parent.is_sampled());
     let Some(parent) = parent else {
         return Span::none();
     };
@@ -72,7 +72,7 @@ fn begin(call: &Call, metadata: &RequestMetadata) -> Span {
     );
     let _ = span.set_parent(Context::new().with_remote_span_context(parent.clone()));
     if let Some(begun) = context_of(&span) {
-        let _ = call.trace.set(begun);
+        let _ = call.trace.set(Box::new(begun));
     }
     span
 }

@@ -38,14 +38,14 @@ pub(crate) fn begin(call: &Call, path: &str) -> Span {
         mnemonic = sent.map(|sent| sent.action_mnemonic.as_str()),
     );
     let mut chosen = None;
-    if let Some(parent) = &call.parent {
+    if let Some(parent) = call.parent.as_deref() {
         let _ = span.set_parent(Context::new().with_remote_span_context(parent.clone()));
     } else {
         chosen = sent.and_then(|sent| context::trace_id(&sent.tool_invocation_id));
     }
     // The trace and the span get their ids now.
     if let Some(begun) = ids::with_trace_id(chosen, || context_of(&span)) {
-        let _ = call.trace.set(begun);
+        let _ = call.trace.set(Box::new(begun));
     }
     span
 }

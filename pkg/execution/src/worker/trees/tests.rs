@@ -1,9 +1,6 @@
 //! Tests of prepared trees without actions.
 
-use std::{
-    collections::HashMap,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use async_trait::async_trait;
 use gorego_storage::{Adopt, DigestFunction, Result};
@@ -11,6 +8,7 @@ use tempfile::TempDir;
 use tokio_util::task::TaskTracker;
 
 use super::{super::build_root::BuildRoot, *};
+use crate::Directories;
 
 /// A store whose pins lack room, and that loses blobs.
 #[derive(Debug, Default)]
@@ -60,8 +58,7 @@ impl Fixture {
     fn inputs(number: u32) -> Inputs {
         Inputs {
             root: DigestFunction::Sha256.digest(&number.to_le_bytes()),
-            directories: HashMap::new(),
-            blobs: Vec::new(),
+            directories: Directories::default(),
             entries: MIN_ENTRIES,
             bytes: 10,
         }

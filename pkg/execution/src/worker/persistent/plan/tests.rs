@@ -1,4 +1,4 @@
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use gorego_storage::InstanceName;
 use prost::Message as _;
@@ -7,7 +7,7 @@ use reapi::v2::{
 };
 
 use super::*;
-use crate::{Live, Origin, PersistentWish};
+use crate::{Counted, Live, Origin, PackedCommand, PersistentWish};
 
 const SHA256: DigestFunction = DigestFunction::Sha256;
 
@@ -56,8 +56,9 @@ fn inputs(flags: &str, tool: FileNode, link: &str) -> Inputs {
     let root_digest = SHA256.digest(&root.encode_to_vec());
     Inputs {
         root: root_digest,
-        directories: HashMap::from([(root_digest, Arc::new(root)), (bin_digest, Arc::new(bin))]),
-        blobs: Vec::new(),
+        directories: [(root_digest, Arc::new(root)), (bin_digest, Arc::new(bin))]
+            .into_iter()
+            .collect(),
         entries: 5,
         bytes: 0,
     }
@@ -68,18 +69,18 @@ fn job(inputs: Inputs) -> Job {
     Job {
         instance: InstanceName::default(),
         action: SHA256.digest(b"action"),
-        command: Command {
+        command: PackedCommand::from(&Command {
             arguments,
             ..Command::default()
-        },
+        }),
         kind: gorego_scheduler::Kind::new("", "", ""),
         inputs: Arc::new(inputs),
         timeout: Duration::ZERO,
         network: Network::Usual,
-        persistent: Some(PersistentWish {
+        persistent: Some(Box::new(PersistentWish {
             key: "key".to_owned(),
             protocol: Protocol::Proto,
-        }),
+        })),
         do_not_cache: false,
         inline_stdout: false,
         inline_stderr: false,
@@ -89,7 +90,14 @@ fn job(inputs: Inputs) -> Job {
         platform: "".into(),
         origin: Origin::current(),
         live: Live::default(),
+        counted: Counted::default(),
     }
+}
+
+fn change_command(job: &mut Job, change: impl FnOnce(&mut Command)) {
+    let mut command = job.command.clone();
+    change(&mut command);
+    job.command = PackedCommand::from(&command);
 }
 
 fn usual() -> Job {
@@ -124,7 +132,9 @@ fn what_changes_from_action_to_action_is_no_part_of_the_key() {
     let same = job(inputs("other", file("tool", "tool", true), "tool"));
     assert_eq!(key(&same), key(&usual()));
     let mut same = usual();
-    same.command.arguments[2] = "@others".to_owned();
+    change_command(&mut same, |command| {
+        command.arguments[2] = "@others".to_owned()
+    });
     same.timeout = Duration::from_secs(1);
     same.do_not_cache = true;
     assert_eq!(key(&same), key(&usual()));
@@ -137,11 +147,11 @@ fn what_a_worker_is_started_with_is_part_of_the_key() {
         |job| job.persistent.as_mut().unwrap().protocol = Protocol::Json,
         |job| job.instance = InstanceName::parse("other").unwrap(),
         |job| job.network = Network::Host,
-        |job| job.command.arguments[1] = "-c".to_owned(),
+        |job| change_command(job, |command| command.arguments[1] = "-c".to_owned()),
         |job| {
             let (name, value) = ("NAME".to_owned(), "value".to_owned());
             let variable = EnvironmentVariable { name, value };
-            job.command.environment_variables.push(variable);
+            change_command(job, |command| command.environment_variables.push(variable));
         },
     ];
     for (index, change) in changes.into_iter().enumerate() {
@@ -163,18 +173,23 @@ fn an_action_that_a_worker_cannot_run_has_no_plan() {
     other.persistent = None;
     assert!(plan(&other).is_none());
     let mut other = usual();
-    other.command.arguments.pop();
+    change_command(&mut other, |command| drop(command.arguments.pop()));
     assert!(plan(&other).is_none());
     let mut other = usual();
-    other.command.working_directory = "bin".to_owned();
+    change_command(&mut other, |command| {
+        command.working_directory = "bin".to_owned()
+    });
     assert!(plan(&other).is_none());
 }
 
 #[test]
 fn a_tool_whose_files_are_not_marked_has_no_plan() {
     let mut unmarked = inputs("-b", file("tool", "tool", false), "tool");
-    for directory in unmarked.directories.values_mut() {
-        Arc::make_mut(directory).symlinks.clear();
-    }
+    let without_links = unmarked.directories.iter().map(|(digest, directory)| {
+        let mut directory = directory.clone();
+        directory.symlinks.clear();
+        (*digest, Arc::new(directory))
+    });
+    unmarked.directories = without_links.collect();
     assert!(plan(&job(unmarked)).is_none());
 }
