@@ -1,5 +1,7 @@
 //! Executions that failed at a worker, and workers that keep failing.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::*;
 use crate::{Taker, queue::Need};
 
@@ -230,6 +232,36 @@ fn a_lost_attempt_that_has_ended_is_not_resumed() {
         assert_eq!(bench.counts_for("p"), 0);
         bench.claims(1);
     }
+}
+
+#[test]
+fn peers_of_one_platform_are_asked_once_for_each_class() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counts = Arc::clone(&asked);
+    let fits: Arc<dyn Fn(&str) -> bool + Send + Sync> = Arc::new(move |platform| {
+        counts.fetch_add(1, Ordering::Relaxed);
+        platform == "class 7"
+    });
+    let mut bench = Bench::new(1);
+    let peer = |number| Taker {
+        fits: Arc::clone(&fits),
+        ..taker(&format!("p{number}"), GIB)
+    };
+    bench.scheduler.set_peers((0..100).map(peer).collect());
+    for class in 0..50 {
+        let platform = format!("class {class}").into();
+        bench.submit(&Request {
+            platform,
+            ..request(class)
+        });
+    }
+    let lists = bench.scheduler.peers_to_ask(|_| false, 8);
+    assert_eq!(lists.iter().map(Vec::len).collect::<Vec<_>>(), [100]);
+    let none = bench
+        .scheduler
+        .peers_to_ask(|asked| *asked == worker("p99"), 8);
+    assert!(none.is_empty());
+    assert_eq!(asked.load(Ordering::Relaxed), 2 * 50);
 }
 
 #[test]
