@@ -156,6 +156,25 @@ fn a_worker_that_keeps_failing_rests_ever_longer_until_it_succeeds() {
 }
 
 #[test]
+fn actions_that_a_worker_lacks_the_inputs_of_are_retried_elsewhere_and_do_not_make_it_rest() {
+    let mut bench = bench(1, &["p"]);
+    let ids = [0, 1, 2, 3].map(|action| bench.submit(&request(action)));
+    for _ in ids {
+        let grant = bench.claim_at("p").unwrap();
+        bench.report(grant.attempt, Report::Unsuited(outcome(404)));
+    }
+    assert_eq!(
+        (bench.scheduler.failing().count(), bench.counts_for("p")),
+        (0, 0)
+    );
+    bench.submit(&request(4));
+    assert_eq!(*bench.claim_at("p").unwrap().job, 4);
+    let attempt = bench.claims(0);
+    bench.report(attempt, done(7));
+    assert_eq!(bench.stage(ids[0]), "done 7");
+}
+
+#[test]
 fn no_worker_rests_without_another_for_its_actions() {
     let mut bench = bench(1, &["p"]);
     bench.join(&["p", "q"]);
