@@ -32,6 +32,8 @@ use crate::{
 
 /// The first of the actions that end only while such actions run on all nodes at once.
 pub(super) const MEETING: u32 = 1000;
+/// The node whose attempts may fail.
+const FAILING: &str = "b";
 /// The interval in which a meeting looks for the others.
 const POLL: Duration = Duration::from_millis(10);
 /// The memory of each node.
@@ -50,6 +52,10 @@ pub(super) struct State {
     pub(super) totals: BTreeMap<&'static str, Totals>,
     /// Set when the meetings shall start.
     pub(super) meets: bool,
+    /// The number of attempts that have yet to fail at [`FAILING`].
+    pub(super) to_fail: u32,
+    /// Set once a node has known that a node keeps failing.
+    pub(super) knows_failing: bool,
 }
 
 pub(super) type World = Arc<Mutex<State>>;
@@ -88,14 +94,28 @@ impl Worker<u32, u32> for Script {
             }
         };
         match attempt.stop.run_until_cancelled(work).await {
+            Some(()) if self.fails(action) => Report::Failed(outcome(value(action))),
             Some(()) => done(value(action)),
             None => Report::Stopped,
         }
     }
 }
 
+impl Script {
+    fn fails(&self, action: u32) -> bool {
+        let mut state = self.world.lock();
+        let fails = self.name == FAILING && action < MEETING && state.to_fail > 0;
+        state.to_fail -= u32::from(fails);
+        fails
+    }
+}
+
+fn outcome(value: u32) -> Outcome<u32> {
+    Outcome { value, bytes: 4 }
+}
+
 fn done(value: u32) -> Report<u32> {
-    Report::Done(Outcome { value, bytes: 4 })
+    Report::Done(outcome(value))
 }
 
 fn key(action: u32) -> ActionKey {
@@ -149,6 +169,7 @@ impl Work<u32, u32> for Scripts {
     async fn encode(&self, report: Report<u32>) -> Done {
         let (end, response) = match report {
             Report::Done(outcome) => (DoneEnd::Done, outcome.value.to_le_bytes().to_vec()),
+            Report::Failed(outcome) => (DoneEnd::Failed, outcome.value.to_le_bytes().to_vec()),
             _ => (DoneEnd::Stopped, Vec::new()),
         };
         Done {
@@ -166,6 +187,9 @@ impl Work<u32, u32> for Scripts {
         end: Done,
     ) -> Report<u32> {
         match <[u8; 4]>::try_from(&end.response[..]) {
+            Ok(value) if end.end() == DoneEnd::Failed => {
+                Report::Failed(outcome(u32::from_le_bytes(value)))
+            }
             Ok(value) => done(u32::from_le_bytes(value)),
             Err(_) => Report::Stopped,
         }
