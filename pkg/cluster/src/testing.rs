@@ -91,7 +91,7 @@ pub fn end_frame(report: &Report<u32>) -> Done {
     let (end, outcome) = match report {
         Report::Done(outcome) => (End::Done, Some(outcome)),
         Report::OutOfMemory(outcome) => (End::OutOfMemory, Some(outcome)),
-        Report::Failed(outcome) => (End::Failed, Some(outcome)),
+        Report::Failed(outcome) | Report::Unsuited(outcome) => (End::Failed, Some(outcome)),
         Report::Stopped => (End::Stopped, None),
     };
     let response = outcome.map(|outcome| outcome.value.to_le_bytes().to_vec());

@@ -21,7 +21,10 @@ use std::{
 use gorego_limits::{Budget, Call};
 use gorego_scheduler::Report;
 use gorego_storage::{ActionCache, BlobStore, Digest, Error, InstanceName, Outputs};
-use reapi::v2::{ExecuteRequest, ExecuteResponse, RequestMetadata};
+use reapi::{
+    rpc::Code,
+    v2::{ExecuteRequest, ExecuteResponse, RequestMetadata},
+};
 
 use crate::{
     Executor, Failure, Job,
@@ -190,5 +193,18 @@ impl Publisher {
 
 /// Returns the report of an attempt that failed on its node, so that another one may follow.
 pub fn failed_attempt(failure: &Failure) -> Report<ExecuteResponse> {
-    Report::Failed(publish::outcome(publish::failed(failure)))
+    unsuccessful(publish::failed(failure))
+}
+
+/// Returns the report of an attempt with an error. That an action is invalid, or lacks blobs or a program, is no sign
+/// that its node fails.
+fn unsuccessful(response: ExecuteResponse) -> Report<ExecuteResponse> {
+    let code = response.status.as_ref().map(|status| status.code);
+    let of_action = [Code::FailedPrecondition, Code::InvalidArgument].map(|code| code as i32);
+    let outcome = publish::outcome(response);
+    if code.is_some_and(|code| of_action.contains(&code)) {
+        Report::Unsuited(outcome)
+    } else {
+        Report::Failed(outcome)
+    }
 }

@@ -243,6 +243,11 @@ impl Queue {
             .keys()
             .filter(|class| few && fits(class))
             .collect();
+        let some_fit = if few {
+            !fitting.is_empty()
+        } else {
+            self.has_class(&fits)
+        };
         let is_fitting = |class: &Class| {
             if few && class.platform.is_some() {
                 fitting.binary_search(&class).is_ok()
@@ -252,6 +257,10 @@ impl Queue {
         };
         self.order.values().find_map(|id| {
             let line = self.lines.get(id)?;
+            // A line has either executions or actions of another node.
+            if !some_fit && line.heads.values().next()?.platform.is_some() {
+                return None;
+            }
             let mut heads = line.heads.iter();
             let (rank, class) = heads.find(|(_, class)| is_fitting(class))?;
             Some(Next {
@@ -262,8 +271,17 @@ impl Queue {
         })
     }
 
-    /// Returns the first entries that fit, at most `most`: those whose turns are next if no slot is freed meanwhile.
+    /// Returns whether the executions of some class fit. If none does, that costs less than a search in all lines.
+    fn has_class(&self, fits: impl Fn(&Class) -> bool) -> bool {
+        self.executions.keys().any(fits)
+    }
+
+    /// Returns the first entries of executions that fit, at most `most`: those whose turns are next if no slot is freed
+    /// meanwhile.
     pub(crate) fn first(&self, most: usize, fits: impl Fn(&Class) -> bool) -> Vec<Next> {
+        if !self.has_class(&fits) {
+            return Vec::new();
+        }
         let each = most.div_ceil(self.order.len().clamp(1, most));
         let mut first = Vec::new();
         for id in self.order.values().take(most) {

@@ -214,6 +214,9 @@ pub enum Report<O> {
     OutOfMemory(Outcome<O>),
     /// The executor failed: an I/O error of its own, or its supervisor died.
     Failed(Outcome<O>),
+    /// The worker cannot run the action, and others may: it lacks blobs or programs. As every worker may lack them, this
+    /// is no sign that the worker fails.
+    Unsuited(Outcome<O>),
     /// The worker stopped the attempt as told, or gave it up.
     Stopped,
 }

@@ -1,8 +1,8 @@
 //! A link from its first frames to its end.
 
-use std::sync::Arc;
+use std::{panic::AssertUnwindSafe, sync::Arc};
 
-use futures::{StreamExt as _, stream::BoxStream};
+use futures::{FutureExt as _, StreamExt as _, stream::BoxStream};
 use reapi::gorego::cluster::{Frame, Hello, frame::Content};
 use tokio::time::{Instant, timeout};
 use tonic::Status;
@@ -28,7 +28,15 @@ impl Links {
                 old.outbox.end(How::Broken(why));
                 old.down.cancelled().await;
             }
-            let how = links.run(&link, hello, frames).await;
+            let run = AssertUnwindSafe(links.run(&link, hello, frames));
+            // A link without an end would count as up for ever.
+            let how = run.catch_unwind().await.unwrap_or_else(|_| {
+                tracing::error!(
+                    "the task of the link to {} panicked: report the panic",
+                    link.peer
+                );
+                How::Broken("the task of the link panicked".to_owned())
+            });
             link.outbox.end(how);
             // If the link ended before, the first reason counts.
             let how = link.outbox.ended().await;

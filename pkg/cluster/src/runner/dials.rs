@@ -2,11 +2,13 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::Duration,
 };
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use gorego_limits::LogLimit;
 use gorego_scheduler::Generation;
 use parking_lot::Mutex;
@@ -77,7 +79,12 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
         let (links, told) = (Arc::clone(&self.links), self.told.clone());
         let (node, address) = (node.clone(), address.to_owned());
         self.tasks.spawn(async move {
-            let result = links.dial(&address, Some(node.node())).await;
+            let dialed = AssertUnwindSafe(links.dial(&address, Some(node.node())));
+            // Without a result, no other link would ever be opened to the node.
+            let result = dialed.catch_unwind().await.unwrap_or_else(|_| {
+                tracing::error!(%node, "opening a link to a node panicked: report the panic");
+                Err(DialError::Rejected("the dial panicked".to_owned()))
+            });
             let _ = told.send(Told::Dialed { node, result });
         });
     }

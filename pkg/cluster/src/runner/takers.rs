@@ -13,18 +13,22 @@ use crate::handover::Member;
 impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
     /// Replaces the peers that take actions.
     pub(super) fn replace_takers(&self, takers: &[&Member]) {
+        let mut by_platform = BTreeMap::new();
         let takers = takers.iter().map(|member| {
-            let record = self.records.get(&member.node).cloned();
-            // The executor owns the scheduler, which must not own the executor.
-            let work = Arc::downgrade(&self.work);
-            let fits = move |platform: &str| {
-                let both = record.as_ref().zip(work.upgrade());
-                both.is_some_and(|(record, work)| work.fits(record, platform))
-            };
+            let record = self.records.get(&member.node);
+            let fits = by_platform.entry(record.map(|record| &record.platform));
+            let fits = fits.or_insert_with(|| {
+                // The executor owns the scheduler, which must not own the executor.
+                let (record, work) = (record.cloned(), Arc::downgrade(&self.work));
+                Arc::new(move |platform: &str| {
+                    let both = record.as_ref().zip(work.upgrade());
+                    both.is_some_and(|(record, work)| work.fits(record, platform))
+                })
+            });
             Taker {
                 worker: worker(&member.node),
                 memory: member.memory,
-                fits: Arc::new(fits),
+                fits: Arc::clone(fits) as _,
             }
         });
         self.scheduler.set_peers(takers.collect());

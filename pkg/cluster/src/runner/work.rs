@@ -20,7 +20,8 @@ pub trait Work<J, O>: Send + Sync + 'static {
         Handle::current()
     }
 
-    /// Returns whether a node meets the requirements of [`Request::platform`](gorego_scheduler::Request::platform).
+    /// Returns whether a node meets the requirements of [`Request::platform`](gorego_scheduler::Request::platform), which
+    /// depends on nothing but [`Record::platform`].
     fn fits(&self, node: &Record, platform: &str) -> bool;
 
     /// Describes an attempt to the node that got it. The claim and the attempt are set by the caller.

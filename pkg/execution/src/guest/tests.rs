@@ -134,6 +134,10 @@ async fn a_report_arrives_as_it_was_sent() {
         panic!("not failed");
     };
     assert_eq!(outcome.value.status.unwrap().message, "why");
+    let missing = Failure::Missing(vec![DigestFunction::Sha256.digest(b"missing")]);
+    let unsuited = encode_report(failed_attempt(&missing), &store).await;
+    let unsuited = decode_report(unsuited, &store).await;
+    assert!(matches!(unsuited, Report::Unsuited(_)), "{unsuited:?}");
     let stopped = encode_report(Report::Stopped, &store).await;
     let stopped = decode_report(stopped, &store).await;
     assert!(matches!(stopped, Report::Stopped));

@@ -11,7 +11,7 @@ use reapi::{
     v2::{ExecuteResponse, RequestMetadata},
 };
 
-use super::{GuestAction, failed_attempt};
+use super::{GuestAction, failed_attempt, unsuccessful};
 use crate::{Failure, Job, publish};
 
 /// The most bytes of a response in a message, of which links take 64 KiB.
@@ -79,7 +79,7 @@ pub async fn encode_report(report: Report<ExecuteResponse>, blobs: &dyn BlobStor
     let (end, response) = match report {
         Report::Done(outcome) => (End::Done, outcome.value),
         Report::OutOfMemory(outcome) => (End::OutOfMemory, outcome.value),
-        Report::Failed(outcome) => (End::Failed, outcome.value),
+        Report::Failed(outcome) | Report::Unsuited(outcome) => (End::Failed, outcome.value),
         Report::Stopped => return of(End::Stopped, Bytes::new()),
     };
     let response = Bytes::from(response.encode_to_vec());
@@ -122,11 +122,10 @@ pub async fn decode_report(done: Done, blobs: &dyn BlobStore) -> Report<ExecuteR
             return failed_attempt(&Failure::Unavailable(why));
         }
     };
-    let outcome = publish::outcome(response);
     match end {
-        End::Done => Report::Done(outcome),
-        End::OutOfMemory => Report::OutOfMemory(outcome),
-        End::Failed | End::Stopped | End::Declined => Report::Failed(outcome),
+        End::Done => Report::Done(publish::outcome(response)),
+        End::OutOfMemory => Report::OutOfMemory(publish::outcome(response)),
+        End::Failed | End::Stopped | End::Declined => unsuccessful(response),
     }
 }
 

@@ -36,7 +36,10 @@ pub(super) fn begin(phase: Phase) {
 
 /// Records the end of an attempt.
 pub(super) fn end(span: &Span, report: &Report<ExecuteResponse>) {
-    let (Report::Done(outcome) | Report::OutOfMemory(outcome) | Report::Failed(outcome)) = report
+    let (Report::Done(outcome)
+    | Report::OutOfMemory(outcome)
+    | Report::Failed(outcome)
+    | Report::Unsuited(outcome)) = report
     else {
         return;
     };

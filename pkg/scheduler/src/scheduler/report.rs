@@ -61,7 +61,9 @@ impl<J, O> Scheduler<J, O> {
                 self.requeue(attempt.execution, now);
                 return;
             }
-            Report::Failed(_) if execution.failed.len() < allowed(self.options.max_retries) => {
+            Report::Failed(_) | Report::Unsuited(_)
+                if execution.failed.len() < allowed(self.options.max_retries) =>
+            {
                 let running = execution.running.as_ref();
                 let worker = running.map(|running| running.worker.clone());
                 execution.failed.extend(worker);
@@ -69,7 +71,7 @@ impl<J, O> Scheduler<J, O> {
                 self.requeue(attempt.execution, now);
                 return;
             }
-            Report::OutOfMemory(outcome) | Report::Failed(outcome) => {
+            Report::OutOfMemory(outcome) | Report::Failed(outcome) | Report::Unsuited(outcome) => {
                 self.ends.failed += 1;
                 outcome
             }

@@ -1,6 +1,12 @@
 //! The workers that may run the queued executions, and those that keep failing.
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{
+    cell::LazyCell,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
 
 use super::Scheduler;
 use crate::{
@@ -22,14 +28,17 @@ pub struct Taker {
     pub worker: WorkerId,
     /// Its memory, in bytes.
     pub memory: u64,
-    /// Returns whether it meets the requirements of a platform.
-    pub fits: Arc<dyn Fn(&str) -> bool + Send + Sync>,
+    /// Returns whether it meets the requirements of a platform. Peers of the same platform should share one allocation,
+    /// which is then asked once for all of them.
+    pub fits: Fits,
 }
 
+/// A function that returns whether a worker meets the requirements of a platform.
+type Fits = Arc<dyn Fn(&str) -> bool + Send + Sync>;
+
 impl Taker {
-    fn is_able(&self, platform: &str, need: Need) -> bool {
-        let has_memory = !matches!(need, Need::Memory(bytes) if bytes > self.memory);
-        has_memory && (self.fits)(platform)
+    fn has_memory(&self, need: Need) -> bool {
+        !matches!(need, Need::Memory(bytes) if bytes > self.memory)
     }
 }
 
@@ -47,11 +56,23 @@ struct Failing {
     until: Option<Time>,
 }
 
+/// Peers that meet the same requirements; at least one.
+#[derive(Debug)]
+struct Group(Vec<Taker>);
+
+impl Group {
+    fn fits(&self, platform: &str) -> bool {
+        let first = self.0.first();
+        first.is_some_and(|first| (first.fits)(platform))
+    }
+}
+
 /// The workers that may run this node's actions.
 #[derive(Debug, Default)]
 pub(super) struct Takers {
     own: Vec<Taker>,
-    peers: Vec<Taker>,
+    /// There may be a thousand peers and hundreds of classes, but the peers have few different platforms.
+    peers: Vec<Group>,
     failing: BTreeMap<WorkerId, Failing>,
 }
 
@@ -88,9 +109,17 @@ impl<J, O> Scheduler<J, O> {
             return;
         }
         let Takers { own, failing, .. } = &mut self.takers;
-        let all = || own.iter().chain(&peers);
-        failing.retain(|worker, _| all().any(|taker| taker.worker == *worker));
-        self.takers.peers = peers;
+        let all: BTreeSet<_> = own.iter().chain(&peers).map(|it| &it.worker).collect();
+        failing.retain(|worker, _| all.contains(worker));
+        self.takers.peers = Vec::new();
+        for peer in peers {
+            let is_like = |other: &Taker| Arc::ptr_eq(&other.fits, &peer.fits);
+            let is_alike = |group: &&mut Group| group.0.first().is_some_and(is_like);
+            match self.takers.peers.iter_mut().find(is_alike) {
+                Some(group) => group.0.push(peer),
+                None => self.takers.peers.push(Group(vec![peer])),
+            }
+        }
         self.takers_changed();
     }
 
@@ -104,21 +133,26 @@ impl<J, O> Scheduler<J, O> {
     /// Returns whether a worker leaves the executions of a class to others. It does if it failed them or rests, and if
     /// another worker can run them that neither failed them nor rests.
     pub(super) fn leaves(&self, worker: &WorkerId, class: &Class) -> bool {
+        !self.is_ready(worker, class) && self.has_ready(class)
+    }
+
+    /// Returns whether a worker neither failed the executions of a class nor rests.
+    fn is_ready(&self, worker: &WorkerId, class: &Class) -> bool {
+        !class.was_tried_at(worker) && !self.takers.rests(worker)
+    }
+
+    /// Returns whether a worker can run the executions of a class that neither failed them nor rests.
+    fn has_ready(&self, class: &Class) -> bool {
         let Some(platform) = class.platform.as_deref() else {
             return false;
         };
-        if !class.was_tried_at(worker) && !self.takers.rests(worker) {
-            return false;
-        }
+        let is_ready =
+            |taker: &Taker| taker.has_memory(class.need) && self.is_ready(&taker.worker, class);
         let is_out_of_service = self.draining || self.is_closed;
-        let own = self.takers.own.iter().filter(|_| !is_out_of_service);
-        let mut others = own.chain(&self.takers.peers);
-        others.any(|other| {
-            other.worker != *worker
-                && !class.was_tried_at(&other.worker)
-                && !self.takers.rests(&other.worker)
-                && other.is_able(platform, class.need)
-        })
+        let mut own = self.takers.own.iter().filter(|_| !is_out_of_service);
+        let mut peers = self.takers.peers.iter();
+        own.any(|own| (own.fits)(platform) && is_ready(own))
+            || peers.any(|group| group.fits(platform) && group.0.iter().any(is_ready))
     }
 
     /// Returns the peers that may run queued executions which none of the `asked` ones may run: a list for each class of
@@ -128,18 +162,29 @@ impl<J, O> Scheduler<J, O> {
         is_asked: impl Fn(&WorkerId) -> bool,
         most: usize,
     ) -> Vec<Vec<WorkerId>> {
+        let asked = |group: &Group| {
+            let asked = group.0.iter().filter(|peer| is_asked(&peer.worker));
+            asked.cloned().collect::<Vec<_>>()
+        };
+        let groups: Vec<_> = self.takers.peers.iter().map(|it| (it, asked(it))).collect();
         let lists = self.queue.executions().filter_map(|(class, _)| {
             let platform = class.platform.as_deref()?;
-            let peers = self.takers.peers.iter();
-            let mut able = peers.filter(|peer| {
-                peer.is_able(platform, class.need) && !self.leaves(&peer.worker, class)
-            });
-            if able.clone().any(|peer| is_asked(&peer.worker)) {
+            let fitting = groups.iter().filter(|(group, _)| group.fits(platform));
+            let fitting: Vec<_> = fitting.collect();
+            let has_ready = LazyCell::new(|| self.has_ready(class));
+            let is_able = |peer: &&Taker| {
+                peer.has_memory(class.need) && (self.is_ready(&peer.worker, class) || !*has_ready)
+            };
+            let mut asked = fitting.iter().flat_map(|(_, asked)| asked);
+            if asked.any(|peer| is_able(&peer)) {
                 return None;
             }
-            let first = able.next()?.worker.clone();
-            let others = able.map(|peer| peer.worker.clone());
-            Some(std::iter::once(first).chain(others).collect())
+            let able = fitting
+                .iter()
+                .flat_map(|(group, _)| &group.0)
+                .filter(is_able);
+            let able: Vec<_> = able.map(|peer| peer.worker.clone()).collect();
+            (!able.is_empty()).then_some(able)
         });
         lists.take(most).collect()
     }

@@ -1,12 +1,14 @@
 //! Tests of links that come up, carry frames, and go down.
 
+use futures::{StreamExt as _, stream};
+use reapi::gorego::cluster::Hello;
 use tokio::io::AsyncWriteExt as _;
 
 use super::{
     claim, gossip, load,
-    node::{Authority, Node, generation, pair},
+    node::{Authority, Node, generation, pair, record},
 };
-use crate::link::{DialError, Event, How, MAX_FRAME, SendError};
+use crate::link::{DialError, Event, How, MAX_FRAME, SendError, outbox::Outbox, table::Link};
 
 /// Sends frames in both directions, which have to arrive in order.
 async fn talk(a: &mut Node, b: &mut Node) {
@@ -47,6 +49,24 @@ async fn two_nodes_talk_in_plain_text() {
     talk(&mut a, &mut b).await;
     assert!(a.links.idle_for(b.links.me()).is_some());
     assert!(a.links.idle_for(&generation("b", 2)).is_none());
+}
+
+#[tokio::test]
+async fn a_link_whose_task_panics_is_down() {
+    let mut a = Node::start("a", None).await;
+    let peer = generation("b", 1);
+    let link = Link::new(peer.clone(), String::new(), true, Outbox::new(claim(0)));
+    let adopted = a.links.table.lock().adopt(&link, a.links.me(), 4);
+    assert!(adopted.unwrap().is_none());
+    let hello = Hello {
+        record: Some(record(&peer, String::new())),
+        ..Hello::default()
+    };
+    let frames = stream::poll_fn(|_| panic!("a test")).boxed();
+    a.links.start(link, hello, frames, None);
+    assert_eq!(a.up().await, peer);
+    assert!(matches!(a.down().await, How::Broken(why) if why.contains("panicked")));
+    assert!(!a.links.is_up(&peer));
 }
 
 #[tokio::test]

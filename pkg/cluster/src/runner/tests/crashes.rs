@@ -30,6 +30,8 @@ const TICK: Duration = Duration::from_millis(10);
 const ACTIONS: u32 = 20;
 /// The interval of their requests.
 const INTERVAL: Duration = Duration::from_millis(40);
+/// The attempts that fail at one node; after three in a row, it rests.
+const FAILURES: u32 = 4;
 /// The longest wait for a condition, in virtual time.
 const PATIENCE: Duration = Duration::from_mins(2);
 /// The most attempts of an operation: `max_losses`, and the one that succeeds.
@@ -77,6 +79,7 @@ async fn run(name: &'static str, generation: u64, world: World) {
     loop {
         sleep(TICK).await;
         world.lock().totals.insert(name, node.runner.totals());
+        world.lock().knows_failing |= !node.runner.failing().is_empty();
         if name == NAMES[0] && !meets && world.lock().meets {
             meets = true;
             for number in 0..3 {
@@ -156,8 +159,11 @@ fn assert_ends(sim: &mut Sim<'_>, world: &World, may_fail: impl Fn(&str) -> bool
     }
 }
 
-fn assert_survives_crash(victim: &'static str, at: u64) {
+/// Crashes a node after this many steps. Some attempts fail at one node. Returns whether a node knew that it kept
+/// failing.
+fn assert_survives_crash(victim: &'static str, at: u64) -> bool {
     let (mut sim, world) = simulate(at);
+    world.lock().to_fail = FAILURES;
     steps(&mut sim, at.into());
     sim.crash(victim);
     steps(&mut sim, 40);
@@ -165,26 +171,31 @@ fn assert_survives_crash(victim: &'static str, at: u64) {
     assert_ends(&mut sim, &world, |_| false);
     // A crash of the entry node loses its operations, which its clients begin anew.
     let operations = if victim == NAMES[0] { 2 } else { 1 };
-    for (action, runs) in &world.lock().runs {
+    let state = world.lock();
+    for (action, runs) in &state.runs {
+        // One attempt is lost, one fails, and one succeeds.
         assert!(
-            *runs <= 2 * operations,
+            *runs <= 3 * operations,
             "{action}: {runs}, {victim} at {at}"
         );
     }
+    state.knows_failing
 }
 
 #[test]
 fn operations_end_once_when_a_taker_crashes_at_any_step() {
-    for at in (0..150).step_by(5) {
-        assert_survives_crash("b", at);
-    }
+    let rests = (0..150)
+        .step_by(5)
+        .filter(|at| assert_survives_crash("b", *at));
+    assert!(rests.count() > 0);
 }
 
 #[test]
 fn operations_end_once_when_the_entry_node_crashes_at_any_step() {
-    for at in (2..150).step_by(10) {
-        assert_survives_crash("a", at);
-    }
+    let rests = (2..150)
+        .step_by(10)
+        .filter(|at| assert_survives_crash("a", *at));
+    assert!(rests.count() > 0);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use tonic::{Status, codegen::Body as HttpBody};
 use super::nodes::{MEETING, Node, Plan, World, execute, value};
 use crate::{
     discovery::{Discovery, Places},
-    link::{DialError, Links, Tcp},
+    link::{Connect, DialError, Links, Tcp},
 };
 
 /// The longest wait for a condition; far more than it needs.
@@ -174,12 +174,23 @@ fn put(buffer: &mut Vec<u8>, tag: u32, message: &[u8]) {
 
 /// Starts a node on loopback, which looks for another one at `join`.
 async fn start(name: &'static str, join: &[String], dialect: Dialect, world: &World) -> Node {
+    start_over(Arc::new(Tcp), name, join, dialect, world).await
+}
+
+/// Starts a node on loopback, which opens connections in this way.
+pub(super) async fn start_over(
+    connect: Arc<dyn Connect>,
+    name: &'static str,
+    join: &[String],
+    dialect: Dialect,
+    world: &World,
+) -> Node {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let plan = Plan {
         name,
         generation: 1,
         address: listener.local_addr().unwrap().to_string(),
-        connect: Arc::new(Tcp),
+        connect,
         discovery: Discovery::new(Places::List(join.to_vec())),
         nodes: 2,
         dialect,
@@ -191,18 +202,22 @@ async fn assert_share(dialect: Dialect) {
     let world = World::default();
     let a = start("a", &[], dialect, &world).await;
     let b = start("b", slice::from_ref(&a.address), dialect, &world).await;
-    // Two actions of one node that end only if each runs at another node, and then two of the other.
-    for (entry, first) in [(&a, MEETING), (&b, MEETING + 2)] {
-        world.lock().meeting.clear();
-        let mut clients = JoinSet::new();
-        for action in [first, first + 1] {
-            clients.spawn(execute(entry.runner.clone(), action, Arc::clone(&world)));
-        }
-        let ended = timeout(PATIENCE, clients.join_all()).await;
-        ended.unwrap_or_else(|_| panic!("{dialect:?}: {:?}", world.lock()));
+    // Two actions of one node end only if each runs at another node, and then two of the other.
+    assert_meets(&a, MEETING, &world).await;
+    assert_meets(&b, MEETING + 2, &world).await;
+}
+
+/// Checks that two actions of a node meet, from the one with this number on.
+pub(super) async fn assert_meets(entry: &Node, first: u32, world: &World) {
+    world.lock().meeting.clear();
+    let mut clients = JoinSet::new();
+    for action in [first, first + 1] {
+        clients.spawn(execute(entry.runner.clone(), action, Arc::clone(world)));
     }
+    let ended = timeout(PATIENCE, clients.join_all()).await;
+    ended.unwrap_or_else(|_| panic!("{:?}", world.lock()));
     for (action, ends) in &world.lock().answers {
-        assert_eq!(*ends, [Ok(value(*action))], "{dialect:?}");
+        assert_eq!(*ends, [Ok(value(*action))]);
     }
 }
 

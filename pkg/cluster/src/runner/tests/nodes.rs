@@ -9,7 +9,7 @@ use std::{
 use async_trait::async_trait;
 use gorego_grpc::{Body, Listen, Messages, Peer, Peers as Clients, Service};
 use gorego_scheduler::{
-    Attempt, Capacity, End, Generation, OperationId, Phase, Report, Runner, Stage, Totals, Watch,
+    Attempt, Capacity, End, Generation, OperationId, Outcome, Phase, Report, Runner, Stage, Totals, Watch,
     Worker, WorkerId,
 };
 use http::HeaderMap;
@@ -31,6 +31,8 @@ use crate::{
 
 /// The first of the actions that end only while such actions run on all nodes at once.
 pub(super) const MEETING: u32 = 1000;
+/// The node whose attempts may fail.
+const FAILING: &str = "b";
 /// The interval in which a meeting looks for the others.
 const POLL: Duration = Duration::from_millis(10);
 /// The memory of each node.
@@ -49,6 +51,10 @@ pub(super) struct State {
     pub(super) totals: BTreeMap<&'static str, Totals>,
     /// Set when the meetings shall start.
     pub(super) meets: bool,
+    /// The number of attempts that have yet to fail at [`FAILING`].
+    pub(super) to_fail: u32,
+    /// Set once a node has known that a node keeps failing.
+    pub(super) knows_failing: bool,
 }
 
 pub(super) type World = Arc<Mutex<State>>;
@@ -87,9 +93,25 @@ impl Worker<u32, u32> for Script {
             }
         };
         match attempt.stop.run_until_cancelled(work).await {
+            Some(()) if self.fails(action) => {
+                let outcome = Outcome {
+                    value: value(action),
+                    bytes: 4,
+                };
+                Report::Failed(outcome)
+            }
             Some(()) => testing::done(value(action)),
             None => Report::Stopped,
         }
+    }
+}
+
+impl Script {
+    fn fails(&self, action: u32) -> bool {
+        let mut state = self.world.lock();
+        let fails = self.name == FAILING && action < MEETING && state.to_fail > 0;
+        state.to_fail -= u32::from(fails);
+        fails
     }
 }
 

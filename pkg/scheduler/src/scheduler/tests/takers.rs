@@ -1,5 +1,7 @@
 //! Executions that failed at a worker, and workers that keep failing.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::*;
 use crate::{Taker, queue::Need};
 
@@ -154,6 +156,25 @@ fn a_worker_that_keeps_failing_rests_ever_longer_until_it_succeeds() {
 }
 
 #[test]
+fn actions_that_a_worker_lacks_the_inputs_of_are_retried_elsewhere_and_do_not_make_it_rest() {
+    let mut bench = bench(1, &["p"]);
+    let ids = [0, 1, 2, 3].map(|action| bench.submit(&request(action)));
+    for _ in ids {
+        let grant = bench.claim_at("p").unwrap();
+        bench.report(grant.attempt, Report::Unsuited(outcome(404)));
+    }
+    assert_eq!(
+        (bench.scheduler.failing().count(), bench.counts_for("p")),
+        (0, 0)
+    );
+    bench.submit(&request(4));
+    assert_eq!(*bench.claim_at("p").unwrap().job, 4);
+    let attempt = bench.claims(0);
+    bench.report(attempt, done(7));
+    assert_eq!(bench.stage(ids[0]), "done 7");
+}
+
+#[test]
 fn no_worker_rests_without_another_for_its_actions() {
     let mut bench = bench(1, &["p"]);
     bench.join(&["p", "q"]);
@@ -230,6 +251,36 @@ fn a_lost_attempt_that_has_ended_is_not_resumed() {
         assert_eq!(bench.counts_for("p"), 0);
         bench.claims(1);
     }
+}
+
+#[test]
+fn peers_of_one_platform_are_asked_once_for_each_class() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counts = Arc::clone(&asked);
+    let fits: Arc<dyn Fn(&str) -> bool + Send + Sync> = Arc::new(move |platform| {
+        counts.fetch_add(1, Ordering::Relaxed);
+        platform == "class 7"
+    });
+    let mut bench = Bench::new(1);
+    let peer = |number| Taker {
+        fits: Arc::clone(&fits),
+        ..taker(&format!("p{number}"), GIB)
+    };
+    bench.scheduler.set_peers((0..100).map(peer).collect());
+    for class in 0..50 {
+        let platform = format!("class {class}").into();
+        bench.submit(&Request {
+            platform,
+            ..request(class)
+        });
+    }
+    let lists = bench.scheduler.peers_to_ask(|_| false, 8);
+    assert_eq!(lists.iter().map(Vec::len).collect::<Vec<_>>(), [100]);
+    let none = bench
+        .scheduler
+        .peers_to_ask(|asked| *asked == worker("p99"), 8);
+    assert!(none.is_empty());
+    assert_eq!(asked.load(Ordering::Relaxed), 2 * 50);
 }
 
 #[test]
