@@ -5,8 +5,8 @@ mod batch;
 use std::{sync::Arc, time::Duration, vec};
 
 use bytes::Bytes;
-use futures::{StreamExt as _, stream};
-use gorego_storage::{Blob, BlobStore, BlobStream, Chunks, Digest, Error, Hasher, Result};
+use futures::{FutureExt as _, StreamExt as _, stream};
+use gorego_storage::{Arrival, Blob, BlobStore, BlobStream, Chunks, Digest, Error, Hasher, Result};
 use tokio::time::{Instant, timeout};
 
 use super::{
@@ -15,7 +15,7 @@ use super::{
     yields::Yield,
 };
 
-/// The time after which a blob whose chunks stop arriving is read from another place.
+/// The time without a byte after which the rest of a blob is read from another place.
 const STALL: Duration = Duration::from_secs(1);
 /// The most bytes that arrive before a blob counts as opened.
 const BEGINNING: u64 = 1 << 20;
@@ -255,11 +255,14 @@ impl Read {
 
     /// Returns the next chunk of this place, or of another one if this place stalls.
     async fn chunk(&mut self) -> Option<Result<Bytes>> {
+        let arrival = Arrival::default();
         loop {
-            if let Ok(chunk) = timeout(STALL, self.chunks.next()).await {
+            let next = arrival.scope(self.chunks.next());
+            if let Ok(chunk) = timeout(STALL, next).await {
                 return chunk;
             }
-            if !self.moves().await {
+            let is_slow = arrival.begun().now_or_never().is_some();
+            if !is_slow && !self.moves().await {
                 return self.chunks.next().await;
             }
         }

@@ -55,6 +55,8 @@ enum Fault {
     Truncated(usize),
     /// Content pauses for this time after its first byte.
     Pauses(Duration),
+    /// The second half of the content is not whole for a minute, but some of it arrives each half second.
+    Trickles,
 }
 
 /// A node in memory.
@@ -144,6 +146,18 @@ impl BlobStore for Fake {
                 });
                 let first = stream::iter([Ok(content.slice(..1))]);
                 Ok(Blob::stream(first.chain(rest)))
+            }
+            Fault::Trickles => {
+                let (first, rest) = content.split_at(content.len() / 2);
+                let [first, rest] = [first, rest].map(Bytes::copy_from_slice);
+                let rest = stream::once(async move {
+                    for _ in 0..120 {
+                        sleep(Duration::from_millis(500)).await;
+                        Arrival::report();
+                    }
+                    Ok(rest)
+                });
+                Ok(Blob::stream(stream::iter([Ok(first)]).chain(rest)))
             }
             Fault::CorruptAtEnd => {
                 let most = content.slice(..content.len() / 2);

@@ -115,3 +115,14 @@ async fn a_blob_that_stalls_at_one_place_is_read_from_the_next_one() {
     assert!(read(&owners, &digest(&content)).await.unwrap() == content);
     assert!(before.elapsed() < Duration::from_mins(1));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_blob_that_arrives_slowly_is_not_read_from_another_place() {
+    let test = test();
+    let (content, [first]) = test.cluster.content(LARGE, [0]);
+    first.gets(&content).await;
+    test.backing.gets(&content).await;
+    first.fails(Fault::Trickles);
+    assert!(read(&test.near, &digest(&content)).await.unwrap() == content);
+    assert_eq!(test.backing.reads(), 0);
+}
