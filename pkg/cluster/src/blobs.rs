@@ -10,6 +10,7 @@
 //! when members change. A lookup finds a blob at a former owner that is among the first nodes in the new order.
 //! Otherwise it copies the blob from the local tier of the node that looks it up, if that has the blob.
 
+mod hedge;
 mod hits;
 mod latest;
 mod near;

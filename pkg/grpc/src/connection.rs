@@ -72,7 +72,7 @@ pub(crate) struct Connections<S> {
 
 impl<S: Service> Connections<S> {
     /// Serves one client until it leaves or is disconnected.
-    pub(crate) async fn serve(self: Arc<Self>, stream: impl Socket) {
+    pub(crate) async fn serve(self: Arc<Self>, stream: impl Socket, placement: Placement) {
         let Ok(peer) = stream.peer_addr() else {
             // The client has disconnected.
             return;
@@ -82,7 +82,7 @@ impl<S: Service> Connections<S> {
         // Small messages must not wait for the acknowledgement of earlier ones.
         let _ = stream.set_nodelay();
         let activity = self.idle.connection();
-        let Err(why) = self.greet(stream, address, activity).await else {
+        let Err(why) = self.greet(stream, address, (activity, placement)).await else {
             return;
         };
         if let Some(fault) = why.downcast_ref() {
@@ -98,7 +98,7 @@ impl<S: Service> Connections<S> {
         self: &Arc<Self>,
         stream: impl Socket,
         address: SocketAddr,
-        activity: Arc<Activity>,
+        (activity, placement): (Arc<Activity>, Placement),
     ) -> Result<(), BoxError> {
         let mut peer = Peer {
             address,
@@ -107,7 +107,8 @@ impl<S: Service> Connections<S> {
         let Some(tls) = &self.options.tls else {
             let greeting = Box::pin(greeting::http2(stream, "grpc"));
             let stream = self.in_time(&activity, greeting).await?;
-            return Box::pin(self.serve_http2(stream, peer, activity, pending())).await;
+            return Box::pin(self.serve_http2(stream, peer, (activity, placement), pending()))
+                .await;
         };
         let mut tls = tls.clone();
         let config = Arc::clone(&tls.borrow_and_update().config);
@@ -122,7 +123,7 @@ impl<S: Service> Connections<S> {
                 pending::<()>().await;
             }
         };
-        Box::pin(self.serve_http2(stream, peer, activity, changed)).await
+        Box::pin(self.serve_http2(stream, peer, (activity, placement), changed)).await
     }
 
     /// Runs a handshake, which neither its client nor the shutdown may prolong, and which makes room for others like
@@ -149,7 +150,7 @@ impl<S: Service> Connections<S> {
         self: &Arc<Self>,
         stream: IO,
         peer: Peer,
-        activity: Arc<Activity>,
+        (activity, placement): (Arc<Activity>, Placement),
         outdated: impl Future<Output = ()>,
     ) -> Result<(), BoxError>
     where
@@ -159,7 +160,6 @@ impl<S: Service> Connections<S> {
         let wire = Wire::new(stream, peer.address);
         let client = Client::new(self.options.limits.grace);
         let caller = client.clone();
-        let placement = Placement::new(self.options.calls.as_ref());
         let announced = placement.clone();
         let service = service_fn(move |request: http::Request<Incoming>| {
             announced.announce(request.uri().path());

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use crate::{
     Error, Listen, Options, Service, connection::Connections, greeting::Faults, idle::Idle,
-    router::Router,
+    placement::Placement, router::Router,
 };
 
 /// The pause before accepting again when the system has no more sockets to give.
@@ -73,11 +73,14 @@ async fn accept<S: Service>(listener: impl Listen, connections: Arc<Connections<
         let Ok(permit) = permit else {
             return;
         };
-        let connection = Arc::clone(&connections).serve(stream);
-        connections.tasks.spawn(async move {
+        let placement = Placement::new(connections.options.calls.as_ref());
+        let connection = Arc::clone(&connections).serve(stream, placement.clone());
+        let connection = async move {
             connection.await;
             drop(permit);
-        });
+        };
+        let tasks = &connections.tasks;
+        tasks.spawn(placement.run(tasks.clone(), connection));
     }
 }
 

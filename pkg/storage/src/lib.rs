@@ -1,5 +1,6 @@
 //! The model of a build cache: digests, resource names, the traits of stores, and completeness of action results.
 
+mod arrival;
 mod backoff;
 mod blob;
 pub mod blocking;
@@ -24,6 +25,7 @@ mod tree;
 mod usage;
 mod verify;
 
+pub use arrival::Arrival;
 pub use backoff::{EvictionBackoff, Resource};
 pub use blob::{
     Blob, BlobFile, BlobStream, CHUNK_SIZE, Chunks, InUse, Resume, SHARE, UploadId, read_at,

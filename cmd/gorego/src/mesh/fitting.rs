@@ -1,7 +1,7 @@
 //! The platforms of other nodes, which actions can run on.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -18,6 +18,8 @@ use super::work::fits;
 
 /// The time for which a platform counts as present after its last node is gone.
 const GRACE: Duration = Duration::from_mins(5);
+/// The most platforms for which the answer is remembered.
+const MAX_ANSWERS: usize = 1000;
 /// The most values of a property that a message names.
 const MAX_VALUES: usize = 20;
 
@@ -41,11 +43,14 @@ struct RecentTakers {
     nodes: BTreeMap<String, (Arc<Record>, Instant)>,
     /// A number that grows when a node or its platform changes.
     version: u64,
+    /// Whether a node meets a platform, for the platforms asked for since the last change: thousands of actions may wait
+    /// for a few platforms, and all ask after each change.
+    answers: HashMap<String, bool>,
 }
 
 impl RecentTakers {
     fn update(&mut self, takers: impl Iterator<Item = Arc<Record>>) {
-        let now = Instant::now();
+        let (now, version) = (Instant::now(), self.version);
         for record in takers {
             let name = record.node.node().to_owned();
             let platform = Some(&record.platform);
@@ -61,12 +66,22 @@ impl RecentTakers {
         if self.nodes.len() != before {
             self.version += 1;
         }
+        if self.version != version {
+            self.answers.clear();
+        }
     }
 
-    fn meets(&self, platform: &str) -> bool {
-        self.nodes
-            .values()
-            .any(|(record, _)| fits(record, platform))
+    fn meets(&mut self, platform: &str) -> bool {
+        if let Some(answer) = self.answers.get(platform) {
+            return *answer;
+        }
+        let mut nodes = self.nodes.values();
+        let answer = nodes.any(|(record, _)| fits(record, platform));
+        if self.answers.len() >= MAX_ANSWERS {
+            self.answers.clear();
+        }
+        self.answers.insert(platform.to_owned(), answer);
+        answer
     }
 
     fn values(&self, name: &str) -> Vec<String> {
@@ -131,7 +146,9 @@ mod tests {
         let version = seen.version;
         seen.update([node("b", "3")].into_iter());
         assert_eq!(seen.version, version);
+        assert!(!seen.meets("gpu\x004\0"));
         seen.update([node("b", "4")].into_iter());
         assert_ne!(seen.version, version);
+        assert!(seen.meets("gpu\x004\0") && !seen.meets("gpu\x003\0"));
     }
 }

@@ -21,7 +21,7 @@ use reapi::v2::ActionResult;
 
 use super::{
     peers::{Peer, PeerStores, Peers},
-    reads::{self, Sources},
+    reads::Places,
 };
 use spread::spread;
 
@@ -36,21 +36,28 @@ pub struct Owners {
     peers: Arc<Peers>,
     local: Arc<dyn BlobStore>,
     replicas: usize,
+    places: Places,
 }
 
 impl Owners {
     /// Creates the owners among `peers` and this node, which has the blobs in `local`.
     pub fn new(peers: Arc<Peers>, local: Arc<dyn BlobStore>, replicas: usize) -> Self {
+        let replicas = replicas.max(1);
         Self {
+            places: Places {
+                peers: Arc::clone(&peers),
+                most: replicas.saturating_add(1),
+                backing: None,
+            },
             peers,
             local,
-            replicas: replicas.max(1),
+            replicas,
         }
     }
 
     /// The number of nodes that are asked for a blob: its owners, and one that was an owner before another node joined.
     const fn asked(&self) -> usize {
-        self.replicas.saturating_add(1)
+        self.places.most
     }
 
     async fn put_file(&self, digest: &Digest, file: BlobFile) -> Result<Put> {
@@ -156,9 +163,7 @@ impl BlobStore for Owners {
     }
 
     async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
-        let sources = Sources::new(&self.peers, digest, self.asked(), None);
-        let found = sources.open(*digest, offset).await?;
-        found.ok_or(Error::NotFound(*digest))
+        self.places.open(*digest, offset).await
     }
 
     async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
@@ -180,12 +185,7 @@ impl BlobStore for Owners {
     }
 
     async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
-        let nodes = self.peers.nodes();
-        let found = reads::get_batch(&self.peers, &nodes, digests, self.asked()).await;
-        let found = digests.iter().zip(found);
-        found
-            .map(|(digest, found)| found.ok_or(Error::NotFound(*digest)))
-            .collect()
+        self.places.get_batch(digests).await
     }
 
     async fn put_batch(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {

@@ -143,19 +143,19 @@ impl Peers {
         nodes.lost + peers.map(|peer| peer.outages()).sum::<u64>()
     }
 
-    /// Returns the nodes from which a blob is read: the one that the current call is near to, and the first `most` in
-    /// rendezvous order.
-    pub(super) fn sources(&self, nodes: &Nodes, digest: &Digest, most: usize) -> Vec<Arc<Peer>> {
-        let near = nodes.near();
+    /// Returns the first `most` nodes in the order of a digest from which it can be read, but not `near`.
+    pub(super) fn ranked(
+        &self,
+        nodes: &Nodes,
+        digest: &Digest,
+        most: usize,
+        near: Option<&Arc<Peer>>,
+    ) -> Vec<Arc<Peer>> {
         let ranked = nodes.first(digest, most).into_iter().flatten();
-        let mut sources = Vec::with_capacity(most + 1);
-        for peer in near.into_iter().chain(ranked) {
-            let is_known = |known: &Arc<Peer>| Arc::ptr_eq(known, &peer);
-            if !sources.iter().any(is_known) && !self.is_corrupt(&peer, digest) {
-                sources.push(peer);
-            }
-        }
-        sources
+        let is_near = |peer: &Arc<Peer>| near.is_some_and(|near| Arc::ptr_eq(near, peer));
+        ranked
+            .filter(|peer| !is_near(peer) && !self.is_corrupt(peer, digest))
+            .collect()
     }
 
     /// Returns the stores of a node; `None` if its address is unusable.
@@ -205,7 +205,7 @@ impl Peers {
         corrupt.insert((peer.seed, digest.only()));
     }
 
-    fn is_corrupt(&self, peer: &Peer, digest: &Digest) -> bool {
+    pub(super) fn is_corrupt(&self, peer: &Peer, digest: &Digest) -> bool {
         let corrupt = self.corrupt.lock();
         !corrupt.is_empty() && corrupt.contains(&(peer.seed, *digest))
     }

@@ -1,81 +1,187 @@
 //! Reads from several nodes: the next one continues where one fails.
 
-use std::{collections::BTreeMap, sync::Arc, vec};
+mod batch;
+
+use std::{sync::Arc, time::Duration, vec};
 
 use bytes::Bytes;
-use futures::{StreamExt as _, future, stream};
-use gorego_storage::{Blob, BlobStore, BlobStream, Chunks, Digest, Error, Hasher, Result};
+use futures::{FutureExt as _, StreamExt as _, stream};
+use gorego_storage::{Arrival, Blob, BlobStore, BlobStream, Chunks, Digest, Error, Hasher, Result};
+use tokio::time::{Instant, timeout};
 
-use super::peers::{Nodes, Peer, Peers};
+use super::{
+    hedge::hedged,
+    hits::HitHistory,
+    peers::{Nodes, Peer, Peers},
+};
 
-/// The places of a blob, the best first.
-pub(super) struct Sources {
-    peers: Arc<Peers>,
+/// The time without a byte after which the rest of a blob is read from another place.
+const STALL: Duration = Duration::from_secs(1);
+/// The most bytes that arrive before a blob counts as opened.
+const BEGINNING: u64 = 1 << 20;
+
+/// The places from which blobs are read: the node that the call is near to, the first `most` nodes in rendezvous order,
+/// and the backing cache, if there is one.
+#[derive(Clone, Debug)]
+pub(super) struct Places {
+    pub(super) peers: Arc<Peers>,
+    pub(super) most: usize,
+    pub(super) backing: Option<Backing>,
+}
+
+/// The backing cache behind the nodes.
+#[derive(Clone, Debug)]
+pub(super) struct Backing {
+    pub(super) blobs: Arc<dyn BlobStore>,
+    /// The hits of the nodes in rendezvous order. While there are few, few reads ask them before the backing cache.
+    pub(super) hits: Arc<HitHistory>,
+}
+
+impl Places {
+    /// Opens a blob at the first place that has it. The error is that of the backing cache, if there is one.
+    pub(super) async fn open(&self, digest: Digest, offset: u64) -> Result<Blob> {
+        Sources::new(self, digest).open(offset).await
+    }
+}
+
+impl Backing {
+    /// Returns whether to ask nodes in rendezvous order for this many blobs before the backing cache.
+    pub(super) fn is_behind(&self, blobs: usize) -> bool {
+        self.hits.asks(blobs)
+    }
+}
+
+/// The places of one blob that are not asked yet.
+struct Sources {
+    digest: Digest,
+    places: Places,
+    nodes: Arc<Nodes>,
+    near: Option<Arc<Peer>>,
     rest: vec::IntoIter<Arc<Peer>>,
-    /// The backing cache, which comes last.
-    backing: Option<Arc<dyn BlobStore>>,
+    /// Set once `rest` is of the nodes in rendezvous order.
+    is_ranked: bool,
+    /// The backing cache; none once it has answered.
+    backing: Option<Backing>,
 }
 
 impl Sources {
-    pub(super) fn new(
-        peers: &Arc<Peers>,
-        digest: &Digest,
-        most: usize,
-        backing: Option<Arc<dyn BlobStore>>,
-    ) -> Self {
-        let rest = peers.sources(&peers.nodes(), digest, most).into_iter();
-        let peers = Arc::clone(peers);
+    fn new(places: &Places, digest: Digest) -> Self {
+        let nodes = places.peers.nodes();
+        let near = nodes.near();
+        let first = near.clone();
+        let first = first.filter(|near| !places.peers.is_corrupt(near, &digest));
         Self {
-            peers,
-            rest,
-            backing,
+            digest,
+            rest: Vec::from_iter(first).into_iter(),
+            near,
+            nodes,
+            is_ranked: false,
+            backing: places.backing.clone(),
+            places: places.clone(),
         }
     }
 
-    /// Opens the blob at the first node that has it. `None` if none of the nodes has it.
-    pub(super) async fn open(mut self, digest: Digest, offset: u64) -> Result<Option<Blob>> {
-        while let Some(peer) = self.rest.next() {
-            let Some(stores) = self.peers.stores(&peer) else {
-                continue;
-            };
-            match stores.blobs.get(&digest, offset).await {
-                Ok(Blob::Stream(stream)) => {
-                    let read = Read {
-                        digest,
-                        at: offset,
-                        hasher: (offset == 0).then(|| Hasher::new(digest.function())),
-                        from: Some(peer),
-                        resumed: false,
-                        chunks: stream.chunks,
-                        sources: self,
-                    };
-                    return Ok(Some(read.into_blob()));
-                }
-                Ok(blob) => return Ok(Some(blob)),
-                Err(error @ Error::OffsetPastEnd { .. }) => return Err(error),
-                Err(error) => self.failed(&peer, &digest, &error),
+    /// Returns the next node to ask; `None` if it is the turn of the backing cache, or none is left.
+    fn next(&mut self) -> Option<Arc<Peer>> {
+        if self.rest.len() == 0 && !self.is_ranked {
+            let Places { peers, most, .. } = &self.places;
+            let backing = self.backing.as_ref();
+            if *most > 0 && backing.is_none_or(|backing| backing.is_behind(1)) {
+                let ranked = peers.ranked(&self.nodes, &self.digest, *most, self.near.as_ref());
+                (self.rest, self.is_ranked) = (ranked.into_iter(), true);
             }
         }
-        Ok(None)
+        self.rest.next()
+    }
+
+    async fn open(mut self, offset: u64) -> Result<Blob> {
+        let (start, digest) = (Instant::now(), self.digest);
+        let mut missing = Error::NotFound(digest);
+        loop {
+            let Some(peer) = self.next() else {
+                let Some(backing) = self.backing.take() else {
+                    return Err(missing);
+                };
+                match backing.blobs.get(&digest, offset).await {
+                    Ok(blob) => return Ok(blob),
+                    Err(error) => missing = error,
+                }
+                continue;
+            };
+            let Some(stores) = self.places.peers.stores(&peer) else {
+                continue;
+            };
+            let node = || stores.blobs.get(&digest, offset);
+            let (found, of_backing) = match self.backing.as_ref().map(|backing| &backing.blobs) {
+                Some(backing) => {
+                    let backing = || backing.get(&digest, offset);
+                    let bytes = digest.size().min(BEGINNING);
+                    hedged((start, bytes), node, backing, Result::is_ok).await
+                }
+                None => (Some(node().await), None),
+            };
+            match of_backing {
+                Some(Ok(blob)) => return Ok(blob),
+                Some(Err(error)) => (missing, self.backing) = (error, None),
+                None => {}
+            }
+            match found {
+                Some(Ok(blob)) => return Ok(self.found(peer, blob, offset)),
+                Some(Err(error @ Error::OffsetPastEnd { .. })) => return Err(error),
+                Some(Err(error)) => self.failed(&peer, &error),
+                None => {}
+            }
+        }
+    }
+
+    fn found(self, peer: Arc<Peer>, blob: Blob, offset: u64) -> Blob {
+        if let Some(backing) = self.places.backing.as_ref().filter(|_| self.is_ranked) {
+            backing.hits.add(1);
+        }
+        match blob {
+            Blob::Stream(stream) => {
+                let read = Read {
+                    digest: self.digest,
+                    at: offset,
+                    hasher: (offset == 0).then(|| Hasher::new(self.digest.function())),
+                    from: Some(peer),
+                    resumed: false,
+                    chunks: stream.chunks,
+                    sources: self,
+                };
+                read.into_blob()
+            }
+            blob => blob,
+        }
     }
 
     /// Opens the rest of the blob at the next place that has it; `None` if none has it.
-    async fn reopen(&mut self, digest: &Digest, at: u64) -> Option<(Option<Arc<Peer>>, Chunks)> {
-        while let Some(peer) = self.rest.next() {
-            let Some(stores) = self.peers.stores(&peer) else {
+    async fn reopen(&mut self, at: u64) -> Option<(Option<Arc<Peer>>, Chunks)> {
+        loop {
+            let Some(peer) = self.next() else {
+                let backing = self.backing.take()?.blobs;
+                if let Ok(blob) = backing.get(&self.digest, at).await {
+                    return Some((None, blob.into_chunks()));
+                }
                 continue;
             };
-            match stores.blobs.get(digest, at).await {
+            let Some(stores) = self.places.peers.stores(&peer) else {
+                continue;
+            };
+            match stores.blobs.get(&self.digest, at).await {
                 Ok(blob) => return Some((Some(peer), blob.into_chunks())),
-                Err(error) => self.failed(&peer, digest, &error),
+                Err(error) => self.failed(&peer, &error),
             }
         }
-        let blob = self.backing.take()?.get(digest, at).await.ok()?;
-        Some((None, blob.into_chunks()))
     }
 
-    fn failed(&self, peer: &Peer, digest: &Digest, error: &Error) {
-        failed(&self.peers, peer, digest, error);
+    fn is_exhausted(&self) -> bool {
+        let may_rank = !self.is_ranked && self.places.most > 0;
+        self.rest.len() == 0 && !may_rank && self.backing.is_none()
+    }
+
+    fn failed(&self, peer: &Peer, error: &Error) {
+        failed(&self.places.peers, peer, &self.digest, error);
     }
 }
 
@@ -127,7 +233,7 @@ impl Read {
             return Ok(None);
         }
         loop {
-            let error = match self.chunks.next().await {
+            let error = match self.chunk().await {
                 Some(Ok(chunk)) => return self.checked(chunk).map(Some),
                 Some(Err(error)) => error,
                 None => Error::Unavailable(format!(
@@ -136,15 +242,39 @@ impl Read {
                 )),
             };
             if let Some(peer) = &self.from {
-                self.sources.failed(peer, &self.digest, &error);
+                self.sources.failed(peer, &error);
             }
             if matches!(error, Error::Mismatch { .. }) && self.at > 0 {
                 return Err(self.corrupt(error));
             }
-            let next = self.sources.reopen(&self.digest, self.at).await;
-            let (from, chunks) = next.ok_or(error)?;
-            (self.from, self.chunks, self.resumed) = (from, chunks, true);
+            if !self.moves().await {
+                return Err(error);
+            }
         }
+    }
+
+    /// Returns the next chunk of this place, or of another one if this place stalls.
+    async fn chunk(&mut self) -> Option<Result<Bytes>> {
+        let arrival = Arrival::default();
+        loop {
+            let next = arrival.scope(self.chunks.next());
+            if let Ok(chunk) = timeout(STALL, next).await {
+                return chunk;
+            }
+            let is_slow = arrival.begun().now_or_never().is_some();
+            if !is_slow && !self.moves().await {
+                return self.chunks.next().await;
+            }
+        }
+    }
+
+    /// Moves to the next place that has the rest; returns false if there is none.
+    async fn moves(&mut self) -> bool {
+        let Some((from, chunks)) = self.sources.reopen(self.at).await else {
+            return false;
+        };
+        (self.from, self.chunks, self.resumed) = (from, chunks, true);
+        true
     }
 
     /// Counts and hashes a chunk. Each source verified its own content, but not the content of earlier sources.
@@ -170,56 +300,9 @@ impl Read {
     /// Returns the error of a read whose first content was corrupt, so that the read cannot continue. Another read gets
     /// the blob from the next source, if there is one.
     fn corrupt(&self, error: Error) -> Error {
-        if self.sources.rest.len() == 0 && self.sources.backing.is_none() {
+        if self.sources.is_exhausted() {
             return error;
         }
         Error::Unavailable(format!("{error}; read it again from another place"))
-    }
-}
-
-/// Reads small blobs, each from the first node that has it. All are read from their first nodes at once, then the
-/// missing ones from their second nodes. `None` for a blob that no node has.
-pub(super) async fn get_batch(
-    peers: &Arc<Peers>,
-    nodes: &Nodes,
-    digests: &[Digest],
-    most: usize,
-) -> Vec<Option<Bytes>> {
-    let mut found = vec![None; digests.len()];
-    let sources = digests.iter();
-    let mut sources: Vec<_> = sources
-        .map(|digest| peers.sources(nodes, digest, most).into_iter())
-        .collect();
-    loop {
-        let mut batches = BTreeMap::<u64, (Arc<Peer>, Vec<(usize, Digest)>)>::new();
-        for (index, (digest, sources)) in digests.iter().zip(&mut sources).enumerate() {
-            if found.get(index).is_some_and(Option::is_none)
-                && let Some(peer) = sources.next()
-            {
-                let batch = batches.entry(peer.id());
-                let (_, batch) = batch.or_insert_with(|| (peer, Vec::new()));
-                batch.push((index, *digest));
-            }
-        }
-        if batches.is_empty() {
-            return found;
-        }
-        let reads = batches.into_values().map(|(peer, batch)| async move {
-            let digests: Vec<Digest> = batch.iter().map(|(_, digest)| *digest).collect();
-            let read = match peers.stores(&peer) {
-                Some(stores) => stores.blobs.get_batch(&digests).await,
-                None => Vec::new(),
-            };
-            (peer, batch, read)
-        });
-        for (peer, batch, read) in future::join_all(reads).await {
-            for ((index, digest), content) in batch.into_iter().zip(read) {
-                match (content, found.get_mut(index)) {
-                    (Ok(content), Some(place)) => *place = Some(content),
-                    (Err(error), _) => failed(peers, &peer, &digest, &error),
-                    (Ok(_), None) => {}
-                }
-            }
-        }
     }
 }

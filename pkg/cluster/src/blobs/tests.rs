@@ -1,5 +1,6 @@
 //! Nodes in memory, which fail in several ways.
 
+mod hedged;
 mod near;
 mod owners;
 mod proxied;
@@ -17,12 +18,12 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::stream;
+use futures::{StreamExt as _, stream};
 use gorego_limits::{Budget, Call};
 use gorego_scheduler::Generation;
 use gorego_storage::{
-    ActionCache, Blob, BlobStore, CachedResult, Digest, DigestFunction, Error, MemoryStore, Put,
-    Result,
+    ActionCache, Arrival, Blob, BlobStore, CachedResult, Digest, DigestFunction, Error,
+    MemoryStore, Put, Result,
 };
 use parking_lot::Mutex;
 use reapi::v2::ActionResult;
@@ -44,12 +45,18 @@ enum Fault {
     Silent,
     /// Each call takes this time.
     Slow(Duration),
+    /// Each answer begins to arrive after the first of these times, and takes the second one.
+    Busy(Duration, Duration),
     /// Content is corrupt.
     Corrupt,
     /// Content turns out to be corrupt at its end.
     CorruptAtEnd,
     /// Content ends after this many bytes.
     Truncated(usize),
+    /// Content pauses for this time after its first byte.
+    Pauses(Duration),
+    /// The second half of the content is not whole for a minute, but some of it arrives each half second.
+    Trickles,
 }
 
 /// A node in memory.
@@ -58,6 +65,8 @@ struct Fake {
     memory: MemoryStore,
     fault: Mutex<Fault>,
     reads: AtomicU64,
+    /// The reads that were not cancelled.
+    ended: AtomicU64,
 }
 
 impl Fake {
@@ -67,6 +76,11 @@ impl Fake {
 
     fn reads(&self) -> u64 {
         self.reads.load(Relaxed)
+    }
+
+    /// Returns the number of reads that were cancelled.
+    fn cancelled(&self) -> u64 {
+        self.reads() - self.ended.load(Relaxed)
     }
 
     async fn has(&self, digest: &Digest) -> bool {
@@ -86,6 +100,11 @@ impl Fake {
             Fault::Down => return Err(Error::Unavailable("down".to_owned())),
             Fault::Silent => pending().await,
             Fault::Slow(time) => sleep(time).await,
+            Fault::Busy(begins, takes) => {
+                sleep(begins).await;
+                Arrival::report();
+                sleep(takes).await;
+            }
             _ => {}
         }
         Ok(fault)
@@ -107,7 +126,9 @@ impl BlobStore for Fake {
 
     async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
         self.reads.fetch_add(1, Relaxed);
-        let fault = self.answer().await?;
+        let answer = self.answer().await;
+        self.ended.fetch_add(1, Relaxed);
+        let fault = answer?;
         let content = BlobStore::get(&self.memory, digest, offset).await?;
         let content = content.into_bytes().await?;
         let corrupt = || Error::mismatch(digest, "other content");
@@ -116,6 +137,27 @@ impl BlobStore for Fake {
             Fault::Truncated(bytes) => {
                 let start = content.slice(..bytes.min(content.len()));
                 Ok(Blob::stream(stream::iter([Ok(start)])))
+            }
+            Fault::Pauses(time) => {
+                let rest = content.slice(1..);
+                let rest = stream::once(async move {
+                    sleep(time).await;
+                    Ok(rest)
+                });
+                let first = stream::iter([Ok(content.slice(..1))]);
+                Ok(Blob::stream(first.chain(rest)))
+            }
+            Fault::Trickles => {
+                let (first, rest) = content.split_at(content.len() / 2);
+                let [first, rest] = [first, rest].map(Bytes::copy_from_slice);
+                let rest = stream::once(async move {
+                    for _ in 0..120 {
+                        sleep(Duration::from_millis(500)).await;
+                        Arrival::report();
+                    }
+                    Ok(rest)
+                });
+                Ok(Blob::stream(stream::iter([Ok(first)]).chain(rest)))
             }
             Fault::CorruptAtEnd => {
                 let most = content.slice(..content.len() / 2);

@@ -18,6 +18,7 @@ use tonic::{
 use tower::ServiceExt as _;
 
 use super::{failure::Failure, foreign, pool::ConnectionUse};
+use gorego_storage::Arrival;
 
 /// The length of a message's header: a compression flag and the length.
 const HEADER: usize = 5;
@@ -96,6 +97,7 @@ impl Answer {
             };
             match frame.into_data() {
                 Ok(data) => {
+                    Arrival::report();
                     self.arrived.reserve(len - self.arrived.len());
                     self.arrived.extend_from_slice(&data);
                 }
@@ -200,7 +202,7 @@ pub(super) fn body(messages: impl Stream<Item = Bytes> + Send + 'static) -> Body
 
 #[cfg(test)]
 mod tests {
-    use futures::stream;
+    use futures::{FutureExt as _, stream};
 
     use super::*;
 
@@ -239,6 +241,25 @@ mod tests {
                 pieces.push(piece);
             }
             assert!(pieces.concat() == sizes.map(content).concat());
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_begins_is_reported_before_it_is_whole() {
+        let begin = |data| {
+            let frames = stream::iter(data).chain(stream::pending());
+            Answer {
+                body: Body::new(StreamBody::new(frames)),
+                ..answer([].into_iter())
+            }
+        };
+        let data = || Ok::<_, Status>(Frame::data(Bytes::from_static(&[0])));
+        for (data, begins) in [(vec![], false), (vec![data()], true)] {
+            let arrival = Arrival::default();
+            let answer = begin(data);
+            let answer = arrival.scope(answer.only(usize::MAX));
+            assert!(answer.now_or_never().is_none());
+            assert_eq!(arrival.begun().now_or_never().is_some(), begins);
         }
     }
 

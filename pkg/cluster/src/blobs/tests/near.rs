@@ -10,13 +10,13 @@ const OPTIONS: NearOptions = NearOptions {
     read_only: false,
 };
 
-struct Test {
-    cluster: Cluster,
-    backing: Arc<Fake>,
-    near: Near,
+pub(super) struct Test {
+    pub(super) cluster: Cluster,
+    pub(super) backing: Arc<Fake>,
+    pub(super) near: Near,
 }
 
-fn test() -> Test {
+pub(super) fn test() -> Test {
     let (cluster, backing) = (Cluster::new(4), Arc::<Fake>::default());
     let near = Near::new(
         Arc::clone(&cluster.peers),
@@ -223,4 +223,36 @@ async fn nodes_that_have_nothing_are_asked_rarely_until_they_have_a_blob() {
         test.near.get_batch(&all).await;
         assert!(read(&test.near, &digest(&content)).await.unwrap() == content);
     }
+}
+
+#[tokio::test]
+async fn blobs_at_the_node_that_calls_are_near_to_do_not_count_for_the_others() {
+    let test = test();
+    let content = |number: u32| Bytes::copy_from_slice(&number.to_le_bytes());
+    let (_, [hinted]) = test.cluster.content(10, [3]);
+    for number in 0..1100 {
+        test.backing.gets(&content(number)).await;
+        hinted.gets(&content(number)).await;
+    }
+    let others = || {
+        let nodes = test.cluster.fakes.values();
+        let others = nodes.filter(|node| !Arc::ptr_eq(node, &hinted));
+        others.map(|node| node.reads()).sum::<u64>()
+    };
+    // Blobs that no other node has.
+    for number in 2000..3100 {
+        test.backing.gets(&content(number)).await;
+        read(&test.near, &digest(&content(number))).await.unwrap();
+    }
+    let call = test.cluster.near_to(&hinted);
+    let before = others();
+    for number in 0..1000 {
+        let read = async { read(&test.near, &digest(&content(number))).await };
+        assert_eq!(call.scope(read).await.unwrap(), content(number));
+    }
+    assert_eq!(others(), before);
+    for number in 2000..2032 {
+        read(&test.near, &digest(&content(number))).await.unwrap();
+    }
+    assert!(others() - before <= 6);
 }

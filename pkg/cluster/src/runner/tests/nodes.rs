@@ -9,8 +9,8 @@ use std::{
 use async_trait::async_trait;
 use gorego_grpc::{Body, Listen, Messages, Peer, Peers as Clients, Service};
 use gorego_scheduler::{
-    Attempt, Capacity, End, Generation, OperationId, Outcome, Phase, Report, Runner, Stage, Totals, Watch,
-    Worker, WorkerId,
+    Attempt, Capacity, End, Generation, OperationId, Outcome, Phase, Report, Runner, Stage, Totals,
+    Watch, Worker, WorkerId,
 };
 use http::HeaderMap;
 use parking_lot::Mutex;
