@@ -25,6 +25,13 @@ pub(super) struct Taken {
     pub(super) done: Option<Done>,
 }
 
+impl Taken {
+    /// Returns whether the action has not got all of its inputs.
+    pub(super) fn reads_inputs(&self) -> bool {
+        self.done.is_none() && self.phase < Some(Phase::Run)
+    }
+}
+
 impl Handover {
     /// Asks an entry node for an action for a slot that was claimed for it.
     pub fn claimed(
@@ -65,6 +72,7 @@ impl Handover {
                 host.send(node, Content::Progress(Progress { running }));
             }
         }
+        self.begin_fetches(host);
     }
 
     /// Records the end of the action in a slot, which is then free. Sets the attempt in `done`. The entry node gets it
@@ -81,6 +89,7 @@ impl Handover {
                 taken.done = Some(done);
             }
         }
+        self.begin_fetches(host);
     }
 
     /// Returns the entry node and the attempt of a slot.

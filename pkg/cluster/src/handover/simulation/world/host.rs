@@ -7,7 +7,8 @@ use std::{
 
 use bytes::Bytes;
 use gorego_scheduler::{
-    AttemptId, Generation, Need, Outcome, Phase, Report, Scheduler, Taker, Time, WorkerId,
+    ActionKey, AttemptId, Generation, Need, Outcome, Phase, Report, Scheduler, Taker, Time,
+    WorkerId,
 };
 use reapi::gorego::cluster::{self as proto, Done, Prefetch, done::End as DoneEnd, frame::Content};
 
@@ -106,12 +107,17 @@ impl Host for TestHost<'_> {
         Some((grant.attempt, frame))
     }
 
-    fn look_ahead(&mut self, peer: &Generation, need: Need) -> Option<Prefetch> {
-        let key = self.scheduler.look_ahead(&id(peer), need, |_| true)?;
-        Some(Prefetch {
+    fn look_ahead(&mut self, peer: &Generation, need: Need, most: usize) -> Vec<Prefetch> {
+        let keys = self.scheduler.look_ahead(&id(peer), need, most, |_| true);
+        let prefetch = |key: ActionKey| Prefetch {
             hash: Bytes::copy_from_slice(key.action.hash()),
             ..Prefetch::default()
-        })
+        };
+        keys.into_iter().map(prefetch).collect()
+    }
+
+    fn forget_ahead(&mut self, peer: &Generation) {
+        self.scheduler.forget_ahead(&id(peer));
     }
 
     fn set_takers(&mut self, takers: &[&Member]) {
@@ -173,6 +179,8 @@ impl Host for TestHost<'_> {
     fn fetch_ahead(&mut self, entry: &Generation, prefetch: Prefetch) {
         self.out.push(Out::Fetch(entry.clone(), prefetch.hash));
     }
+
+    fn end_fetches(&mut self, _entry: &Generation) {}
 
     fn free(&mut self, slot: AttemptId) {
         self.scheduler.report(slot, Report::Stopped, self.now);
