@@ -15,8 +15,11 @@ impl Bench {
     fn names_in_all(&mut self, peer: &str, most: usize) -> Vec<u32> {
         let fits = |platform: &str| platform == "linux";
         let keys = self.scheduler.look_ahead(&worker(peer), GB, most, fits);
-        let number = |key| (1..100).find(|action| request(*action).key == key);
-        keys.into_iter().filter_map(number).collect()
+        let numbers = keys.iter().filter_map(|key| {
+            let mut actions = 1..100;
+            actions.find(|action| request(*action).key == *key)
+        });
+        numbers.collect()
     }
 
     /// Claims for a peer.
@@ -60,7 +63,7 @@ fn a_peer_knows_as_many_actions_as_it_asks_for_up_to_sixteen() {
     }
     assert_eq!(bench.names_in_all("peer", 3), [1, 2, 3]);
     assert_eq!(bench.names_in_all("other", 2), [4, 5]);
-    assert_eq!(bench.names_in_all("peer", 3), []);
+    assert!(bench.names_in_all("peer", 3).is_empty());
     // In the order of the queue.
     assert_eq!(bench.gives("peer"), Some(1));
     assert_eq!(bench.gives("other"), Some(4));

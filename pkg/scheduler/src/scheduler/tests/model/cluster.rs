@@ -84,7 +84,8 @@ impl Model {
         let queued = scheduler.queued_by_need(&name(PEER + 1), |_| true);
         let queued: usize = queued.iter().map(|(_, executions)| executions).sum();
         assert_eq!(queued, scheduler.totals().queued);
-        let mut named = scheduler.ahead.of(&name(PEER));
+        let peer = name(PEER);
+        let mut named = scheduler.ahead.of(&peer);
         assert!(named.all(|execution| scheduler.executions[&execution].running.is_none()));
     }
 }
