@@ -24,12 +24,13 @@ use std::{
 };
 
 use fastrand::Rng;
-use gorego_scheduler::{AttemptId, Generation, Need, Phase, Time};
+use gorego_scheduler::{AttemptId, Capacity, Generation, Need, Phase, Time};
 use reapi::gorego::{
     ResourceUsage,
     cluster::{self as proto, Done, Load, Prefetch, frame::Content},
 };
 
+use ahead::Fetches;
 use entry::Given;
 use taker::{OpenClaim, Taken};
 
@@ -68,8 +69,11 @@ pub trait Host {
     /// Grants the next action of this node's queue to a claim of a peer. The machine sets the claim and the attempt in
     /// the frame.
     fn grant(&mut self, peer: &Generation, need: Need) -> Option<(AttemptId, proto::Grant)>;
-    /// Chooses a queued action whose inputs a peer shall fetch. It stays in the queue.
-    fn look_ahead(&mut self, peer: &Generation, need: Need) -> Option<Prefetch>;
+    /// Chooses queued actions whose inputs a peer shall fetch, so that `most` are chosen for it, and returns the new
+    /// ones. They stay in the queue.
+    fn look_ahead(&mut self, peer: &Generation, need: Need, most: usize) -> Vec<Prefetch>;
+    /// Forgets the actions that were chosen for a peer, which no longer fetches their inputs.
+    fn forget_ahead(&mut self, peer: &Generation);
     /// Replaces the peers that take this node's actions. An action that failed at one node is left to others.
     fn set_takers(&mut self, takers: &[&Member]);
     /// Resumes a lost attempt that a peer still runs. Returns false if its action is no longer queued.
@@ -100,6 +104,8 @@ pub trait Host {
     fn fetch_ahead(&mut self, entry: &Generation, prefetch: Prefetch);
     /// Measures the resources that the commands of other nodes use. Ends in [`Handover::measured`].
     fn measure(&mut self);
+    /// Ends the fetches of inputs of a peer's actions.
+    fn end_fetches(&mut self, entry: &Generation);
     /// Frees a slot that was claimed for a peer.
     fn free(&mut self, slot: AttemptId);
     /// Runs an action of a peer in a slot. Ends in [`Handover::ended`].
@@ -163,6 +169,8 @@ struct Peer {
     taken: BTreeMap<AttemptId, Taken>,
     /// The largest need of the actions that the peer offers.
     offered: Option<Need>,
+    /// The actions that the peer may still name, since it was asked for them.
+    awaited: usize,
     /// Set once the peer has named an action to fetch ahead, until one of its actions starts here.
     is_ahead: bool,
 }
@@ -182,6 +190,7 @@ impl Peer {
             claims: BTreeMap::new(),
             taken: BTreeMap::new(),
             offered: None,
+            awaited: 0,
             is_ahead: false,
         }
     }
@@ -208,6 +217,8 @@ impl Peer {
 #[derive(Debug)]
 pub struct Handover {
     own: Generation,
+    /// The actions that this node runs at once.
+    slots: usize,
     /// The memory of this node for actions, in bytes.
     memory: u64,
     peers: BTreeMap<Generation, Peer>,
@@ -216,8 +227,7 @@ pub struct Handover {
     unreachable: BTreeSet<Generation>,
     /// The members that are offered the queue.
     chosen: BTreeSet<Generation>,
-    /// The entry nodes of the actions whose inputs are being fetched ahead.
-    fetches: BTreeSet<Generation>,
+    fetches: Fetches,
     has_queue: bool,
     random: Rng,
     ticked: Time,
@@ -225,16 +235,17 @@ pub struct Handover {
 }
 
 impl Handover {
-    /// Creates the machine of a node with this memory for actions, in bytes. `seed` is random.
-    pub fn new(own: Generation, memory: u64, seed: u64) -> Self {
+    /// Creates the machine of a node with this capacity for actions. `seed` is random.
+    pub fn new(own: Generation, capacity: Capacity, seed: u64) -> Self {
         Self {
             own,
-            memory,
+            slots: capacity.slots,
+            memory: capacity.memory,
             peers: BTreeMap::new(),
             members: BTreeMap::new(),
             unreachable: BTreeSet::new(),
             chosen: BTreeSet::new(),
-            fetches: BTreeSet::new(),
+            fetches: Fetches::default(),
             has_queue: false,
             random: Rng::with_seed(seed),
             ticked: Time::ZERO,
@@ -310,15 +321,20 @@ impl Handover {
                 let offered = counts.iter().filter(|(_, actions)| *actions > 0);
                 peer.offered = offered.map(|(need, _)| *need).max();
                 host.set_foreign(node, &counts);
+                self.end_fetches(node, host);
                 self.ask_ahead(node, host);
             }
             Content::Grant(grant) => {
+                let (function, hash) = (grant.function.clone(), grant.hash.clone());
                 peer.on_grant(node, grant, host);
-                self.ask_ahead(node, host);
+                self.granted(node, &function, &hash, host);
             }
             Content::Ahead(ahead) => ahead::answer(node, &ahead, host),
             Content::Prefetch(prefetch) => self.on_prefetch(node, prefetch, host),
-            Content::Nothing(nothing) => peer.on_nothing(node, nothing, host),
+            Content::Nothing(nothing) => {
+                peer.on_nothing(node, nothing, host);
+                self.end_fetches(node, host);
+            }
             Content::Received(received) => peer.on_received(&received),
             Content::Cancel(cancel) => peer.on_cancel(&cancel, host),
             Content::Hello(_) | Content::Gossip(_) | Content::Ping(_) | Content::Bye(_) => {}
@@ -392,7 +408,9 @@ impl Handover {
         let peer = self.peers.get_mut(node);
         if let Some(peer) = peer.filter(|peer| peer.is_up()) {
             peer.told.clear();
-            (peer.offered, peer.is_ahead) = (None, false);
+            (peer.offered, peer.awaited, peer.is_ahead) = (None, 0, false);
+            self.fetches.drop_waiting(node);
+            host.forget_ahead(node);
             host.set_foreign(node, &[]);
             for claim in std::mem::take(&mut peer.claims).into_values() {
                 host.free(claim.slot);

@@ -129,11 +129,16 @@ pub(crate) async fn admit_again(
 }
 
 impl Admission<'_> {
-    /// Checks the command, the platform and the inputs. Extends the leases of all blobs that the action needs.
+    /// Checks the command, the platform and the inputs. Extends the leases of all blobs that the action needs, but not
+    /// those of an action of another node: that node holds them, and the attempt finds the missing ones.
     pub(crate) async fn job(self, request: &ExecuteRequest) -> Result<Arc<Job>, Failure> {
         let mut missing = Vec::new();
         let digest = &self.action.command;
-        let mut command = match read(self.blobs, "command_digest", digest, MAX_COMMAND).await {
+        let command = read(self.blobs, "command_digest", digest, MAX_COMMAND);
+        // The blobs may be at another node.
+        let (command, loaded) =
+            tokio::join!(command, load(self.blobs, self.resident, self.action.root));
+        let mut command = match command {
             Err(Failure::Missing(command)) => {
                 missing.extend(command);
                 None
@@ -152,10 +157,12 @@ impl Admission<'_> {
             blobs,
             missing: directories,
             memory: loading,
-        } = load(self.blobs, self.resident, self.action.root).await?;
+        } = loaded?;
         self.check_size(&inputs)?;
         missing.extend(directories);
-        self.look_up(&inputs, &blobs, &mut missing).await?;
+        if self.entry.is_none() {
+            self.look_up(&inputs, &blobs, &mut missing).await?;
+        }
         let Some(command) = command.filter(|_| missing.is_empty()) else {
             return Err(Failure::Missing(missing));
         };

@@ -26,10 +26,10 @@ use std::{
     sync::Arc,
 };
 
-use self::{foreign::ForeignQueue, recent::Recent, takers::Takers};
+use self::{ahead::Named, foreign::ForeignQueue, recent::Recent, takers::Takers};
 use crate::{
     execution::Execution,
-    ledger::{Ledger, WorkerId},
+    ledger::Ledger,
     name::OperationId,
     operations::{Live, OperationState, Operations},
     queue::{Queue, Rank},
@@ -75,7 +75,7 @@ pub struct Scheduler<J, O> {
     recent: Recent,
     takers: Takers,
     /// The queued executions whose inputs peers fetch ahead.
-    ahead: BTreeMap<WorkerId, u64>,
+    ahead: Named,
 }
 
 impl<J, O> Scheduler<J, O> {
@@ -98,7 +98,7 @@ impl<J, O> Scheduler<J, O> {
             ends: Ends::default(),
             recent: Recent::default(),
             takers: Takers::default(),
-            ahead: BTreeMap::new(),
+            ahead: Named::default(),
         }
     }
 
@@ -337,7 +337,7 @@ impl<J, O> Scheduler<J, O> {
         if execution.running.is_some() {
             return;
         }
-        self.ahead.retain(|_, told| *told != number);
+        self.ahead.remove(number);
         self.queue.uncount_execution(&execution.class);
         for id in &execution.operations {
             if let Some(live) = self.operations.live_mut(*id)

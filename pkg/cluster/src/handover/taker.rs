@@ -35,6 +35,13 @@ pub(super) struct Taken {
     pub(super) done: Option<Done>,
 }
 
+impl Taken {
+    /// Returns whether the action has not got all of its inputs.
+    pub(super) fn reads_inputs(&self) -> bool {
+        self.done.is_none() && self.phase < Some(Phase::Run)
+    }
+}
+
 impl Handover {
     /// Asks an entry node for an action for a slot that was claimed for it.
     pub fn claimed(
@@ -75,6 +82,7 @@ impl Handover {
                 host.send(node, Content::Progress(Progress { running }));
             }
         }
+        self.begin_fetches(host);
     }
 
     /// Replaces the resources that the commands of other nodes use, by their slots.
@@ -99,6 +107,7 @@ impl Handover {
                 taken.done = Some(done);
             }
         }
+        self.begin_fetches(host);
     }
 
     /// Returns the entry node and the attempt of a slot.

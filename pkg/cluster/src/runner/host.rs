@@ -18,12 +18,9 @@ use reapi::gorego::{
     cluster::{self as proto, Done, Frame, Load, Prefetch, done::End, frame::Content},
 };
 use tokio::{runtime::Handle, sync::mpsc, time::Instant};
-use tokio_util::{
-    sync::{CancellationToken, DropGuard},
-    task::TaskTracker,
-};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Told, Work, dials::Dials, view::Counts};
+use super::{Told, Work, ahead::LinkFetches, dials::Dials, view::Counts};
 use crate::{
     choice,
     handover::{Host, Member, wire},
@@ -69,8 +66,8 @@ pub(super) struct Linked {
     pub(super) load: Option<Load>,
     /// The last time that gossip was sent or received.
     pub(super) gossiped: Instant,
-    /// Ends the fetch of inputs ahead of an action of the peer.
-    pub(super) fetch: Option<DropGuard>,
+    /// Ends the fetches of inputs ahead of actions of the peer.
+    pub(super) fetches: LinkFetches,
 }
 
 /// An action of another node.
@@ -134,7 +131,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
             record: Arc::new(record),
             load: None,
             gossiped: Instant::now(),
-            fetch: None,
+            fetches: LinkFetches::default(),
         };
         self.linked.insert(peer.clone(), linked);
         let load = self.own_load();
@@ -274,8 +271,12 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
         Some((grant.attempt, frame))
     }
 
-    fn look_ahead(&mut self, peer: &Generation, need: Need) -> Option<Prefetch> {
-        self.choose_ahead(peer, need)
+    fn look_ahead(&mut self, peer: &Generation, need: Need, most: usize) -> Vec<Prefetch> {
+        self.choose_ahead(peer, need, most)
+    }
+
+    fn forget_ahead(&mut self, peer: &Generation) {
+        self.scheduler.forget_ahead(&worker(peer));
     }
 
     fn set_takers(&mut self, takers: &[&Member]) {
@@ -371,6 +372,12 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
 
     fn measure(&mut self) {
         self.start_measuring();
+    }
+
+    fn end_fetches(&mut self, entry: &Generation) {
+        if let Some(linked) = self.linked.get_mut(entry) {
+            linked.fetches = LinkFetches::default();
+        }
     }
 
     fn free(&mut self, slot: AttemptId) {

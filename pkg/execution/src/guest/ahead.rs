@@ -1,13 +1,16 @@
 //! The inputs of actions that another node may grant to this one.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use gorego_limits::Call;
-use gorego_storage::{Digest, Error};
+use gorego_storage::{Digest, Error, InstanceName};
 use reapi::gorego::cluster::Prefetch;
 
-use super::wire::read_digest;
-use crate::{Executor, Failure, admit::admit_again};
+use super::{GuestAction, wire::read_digest};
+use crate::{Executor, Failure};
 
 /// The inputs fetched at once.
 const BATCH: usize = 32;
@@ -18,13 +21,24 @@ impl Executor {
     pub async fn fetch_ahead(&self, entry: &str, prefetch: &Prefetch) -> Result<(), Failure> {
         let action = read_digest(&prefetch.function, &prefetch.hash, prefetch.size);
         let action = action.map_err(Failure::Internal)?;
-        let call = Call::current().near_to(Arc::from(entry));
-        call.scope(self.fetch_inputs(&action)).await
+        let guest = GuestAction {
+            entry: entry.into(),
+            instance: InstanceName::default(),
+            action,
+            timeout: Duration::ZERO,
+            queued: SystemTime::now(),
+            inline_stdout: false,
+            inline_stderr: false,
+            inline_output_files: Vec::new(),
+            metadata: None,
+        };
+        let call = Call::current().near_to(Arc::clone(&guest.entry));
+        call.scope(self.fetch_inputs(guest)).await
     }
 
-    async fn fetch_inputs(&self, action: &Digest) -> Result<(), Failure> {
-        let (options, blobs, resident) = self.parts();
-        let job = admit_again(options, blobs, resident, action, None).await?;
+    async fn fetch_inputs(&self, guest: GuestAction) -> Result<(), Failure> {
+        let job = self.read_guest(guest).await?;
+        let (_, blobs, _) = self.parts();
         for batch in job.inputs.blobs().chunks(BATCH) {
             let fetched = blobs.fetch_batch(batch).await.into_iter();
             let fetched: Result<Vec<Digest>, Error> = fetched.collect();

@@ -2,7 +2,10 @@ use async_trait::async_trait;
 use gorego_scheduler::{Generation, ScriptedWorker};
 use gorego_storage::{ActionCacheExt as _, Blob, DigestFunction, MemoryStore, Put};
 use prost::Message as _;
-use reapi::v2::{Action, ActionResult, Command, Directory, FileNode, OutputFile};
+use reapi::{
+    gorego::cluster::Prefetch,
+    v2::{Action, ActionResult, Command, Directory, FileNode, OutputFile},
+};
 
 use super::*;
 use crate::{MemoryHistory, admit::admit_again, inputs::Resident};
@@ -98,12 +101,38 @@ async fn a_granted_action_is_that_of_the_entry_node() {
 }
 
 #[tokio::test]
-async fn an_action_whose_input_is_missing_here_is_no_job() {
+async fn a_granted_action_whose_directory_is_missing_here_is_no_job() {
+    let store = Arc::<MemoryStore>::default();
+    let (digest, _) = action(&store).await;
+    let executor = executor(&store);
+    let root = executor.guest(guest(digest)).await.unwrap().inputs.root;
+    store.remove(&root);
+    let refused = executor.guest(guest(digest)).await;
+    assert_eq!(refused.unwrap_err(), Failure::Missing(vec![root]));
+}
+
+/// The entry node looked the inputs up before it queued the action, and the attempt finds those that are missing.
+#[tokio::test]
+async fn the_inputs_of_a_granted_action_are_not_looked_up_again() {
     let store = Arc::<MemoryStore>::default();
     let (digest, input) = action(&store).await;
     store.remove(&input);
-    let refused = executor(&store).guest(guest(digest)).await;
-    assert_eq!(refused.unwrap_err(), Failure::Missing(vec![input]));
+    let job = executor(&store).guest(guest(digest)).await.unwrap();
+    assert_eq!(job.inputs.blobs, [input]);
+}
+
+/// The time limit of the action is longer than this node permits.
+#[tokio::test]
+async fn inputs_are_fetched_ahead_of_actions_that_this_node_would_run_as_a_guest() {
+    let store = Arc::<MemoryStore>::default();
+    let (digest, _) = action(&store).await;
+    let prefetch = Prefetch {
+        function: SHA256.name().to_owned(),
+        hash: digest.hash().to_vec().into(),
+        size: digest.size(),
+    };
+    let executor = executor(&store);
+    executor.fetch_ahead("entry", &prefetch).await.unwrap();
 }
 
 fn done(value: ExecuteResponse) -> Report<ExecuteResponse> {

@@ -94,16 +94,23 @@ where
         scheduler.queued_by_need(peer, fits)
     }
 
-    /// Chooses a queued execution whose inputs a peer shall fetch
+    /// Chooses queued executions whose inputs a peer shall fetch
     /// ([`Scheduler::look_ahead`](crate::Scheduler::look_ahead)).
     pub fn look_ahead(
         &self,
         peer: &WorkerId,
         need: Need,
+        most: usize,
         fits: impl Fn(&str) -> bool,
-    ) -> Option<ActionKey> {
+    ) -> Vec<ActionKey> {
         let scheduler = &mut self.shared.state.lock().scheduler;
-        scheduler.look_ahead(peer, need, fits).cloned()
+        scheduler.look_ahead(peer, need, most, fits)
+    }
+
+    /// Forgets the executions whose inputs a peer fetches
+    /// ([`Scheduler::forget_ahead`](crate::Scheduler::forget_ahead)).
+    pub fn forget_ahead(&self, peer: &WorkerId) {
+        self.shared.state.lock().scheduler.forget_ahead(peer);
     }
 
     /// Returns whether no worker of this node has a free slot.

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// The most claims that executions get in front of one whose turn was next: smaller ones if it needs more memory than
-/// is free, and those whose inputs the claiming peer has fetched.
+/// is free, those whose inputs the claiming peer has fetched, and others if another peer has fetched its inputs.
 pub(super) const MAX_BYPASSED: u32 = 16;
 
 /// The work that a free slot of this node got.
@@ -64,7 +64,12 @@ impl<J, O> Scheduler<J, O> {
                 .queue
                 .next(|class| self.may_run(worker, class, &fits))?;
             if self.fits(worker, first.execution) {
-                first
+                let is_free = |class: &Class| {
+                    self.ledger.fits(worker, &class.need) && self.may_run(worker, class, &fits)
+                };
+                let chosen = self.choose_near(None, first, is_free);
+                self.count_bypassed(&first, &chosen);
+                chosen
             } else {
                 self.pass(worker, first.execution, &fits)?
             }

@@ -13,10 +13,10 @@ impl<J, O> Scheduler<J, O> {
     /// Grants the next execution to a slot of a peer, which reserved the resources for `need` there. `fits` returns
     /// whether the peer meets the requirements of a platform.
     ///
-    /// The execution is the first one in the order of the queue whose need is covered. In its line, the one
-    /// of [`Self::look_ahead`] is preferred if it is as urgent; an execution is passed so 16 times at most. A slot without other work goes
-    /// to an execution that must be alone, if there is one. Neither passed executions nor the draining of this node's
-    /// workers are affected.
+    /// The execution is the first one in the order of the queue whose need is covered. In its line, those of
+    /// [`Self::look_ahead`] are preferred if they are as urgent; an execution is passed so 16 times at most. A slot
+    /// without other work goes to an execution that must be alone, if there is one. Neither passed executions nor the
+    /// draining of this node's workers are affected.
     pub fn claim_for(
         &mut self,
         peer: &WorkerId,
@@ -32,13 +32,9 @@ impl<J, O> Scheduler<J, O> {
             alone
         } else {
             let first = self.queue.next(covered)?;
-            let told = self.told_near(peer, &first, covered);
-            if told.is_some()
-                && let Some(bypassed) = self.bypassed(first.execution)
-            {
-                *bypassed = bypassed.saturating_add(1);
-            }
-            told.unwrap_or(first)
+            let chosen = self.choose_near(Some(peer), first, covered);
+            self.count_bypassed(&first, &chosen);
+            chosen
         };
         self.grant(peer, next, now, |ledger, attempt, need| {
             ledger.reserve_at_peer(peer, attempt, next.line);

@@ -101,7 +101,7 @@ impl<J, O> Scheduler<J, O> {
     /// Removes a worker. Its executions are queued again, and end after `max_losses` such losses.
     pub fn remove_worker(&mut self, worker: &WorkerId, now: Time) {
         self.takers.remove(worker);
-        self.ahead.remove(worker);
+        self.ahead.remove_peer(worker);
         for (attempt, reservation) in self.ledger.remove(worker) {
             self.free_slot(&reservation);
             // An attempt with a reservation is its execution's current one, or the execution has ended.

@@ -120,7 +120,7 @@ impl Node {
             });
         }
         Self {
-            handover: Handover::new(generation.clone(), MEMORY, 7),
+            handover: Handover::new(generation.clone(), Capacity { slots, memory }, 7),
             generation,
             is_alive: true,
             scheduler,

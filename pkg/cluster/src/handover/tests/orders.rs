@@ -103,7 +103,8 @@ fn settle(world: &mut World) {
             (0, 0, 0)
         );
         assert_eq!(node.handover.deadline(), None);
-        assert!(node.handover.fetches.is_empty());
+        let fetches = &node.handover.fetches;
+        assert!(fetches.running.is_empty() && fetches.waiting.is_empty());
     }
     let attempts = u64::try_from(world.operations.len()).unwrap() * 9;
     assert!(world.begun <= attempts);
@@ -128,7 +129,12 @@ proptest! {
         world.duration = |action| Duration::from_millis(u64::from(action) * 8);
         for step in &steps {
             apply(&mut world, step);
-            prop_assert!(world.nodes.iter().all(|node| node.handover.fetches.len() <= 2));
+            for node in &world.nodes {
+                let fetches = &node.handover.fetches;
+                prop_assert!(fetches.running.len() <= 2);
+                // At most as many as a node has slots for each of the others.
+                prop_assert!(fetches.waiting.len() <= 4 * 3);
+            }
         }
         settle(&mut world);
     }

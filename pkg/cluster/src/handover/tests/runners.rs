@@ -23,6 +23,11 @@ use crate::{
     testing,
 };
 
+const CAPACITY: Capacity = Capacity {
+    slots: 1,
+    memory: 1 << 30,
+};
+
 type Frames = mpsc::UnboundedReceiver<Content>;
 
 struct Node {
@@ -132,9 +137,11 @@ impl Host for NodeHost<'_> {
         Some((grant.attempt, frame))
     }
 
-    fn look_ahead(&mut self, _peer: &Generation, _need: Need) -> Option<proto::Prefetch> {
-        None
+    fn look_ahead(&mut self, _: &Generation, _: Need, _: usize) -> Vec<proto::Prefetch> {
+        Vec::new()
     }
+
+    fn forget_ahead(&mut self, _peer: &Generation) {}
 
     fn set_takers(&mut self, _takers: &[&Member]) {}
 
@@ -189,6 +196,8 @@ impl Host for NodeHost<'_> {
 
     fn measure(&mut self) {}
 
+    fn end_fetches(&mut self, _entry: &Generation) {}
+
     fn free(&mut self, slot: AttemptId) {
         self.0.claimed.lock().remove(&slot);
     }
@@ -212,7 +221,7 @@ impl Host for NodeHost<'_> {
 fn node(name: &str) -> Arc<Node> {
     let generation = Generation::new(name, 1).unwrap();
     let node = Arc::new(Node {
-        handover: Mutex::new(Handover::new(generation.clone(), 1 << 30, 7)),
+        handover: Mutex::new(Handover::new(generation.clone(), CAPACITY, 7)),
         generation,
         runner: Runner::new(testing::options()),
         start: Instant::now(),
@@ -230,12 +239,8 @@ fn node(name: &str) -> Arc<Node> {
 fn start() -> (Arc<Node>, mpsc::Receiver<ScriptedAttempt<u32, u32>>) {
     let nodes = [node("entry"), node("taker")];
     let (worker, attempts) = ScriptedWorker::new();
-    let capacity = Capacity {
-        slots: 1,
-        memory: 1 << 30,
-    };
     let id = WorkerId::new("local");
-    nodes[1].runner.add_worker(id, capacity, worker);
+    nodes[1].runner.add_worker(id, CAPACITY, worker);
     let [to_entry, to_taker] = [mpsc::unbounded_channel(), mpsc::unbounded_channel()];
     nodes[0].peer.set(to_taker.0).unwrap();
     nodes[1].peer.set(to_entry.0).unwrap();

@@ -6,12 +6,20 @@ use crate::queue::Need;
 const GB: Need = Need::Memory(GIB);
 
 impl Bench {
-    /// Names an action to a peer.
+    /// Names an action to a peer, unless one is.
     fn names(&mut self, peer: &str) -> Option<u32> {
+        self.names_in_all(peer, 1).pop()
+    }
+
+    /// Names actions to a peer, so that it knows `most`. Returns the new ones.
+    fn names_in_all(&mut self, peer: &str, most: usize) -> Vec<u32> {
         let fits = |platform: &str| platform == "linux";
-        let key = self.scheduler.look_ahead(&worker(peer), GB, fits)?;
-        let mut actions = 1..100;
-        actions.find(|action| request(*action).key == *key)
+        let keys = self.scheduler.look_ahead(&worker(peer), GB, most, fits);
+        let numbers = keys.iter().filter_map(|key| {
+            let mut actions = 1..100;
+            actions.find(|action| request(*action).key == *key)
+        });
+        numbers.collect()
     }
 
     /// Claims for a peer.
@@ -37,12 +45,31 @@ fn each_peer_is_named_another_action_that_it_can_run() {
     }
     assert_eq!(bench.names("peer"), Some(3));
     assert_eq!(bench.names("other"), Some(4));
-    // As long as it is queued.
-    assert_eq!(bench.names("peer"), Some(3));
+    // One is enough as long as it is queued.
+    assert_eq!(bench.names("peer"), None);
     bench.scheduler.remove_worker(&worker("peer"), bench.now);
     assert_eq!(bench.names("another"), Some(3));
     assert_eq!(bench.names("peer"), Some(5));
     assert_eq!(bench.names("late"), None);
+    bench.scheduler.forget_ahead(&worker("peer"));
+    assert_eq!(bench.names("late"), Some(5));
+}
+
+#[test]
+fn a_peer_knows_as_many_actions_as_it_asks_for_up_to_sixteen() {
+    let mut bench = Bench::new(1);
+    for action in 1..=40 {
+        bench.submit(&request(action));
+    }
+    assert_eq!(bench.names_in_all("peer", 3), [1, 2, 3]);
+    assert_eq!(bench.names_in_all("other", 2), [4, 5]);
+    assert!(bench.names_in_all("peer", 3).is_empty());
+    // In the order of the queue.
+    assert_eq!(bench.gives("peer"), Some(1));
+    assert_eq!(bench.gives("other"), Some(4));
+    assert_eq!(bench.names_in_all("peer", 3), [6]);
+    let all = bench.names_in_all("odd", usize::MAX);
+    assert_eq!(all, (7..23).collect::<Vec<_>>());
 }
 
 #[test]
@@ -54,11 +81,15 @@ fn a_peer_gets_the_action_that_it_was_named_if_no_other_slot_took_it() {
     assert_eq!(bench.names("other"), Some(1));
     assert_eq!(bench.names("peer"), Some(2));
     assert_eq!(bench.gives("peer"), Some(2));
+    // Others leave it, as long as there is more.
+    bench.claims(3);
+    assert_eq!(bench.gives("late"), Some(4));
     // Nothing is reserved.
     bench.claims(1);
-    assert_eq!(bench.gives("other"), Some(3));
-    assert_eq!(bench.names("other"), Some(4));
-    assert!(bench.scheduler.cancel(OperationId(4), bench.now));
+    assert_eq!(bench.gives("other"), None);
+    bench.submit(&request(5));
+    assert_eq!(bench.names("other"), Some(5));
+    assert!(bench.scheduler.cancel(OperationId(5), bench.now));
     assert!(bench.scheduler.ahead.is_empty());
 }
 

@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use gorego_scheduler::{
-    AttemptId, Generation, Need, Phase, Report, Scheduler, Taker, Time, WorkerId,
+    ActionKey, AttemptId, Generation, Need, Phase, Report, Scheduler, Taker, Time, WorkerId,
 };
 use reapi::gorego::{
     ResourceUsage,
@@ -98,12 +98,17 @@ impl Host for SimulatedHost<'_> {
         Some((grant.attempt, frame))
     }
 
-    fn look_ahead(&mut self, peer: &Generation, need: Need) -> Option<Prefetch> {
-        let key = self.scheduler.look_ahead(&id(peer), need, |_| true)?;
-        Some(Prefetch {
+    fn look_ahead(&mut self, peer: &Generation, need: Need, most: usize) -> Vec<Prefetch> {
+        let keys = self.scheduler.look_ahead(&id(peer), need, most, |_| true);
+        let prefetch = |key: ActionKey| Prefetch {
             hash: Bytes::copy_from_slice(key.action.hash()),
             ..Prefetch::default()
-        })
+        };
+        keys.into_iter().map(prefetch).collect()
+    }
+
+    fn forget_ahead(&mut self, peer: &Generation) {
+        self.scheduler.forget_ahead(&id(peer));
     }
 
     fn set_takers(&mut self, takers: &[&Member]) {
@@ -169,6 +174,8 @@ impl Host for SimulatedHost<'_> {
     }
 
     fn measure(&mut self) {}
+
+    fn end_fetches(&mut self, _entry: &Generation) {}
 
     fn free(&mut self, slot: AttemptId) {
         self.scheduler.report(slot, Report::Stopped, self.now);

@@ -35,9 +35,10 @@ impl Model {
         let peer = name(PEER);
         let queued = scheduler.queued_by_need(&peer, |platform| platform == "any");
         let covered = |(queued, _): &(Need, usize)| need.covers(*queued);
-        let named = scheduler.look_ahead(&peer, need, |platform| platform == "any");
-        // The one that was named for another claim may need more.
-        assert!(named.is_some() || !queued.iter().any(covered));
+        scheduler.look_ahead(&peer, need, 2, |platform| platform == "any");
+        // Those that were named for other claims may need more.
+        let named = scheduler.ahead.of(&peer).count();
+        assert!(named <= 2 && (named > 0 || !queued.iter().any(covered)));
         let grant = scheduler.claim_for(&peer, need, |platform| platform == "any", now);
         assert_eq!(grant.is_some(), queued.iter().any(covered));
         if let Some(grant) = grant {
@@ -83,5 +84,8 @@ impl Model {
         let queued = scheduler.queued_by_need(&name(PEER + 1), |_| true);
         let queued: usize = queued.iter().map(|(_, executions)| executions).sum();
         assert_eq!(queued, scheduler.totals().queued);
+        let peer = name(PEER);
+        let mut named = scheduler.ahead.of(&peer);
+        assert!(named.all(|execution| scheduler.executions[&execution].running.is_none()));
     }
 }
