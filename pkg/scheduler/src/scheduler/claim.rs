@@ -137,9 +137,11 @@ impl<J, O> Scheduler<J, O> {
         })
     }
 
-    /// Returns whether a worker of this node meets the requirements of a class, and does not leave it to others.
+    /// Returns whether a worker of this node meets the requirements of a class, and does not leave it to others. A closed
+    /// node leaves all that it can to peers.
     fn may_run(&self, worker: &WorkerId, class: &Class, fits: impl Fn(&str) -> bool) -> bool {
-        class.is_met(fits) && !self.leaves(worker, class)
+        let is_left = self.leaves(worker, class) || self.is_closed && self.has_peer(class);
+        class.is_met(fits) && !is_left
     }
 
     /// Returns whether an execution fits the worker's free resources.

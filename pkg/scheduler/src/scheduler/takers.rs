@@ -27,6 +27,11 @@ pub struct Taker {
 }
 
 impl Taker {
+    fn may_run(&self, class: &Class) -> bool {
+        let platform = class.platform.as_deref();
+        platform.is_some_and(|platform| self.is_able(platform, class.need))
+    }
+
     fn is_able(&self, platform: &str, need: Need) -> bool {
         let has_memory = !matches!(need, Need::Memory(bytes) if bytes > self.memory);
         has_memory && (self.fits)(platform)
@@ -82,7 +87,7 @@ impl<J, O> Scheduler<J, O> {
     }
 
     /// Replaces the peers that take actions. Executions that failed at other workers are left to them.
-    pub fn set_peers(&mut self, peers: Vec<Taker>) {
+    pub fn set_peers(&mut self, peers: Vec<Taker>, now: Time) {
         // The queue is given up, so no worker leaves an execution to another.
         if self.draining && !self.hands_over {
             return;
@@ -92,6 +97,24 @@ impl<J, O> Scheduler<J, O> {
         failing.retain(|worker, _| all().any(|taker| taker.worker == *worker));
         self.takers.peers = peers;
         self.takers_changed();
+        self.end_untaken(now);
+    }
+
+    /// While the queue is left to peers, ends the queued executions that none of them may run.
+    pub(super) fn end_untaken(&mut self, now: Time) {
+        if self.hands_over {
+            let peers = self.takers.peers.clone();
+            let is_taken = |class: &Class| peers.iter().any(|peer| peer.may_run(class));
+            self.end_all(
+                |execution| execution.running.is_none() && !is_taken(&execution.class),
+                now,
+            );
+        }
+    }
+
+    /// Returns whether a peer may run the executions of a class.
+    pub(super) fn has_peer(&self, class: &Class) -> bool {
+        self.takers.peers.iter().any(|peer| peer.may_run(class))
     }
 
     /// Returns the workers whose last attempts failed so often that they rest in between.

@@ -200,7 +200,8 @@ fn a_draining_node_hands_its_queue_over() {
         world.submit(0, action, 0);
     }
     world.pass(SECOND / 2);
-    world.nodes[0].scheduler.hand_over();
+    let now = world.now;
+    world.nodes[0].scheduler.hand_over(now);
     world.pump(0);
     world.pass(SECOND);
     assert_eq!(runs_at(&world), [1]);

@@ -127,6 +127,11 @@ async fn a_draining_runner_waits_until_peers_took_its_queue() {
     let (runner, _attempts) = start(0);
     let _watch = submit(&runner, 1);
     let peer = WorkerId::new("peer");
+    runner.set_peers(vec![Taker {
+        worker: peer.clone(),
+        memory: u64::MAX,
+        fits: Arc::new(|_| true),
+    }]);
     let take = async {
         tokio::task::yield_now().await;
         runner.claim_for(&peer, NEED, |_| true).unwrap().attempt

@@ -28,7 +28,7 @@ fn failed() -> Report<u32> {
 impl Bench {
     fn join(&mut self, peers: &[&str]) {
         let peers = peers.iter().map(|name| taker(name, 8 * GIB));
-        self.scheduler.set_peers(peers.collect());
+        self.scheduler.set_peers(peers.collect(), self.now);
     }
 
     fn claim_at(&mut self, peer: &str) -> Option<Grant<u32>> {
@@ -121,7 +121,7 @@ fn a_peer_is_asked_again_when_this_node_drains() {
     bench.fails_at("p");
     bench.scheduler.set_closed(false);
     assert!(bench.claim_at("p").is_none());
-    bench.scheduler.hand_over();
+    bench.scheduler.hand_over(bench.now);
     assert!(bench.claim_at("p").is_some());
 }
 

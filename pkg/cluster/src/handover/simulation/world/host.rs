@@ -120,7 +120,8 @@ impl Host for TestHost<'_> {
             memory: member.memory,
             fits: Arc::new(|_| true),
         };
-        self.scheduler.set_peers(takers.iter().map(taker).collect());
+        let takers = takers.iter().map(taker);
+        self.scheduler.set_peers(takers.collect(), self.now);
     }
 
     fn adopt(&mut self, peer: &Generation, attempt: AttemptId) -> bool {
