@@ -51,6 +51,8 @@ pub trait Host {
     fn queued(&mut self, peer: &Generation) -> Vec<(Need, usize)>;
     /// Returns the number of classes of queued actions, by platform and need, that [`Self::queued`] has to count.
     fn classes(&self) -> usize;
+    /// Returns the most peers that shall become free for this node's queued actions, by need.
+    fn peers_to_free(&self) -> BTreeMap<Need, usize>;
     /// Returns the peers among `members` that may run queued actions which none of the `chosen` ones may run: a list for
     /// each class of such actions, and at most `most` lists.
     fn peers_to_ask<'a>(
@@ -84,8 +86,8 @@ pub trait Host {
     /// Records that all attempts at a peer are lost.
     fn remove(&mut self, peer: &Generation);
 
-    /// Replaces the numbers of actions that a peer has queued.
-    fn set_foreign(&mut self, entry: &Generation, counts: &[(Need, usize)]);
+    /// Replaces the numbers of actions that a peer has queued, and the needs for which other nodes become free.
+    fn set_foreign(&mut self, entry: &Generation, counts: &[(Need, usize)], left: &[Need]);
     /// Records that a peer has no action for a claim.
     fn foreign_empty(&mut self, entry: &Generation, need: Need);
     /// Returns whether no slot of this node is free.
@@ -145,7 +147,7 @@ struct Peer {
     /// The last news of the peer's load.
     load: Option<Load>,
     /// The numbers of this node's queued actions as last sent to the peer, and the time of the message.
-    told: BTreeMap<Need, usize>,
+    told: BTreeMap<Need, Offer>,
     told_at: Time,
     /// The attempts of this node's actions at the peer.
     given: BTreeMap<AttemptId, Given>,
@@ -187,7 +189,7 @@ impl Peer {
     }
 
     fn is_busy(&self) -> bool {
-        let has_told = self.told.values().any(|actions| *actions > 0);
+        let has_told = self.told.values().any(|offer| offer.actions > 0);
         has_told || !self.claims.is_empty() || self.has_attempts()
     }
 
@@ -296,12 +298,14 @@ impl Handover {
             Content::Claim(claim) => peer.on_claim(node, &claim, now, host),
             Content::Progress(progress) => peer.on_progress(node, &progress, now, host),
             Content::Running(running) => peer.on_running(node, &running, now, host),
+                let left = queued.counts.iter().filter(|count| count.left);
+                let left: Vec<_> = left.map(|count| wire::count(count).0).collect();
             Content::Done(done) => peer.on_done(node, done, now, host),
             Content::Queued(queued) => {
                 let counts: Vec<_> = queued.counts.iter().map(wire::count).collect();
                 let offered = counts.iter().filter(|(_, actions)| *actions > 0);
                 peer.offered = offered.map(|(need, _)| *need).max();
-                host.set_foreign(node, &counts);
+                host.set_foreign(node, &counts, &left);
                 self.ask_ahead(node, host);
             }
             Content::Grant(grant) => {

@@ -27,6 +27,17 @@ pub(super) struct Given {
 
 impl Handover {
     /// Offers the queue to peers. To be called when the numbers of queued actions changed, at most as often as the
+/// The queued actions with some need, as a peer is told of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Offer {
+    pub(super) actions: usize,
+    /// Set if other peers become free for the actions.
+    pub(super) is_left: bool,
+}
+
+/// The numbers of queued actions that a peer may run, by need.
+type Counts = Vec<(Need, usize)>;
+
     /// caller has time.
     pub fn queue_changed(&mut self, now: Time, host: &mut impl Host) {
         if !self.has_queue {
@@ -89,16 +100,26 @@ impl Handover {
         let told = self.peers.iter().filter(|(_, peer)| !peer.told.is_empty());
         let told = told.map(|(node, _)| node.clone());
         let nodes: BTreeSet<_> = told.chain(self.chosen.iter().cloned()).collect();
-        for node in nodes {
+        let counts = nodes.into_iter().map(|node| {
             let mut counts = Vec::new();
             if self.has_queue && self.chosen.contains(&node) {
                 counts = host.queued(&node);
                 counts.retain(|(need, _)| self.suits(&node, *need));
             }
-            let peer = self.peers.get_mut(&node);
+            (node, counts)
+        });
+        let counts: Vec<_> = counts.collect();
+        let free = self.to_free(&counts, host);
+        for (node, counts) in &counts {
+            let offer = |(need, actions): &(Need, usize)| {
+                let (actions, is_left) = (*actions, !free.contains(&(*need, node)));
+                (*need, Offer { actions, is_left })
+            };
+            let offers: BTreeMap<_, _> = counts.iter().map(offer).collect();
+            let peer = self.peers.get_mut(node);
             if let Some(peer) = peer.filter(|peer| peer.is_up()) {
-                peer.tell(&node, counts, now, corrects, host);
-            } else if !counts.is_empty() {
+                peer.tell(node, offers, now, corrects, host);
+            } else if !offers.is_empty() {
                 let peer = self.peers.entry(node.clone());
                 let peer = peer.or_insert_with(|| Peer::new(now));
                 if !std::mem::replace(&mut peer.connects, true) {
@@ -115,6 +136,37 @@ impl Handover {
         };
         let memories = self.members.values().map(|member| member.memory);
         let most = memories.max().unwrap_or(0).max(self.memory);
+    /// Returns the peers that become free for actions with some need. A node that does so starts nothing meanwhile, so no
+    /// more of them do than there are actions.
+    fn to_free<'a>(
+        &self,
+        counts: &'a [(Generation, Counts)],
+        host: &impl Host,
+    ) -> BTreeSet<(Need, &'a Generation)> {
+        let mut free = BTreeSet::new();
+        for (need, most) in host.peers_to_free() {
+            let able = counts
+                .iter()
+                .filter(|(_, counts)| counts.iter().any(|count| count.0 == need));
+            let able = able.map(|(node, _)| (self.effort(node, need), node));
+            let mut able: Vec<_> = able.collect();
+            able.sort_unstable();
+            free.extend(able.into_iter().take(most).map(|(_, node)| (need, node)));
+        }
+        free
+    }
+
+    /// Returns the rank of a peer among those that may become free for an action: first the ones that do so already, and
+    /// then the least loaded ones.
+    fn effort(&self, node: &Generation, need: Need) -> (bool, bool, u32) {
+        let peer = self.peers.get(node).filter(|peer| peer.is_up());
+        let offer = peer.and_then(|peer| peer.told.get(&need));
+        let becomes_free = offer.is_some_and(|offer| offer.actions > 0 && !offer.is_left);
+        let load = peer.and_then(|peer| peer.load);
+        let running = load.map_or(u32::MAX, |load| load.running);
+        (peer.is_none(), !becomes_free, running)
+    }
+
         let member = self.members.get(node);
         member.is_some_and(|member| bytes <= member.memory || bytes > most)
     }
@@ -149,32 +201,21 @@ impl Peer {
     fn tell(
         &mut self,
         node: &Generation,
-        counts: Vec<(Need, usize)>,
+        offers: BTreeMap<Need, Offer>,
         now: Time,
         corrects: bool,
         host: &mut impl Host,
     ) {
-        let told = |need: &Need| self.told.get(need).copied().unwrap_or(0);
-        let is_news = counts.iter().any(|(need, _)| told(need) == 0);
-        let is_other = || {
-            let is_known = |(need, actions): &(Need, usize)| told(need) == *actions;
-            let others = self.told.values().filter(|actions| **actions > 0);
-            !counts.iter().all(is_known) || others.count() != counts.len()
-        };
+        self.told.retain(|_, told| told.actions > 0);
+        let is_news = offers.keys().any(|need| !self.told.contains_key(need));
         // The message is repeated, since a peer that missed it would wait forever.
-        let is_old = !counts.is_empty() && now.saturating_sub(self.told_at) >= RENEWAL;
-        if is_news || corrects && (is_old || is_other()) {
-            let frames = counts
-                .iter()
-                .map(|(need, actions)| wire::count_frame(*need, *actions));
-            let counts_frame = frames.collect();
-            host.send(
-                node,
-                Content::Queued(Queued {
-                    counts: counts_frame,
-                }),
-            );
-            self.told = counts.into_iter().collect();
+        let is_old = !offers.is_empty() && now.saturating_sub(self.told_at) >= RENEWAL;
+        if is_news || corrects && (is_old || self.told != offers) {
+            let counts = offers.iter();
+            let counts = counts.map(|(need, offer)| wire::count_frame(*need, *offer));
+            let counts = counts.collect();
+            host.send(node, Content::Queued(Queued { counts }));
+            self.told = offers;
             self.told_at = now;
         }
     }
@@ -187,8 +228,8 @@ impl Peer {
         host: &mut impl Host,
     ) {
         let need = wire::need(claim.need.as_ref());
-        if let Some(actions) = self.told.get_mut(&need) {
-            *actions = actions.saturating_sub(1);
+        if let Some(offer) = self.told.get_mut(&need) {
+            offer.actions = offer.actions.saturating_sub(1);
         }
         if let Some((attempt, mut grant)) = host.grant(node, need) {
             grant.claim = claim.claim;

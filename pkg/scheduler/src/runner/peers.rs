@@ -1,6 +1,6 @@
 //! Attempts on other nodes.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch},
@@ -92,6 +92,12 @@ where
     ) -> Vec<(Need, usize)> {
         let scheduler = &self.shared.state.lock().scheduler;
         scheduler.queued_by_need(peer, fits)
+    }
+
+    /// Returns the most peers that shall become free for queued executions, by need
+    /// ([`Scheduler::peers_to_free`](crate::Scheduler::peers_to_free)).
+    pub fn peers_to_free(&self) -> BTreeMap<Need, usize> {
+        self.shared.state.lock().scheduler.peers_to_free()
     }
 
     /// Chooses a queued execution whose inputs a peer shall fetch

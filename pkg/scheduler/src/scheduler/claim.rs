@@ -87,7 +87,9 @@ impl<J, O> Scheduler<J, O> {
         fits: impl Fn(&str) -> bool,
     ) -> Option<Next> {
         let is_due = *self.bypassed(passed)? >= MAX_BYPASSED;
-        if (is_due || self.need(passed) == Some(Need::Alone))
+        let is_left = self.foreign.get(&passed).is_some_and(|queue| queue.is_left);
+        if !is_left
+            && (is_due || self.need(passed) == Some(Need::Alone))
             && self.ledger.drain_for(worker, passed)
         {
             return None;

@@ -144,6 +144,15 @@ impl<J, O> Scheduler<J, O> {
         })
     }
 
+    /// Returns whether a worker of this node may run the executions of a class, and does not leave them to others.
+    pub(super) fn has_own_taker(&self, class: &Class) -> bool {
+        if self.draining || self.is_closed && self.has_peer(class) {
+            return false;
+        }
+        let mut own = self.takers.own.iter();
+        own.any(|own| own.may_run(class) && !self.leaves(&own.worker, class))
+    }
+
     /// Returns the peers that may run queued executions which none of the `asked` ones may run: a list for each class of
     /// such executions, and at most `most` lists.
     pub fn peers_to_ask(

@@ -62,6 +62,10 @@ impl Host for TestHost<'_> {
         self.scheduler.queued_by_need(&id(peer), |_| true)
     }
 
+    fn peers_to_free(&self) -> BTreeMap<Need, usize> {
+        self.scheduler.peers_to_free()
+    }
+
     fn classes(&self) -> usize {
         self.scheduler.count_classes()
     }
@@ -159,8 +163,9 @@ impl Host for TestHost<'_> {
         self.scheduler.remove_worker(&id(peer), self.now);
     }
 
-    fn set_foreign(&mut self, entry: &Generation, counts: &[(Need, usize)]) {
+    fn set_foreign(&mut self, entry: &Generation, counts: &[(Need, usize)], left: &[Need]) {
         self.scheduler.set_foreign(entry, counts);
+        self.scheduler.leave_foreign(entry, left);
     }
 
     fn foreign_empty(&mut self, entry: &Generation, need: Need) {
