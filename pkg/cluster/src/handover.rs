@@ -26,7 +26,9 @@ use fastrand::Rng;
 use gorego_scheduler::{AttemptId, Generation, Need, Phase, Time};
 use reapi::gorego::cluster::{self as proto, Done, Load, Prefetch, frame::Content};
 
-use entry::Given;
+pub use reach::Member;
+
+use entry::{Given, Offer};
 use taker::{OpenClaim, Taken};
 
 /// The time after which an attempt at a peer is lost if no news of it arrives.
@@ -49,10 +51,10 @@ pub trait Host {
 
     /// Returns the numbers of this node's queued actions whose platform a peer has, by need.
     fn queued(&mut self, peer: &Generation) -> Vec<(Need, usize)>;
-    /// Returns the number of classes of queued actions, by platform and need, that [`Self::queued`] has to count.
-    fn classes(&self) -> usize;
     /// Returns the most peers that shall become free for this node's queued actions, by need.
     fn peers_to_free(&self) -> BTreeMap<Need, usize>;
+    /// Returns the number of classes of queued actions, by platform and need, that [`Self::queued`] has to count.
+    fn classes(&self) -> usize;
     /// Returns the peers among `members` that may run queued actions which none of the `chosen` ones may run: a list for
     /// each class of such actions, and at most `most` lists.
     fn peers_to_ask<'a>(
@@ -104,19 +106,6 @@ pub trait Host {
     fn orphaned(&mut self, entry: &Generation, done: &Done);
 }
 
-/// A node that may take actions.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
-    /// The node.
-    pub node: Generation,
-    /// The actions that it runs at once.
-    pub slots: u32,
-    /// The memory for actions, in bytes.
-    pub memory: u64,
-    /// Set if the node takes no more.
-    pub draining: bool,
-}
-
 /// The end of a link, or of the attempt to open one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Down {
@@ -144,6 +133,8 @@ struct Peer {
     link: LinkState,
     /// Set while a link is being opened.
     connects: bool,
+    /// The last time that a link was opened for an offer.
+    dialed: Option<Time>,
     /// The last news of the peer's load.
     load: Option<Load>,
     /// The numbers of this node's queued actions as last sent to the peer, and the time of the message.
@@ -169,6 +160,7 @@ impl Peer {
                 is_gone: true,
             },
             connects: false,
+            dialed: None,
             load: None,
             told: BTreeMap::new(),
             told_at: Time::ZERO,
@@ -186,6 +178,12 @@ impl Peer {
 
     fn is_gone(&self) -> bool {
         matches!(self.link, LinkState::Down { is_gone: true, .. })
+    }
+
+    /// Returns whether a link may be opened for an offer. One that fails at once is not opened again at once.
+    fn may_dial(&self, now: Time) -> bool {
+        self.dialed
+            .is_none_or(|dialed| now.saturating_sub(dialed) >= RENEWAL)
     }
 
     fn is_busy(&self) -> bool {
@@ -278,7 +276,6 @@ impl Handover {
                     is_gone: false,
                 };
             }
-            // The next tick opens the link again, so that a failure at once costs no loop.
             if down != Down::Broken {
                 peer.give_up(node, host);
             }
@@ -298,11 +295,11 @@ impl Handover {
             Content::Claim(claim) => peer.on_claim(node, &claim, now, host),
             Content::Progress(progress) => peer.on_progress(node, &progress, now, host),
             Content::Running(running) => peer.on_running(node, &running, now, host),
-                let left = queued.counts.iter().filter(|count| count.left);
-                let left: Vec<_> = left.map(|count| wire::count(count).0).collect();
             Content::Done(done) => peer.on_done(node, done, now, host),
             Content::Queued(queued) => {
                 let counts: Vec<_> = queued.counts.iter().map(wire::count).collect();
+                let left = queued.counts.iter().filter(|count| count.left);
+                let left: Vec<_> = left.map(|count| wire::count(count).0).collect();
                 let offered = counts.iter().filter(|(_, actions)| *actions > 0);
                 peer.offered = offered.map(|(need, _)| *need).max();
                 host.set_foreign(node, &counts, &left);
@@ -324,9 +321,14 @@ impl Handover {
     /// Ends leases at this node, renews leases at peers, and corrects the numbers that peers know. To be called at
     /// [`Self::deadline`].
     pub fn tick(&mut self, now: Time, host: &mut impl Host) {
+        // After a stop of this process, news of the peers may be left to read.
+        let was_stopped = now.saturating_sub(self.ticked) >= RENEWAL;
         self.ticked = now;
         let renews = now.saturating_sub(self.renewed) >= RENEWAL;
         for (node, peer) in &mut self.peers {
+            if was_stopped {
+                peer.extend_leases(now);
+            }
             peer.end_leases(now, host);
             peer.end_claims(node, now, host);
             if let LinkState::Down { since, is_gone } = peer.link {
@@ -349,8 +351,10 @@ impl Handover {
             self.choose(false, host);
         }
         self.offer(now, true, host);
-        self.peers
-            .retain(|_, peer| !peer.is_gone() || peer.connects || peer.has_attempts());
+        self.peers.retain(|_, peer| {
+            let is_used = peer.connects || peer.has_attempts();
+            !peer.is_gone() || is_used || !peer.may_dial(now)
+        });
     }
 
     /// Returns the time of the next [`Self::tick`]; `None` if nothing is handed over.
@@ -385,8 +389,8 @@ impl Handover {
         let peer = self.peers.get_mut(node);
         if let Some(peer) = peer.filter(|peer| peer.is_up()) {
             peer.told.clear();
-            (peer.offered, peer.is_ahead) = (None, false);
-            host.set_foreign(node, &[]);
+            (peer.load, peer.offered, peer.is_ahead) = (None, None, false);
+            host.set_foreign(node, &[], &[]);
             for claim in std::mem::take(&mut peer.claims).into_values() {
                 host.free(claim.slot);
             }

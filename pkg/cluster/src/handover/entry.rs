@@ -9,10 +9,12 @@ use reapi::gorego::cluster::{
 };
 
 use super::{Handover, Host, LEASE, Member, Peer, RENEWAL, wire};
-use crate::choice::{Candidate, choose};
+use crate::choice::{Candidate, MOST, choose};
 
 /// The number of classes of queued actions above which peers are offered the queue at ticks only.
 const MANY_CLASSES: usize = 500;
+/// The most attempts at a peer. Its frames that list all of them have room for more.
+const MOST_GIVEN: usize = 2048;
 /// The most classes for which more members are chosen at a time.
 const MOST_LISTS: usize = 8;
 
@@ -25,8 +27,6 @@ pub(super) struct Given {
     has_ended: bool,
 }
 
-impl Handover {
-    /// Offers the queue to peers. To be called when the numbers of queued actions changed, at most as often as the
 /// The queued actions with some need, as a peer is told of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Offer {
@@ -38,10 +38,15 @@ pub(super) struct Offer {
 /// The numbers of queued actions that a peer may run, by need.
 type Counts = Vec<(Need, usize)>;
 
+impl Handover {
+    /// Offers the queue to peers. To be called when the numbers of queued actions changed, at most as often as the
     /// caller has time.
     pub fn queue_changed(&mut self, now: Time, host: &mut impl Host) {
-        if !self.has_queue {
-            self.choose(true, host);
+        // A long queue follows its first action in an instant.
+        let takers = self.members.values().filter(|member| member.takes());
+        let most = host.backlog().0.min(MOST).min(takers.count());
+        if !self.has_queue || self.chosen.len() < most {
+            self.choose(!self.has_queue, host);
         }
         self.offer(now, false, host);
     }
@@ -74,9 +79,7 @@ type Counts = Vec<(Need, usize)>;
             return;
         }
         let members = self.members.values();
-        let members: Vec<_> = members
-            .filter(|member| member.slots > 0 && !member.draining)
-            .collect();
+        let members: Vec<_> = members.filter(|member| member.takes()).collect();
         let (peers, random) = (&self.peers, &mut self.random);
         let chosen = chosen_of(peers, &members, kind, actions, random);
         self.chosen.extend(chosen);
@@ -122,20 +125,14 @@ type Counts = Vec<(Need, usize)>;
             } else if !offers.is_empty() {
                 let peer = self.peers.entry(node.clone());
                 let peer = peer.or_insert_with(|| Peer::new(now));
-                if !std::mem::replace(&mut peer.connects, true) {
-                    host.connect(&node);
+                if !peer.connects && peer.may_dial(now) {
+                    (peer.connects, peer.dialed) = (true, Some(now));
+                    host.connect(node);
                 }
             }
         }
     }
 
-    /// Returns whether a member has enough memory for a need. If no node has enough, every member suits.
-    fn suits(&self, node: &Generation, need: Need) -> bool {
-        let Need::Memory(bytes) = need else {
-            return true;
-        };
-        let memories = self.members.values().map(|member| member.memory);
-        let most = memories.max().unwrap_or(0).max(self.memory);
     /// Returns the peers that become free for actions with some need. A node that does so starts nothing meanwhile, so no
     /// more of them do than there are actions.
     fn to_free<'a>(
@@ -167,6 +164,13 @@ type Counts = Vec<(Need, usize)>;
         (peer.is_none(), !becomes_free, running)
     }
 
+    /// Returns whether a member has enough memory for a need. If no node has enough, every member suits.
+    fn suits(&self, node: &Generation, need: Need) -> bool {
+        let Need::Memory(bytes) = need else {
+            return true;
+        };
+        let memories = self.members.values().map(|member| member.memory);
+        let most = memories.max().unwrap_or(0).max(self.memory);
         let member = self.members.get(node);
         member.is_some_and(|member| bytes <= member.memory || bytes > most)
     }
@@ -231,7 +235,9 @@ impl Peer {
         if let Some(offer) = self.told.get_mut(&need) {
             offer.actions = offer.actions.saturating_sub(1);
         }
-        if let Some((attempt, mut grant)) = host.grant(node, need) {
+        let has_room = self.given.len() < MOST_GIVEN;
+        let granted = has_room.then(|| host.grant(node, need)).flatten();
+        if let Some((attempt, mut grant)) = granted {
             grant.claim = claim.claim;
             grant.attempt = Some(wire::attempt_frame(attempt));
             self.lease(attempt, now);
@@ -349,6 +355,13 @@ impl Peer {
         }
         if !host.is_awaited(attempt) {
             host.send(node, cancel(attempt));
+        }
+    }
+
+    /// Gives the peer time to renew its leases.
+    pub(super) fn extend_leases(&mut self, now: Time) {
+        for given in self.given.values_mut() {
+            given.until = given.until.max(now.saturating_add(RENEWAL));
         }
     }
 

@@ -26,8 +26,7 @@ pub struct ForeignSlot<J, O> {
     pub(super) worker: Arc<dyn Worker<J, O>>,
     /// The reservation.
     pub claim: ForeignClaim,
-    /// Cancelled when this node shuts down; then a slot without an action must be dropped. The caller cancels it to
-    /// stop the action.
+    /// Cancelled when this node shuts down. The caller cancels it to stop the action.
     pub stop: CancellationToken,
 }
 
