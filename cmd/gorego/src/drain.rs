@@ -26,7 +26,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::{cli::Drain, mesh::takes, print};
+use crate::{cli::Drain, print};
 
 /// The folder in the data directory, and the socket in it.
 const FOLDER: &str = "control";
@@ -41,7 +41,7 @@ const MAX_LINE: u64 = 16;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The most commands at once.
 const MAX_COMMANDS: usize = 16;
-/// The period in which the remaining work is counted, and the platforms of peers are checked.
+/// The period in which the remaining work is counted.
 const PERIOD: Duration = Duration::from_millis(500);
 
 /// Returns a path of the socket through the open folder. Paths of sockets are limited in length, and this one is short.
@@ -104,7 +104,6 @@ impl Control {
                     }
                 }
                 Some(_) = commands.join_next() => {}
-                () = sleep(PERIOD), if *control.draining.borrow() => control.close_queue().await,
             }
         }
     }
@@ -129,9 +128,9 @@ impl Control {
         tracing::info!("draining: new actions are refused");
         self.draining.send_replace(true);
         self.cluster.drain().await;
-        drop(changing);
-        self.close_queue().await;
         let scheduler = self.executor.scheduler();
+        scheduler.set_closed(true);
+        drop(changing);
         let mut told = None;
         while *self.draining.borrow() {
             let left = scheduler.unfinished();
@@ -150,20 +149,10 @@ impl Control {
         say(stream, "the drain was undone").await;
     }
 
-    /// Refuses new operations, and leaves queued actions to the peers that can run them. Does nothing unless the node
-    /// drains.
-    async fn close_queue(&self) {
-        let _changing = self.changes.lock().await;
-        if *self.draining.borrow() {
-            let (scheduler, cluster) = (self.executor.scheduler(), Arc::clone(&self.cluster));
-            scheduler.close(Some(Arc::new(move |platform| takes(&cluster, platform))));
-        }
-    }
-
     async fn undo(&self, stream: &mut UnixStream) {
         let changing = self.changes.lock().await;
         self.draining.send_replace(false);
-        self.executor.scheduler().close(None);
+        self.executor.scheduler().set_closed(false);
         self.cluster.resume().await;
         drop(changing);
         tracing::info!("no longer draining: actions are accepted");

@@ -260,9 +260,7 @@ impl LocalExecutor {
         let begin = Instant::now();
         if let Some(cluster) = cluster {
             cluster.drain().await;
-            if !cluster.view().is_alone() {
-                self.executor.scheduler().hand_over(self.drain).await;
-            }
+            self.executor.scheduler().hand_over(self.drain).await;
         }
         let left = self.drain.saturating_sub(begin.elapsed());
         self.executor.shut_down(left).await;

@@ -34,11 +34,8 @@ use tokio::{net::TcpListener, runtime::Handle, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Status;
 
+pub(crate) use self::source::{Counters, counts, peers};
 use self::{failure::or_failed, routes::ClusterRoutes, thread::LinkThread, work::NodeWork};
-pub(crate) use self::{
-    fitting::takes,
-    source::{Counters, counts, peers},
-};
 use crate::{
     backing::given,
     descriptors::Descriptors,

@@ -8,7 +8,7 @@ const ALL: usize = 8;
 const BY_KIND: usize = 2;
 const AT_RANDOM: usize = 2;
 /// The most nodes that a long queue is offered to at once.
-const MOST: usize = 64;
+pub(crate) const MOST: usize = 64;
 
 /// A node that may run the actions.
 #[derive(Clone, Copy, Debug)]

@@ -31,7 +31,8 @@ use reapi::gorego::{
 };
 
 use ahead::Fetches;
-use entry::Given;
+use entry::{Given, Offer};
+pub use reach::Member;
 use taker::{OpenClaim, Taken};
 
 /// The time after which an attempt at a peer is lost if no news of it arrives.
@@ -54,6 +55,8 @@ pub trait Host {
 
     /// Returns the numbers of this node's queued actions whose platform a peer has, by need.
     fn queued(&mut self, peer: &Generation) -> Vec<(Need, usize)>;
+    /// Returns the most peers that shall become free for this node's queued actions, by need.
+    fn peers_to_free(&self) -> BTreeMap<Need, usize>;
     /// Returns the number of classes of queued actions, by platform and need, that [`Self::queued`] has to count.
     fn classes(&self) -> usize;
     /// Returns the peers among `members` that may run queued actions which none of the `chosen` ones may run: a list for
@@ -94,8 +97,8 @@ pub trait Host {
     /// Records that all attempts at a peer are lost.
     fn remove(&mut self, peer: &Generation);
 
-    /// Replaces the numbers of actions that a peer has queued.
-    fn set_foreign(&mut self, entry: &Generation, counts: &[(Need, usize)]);
+    /// Replaces the numbers of actions that a peer has queued, and the needs for which other nodes become free.
+    fn set_foreign(&mut self, entry: &Generation, counts: &[(Need, usize)], left: &[Need]);
     /// Records that a peer has no action for a claim.
     fn foreign_empty(&mut self, entry: &Generation, need: Need);
     /// Returns whether no slot of this node is free.
@@ -114,19 +117,6 @@ pub trait Host {
     fn stop(&mut self, slot: AttemptId);
     /// Publishes the result of an action whose entry node is gone, if the node may publish it.
     fn orphaned(&mut self, entry: &Generation, done: &Done);
-}
-
-/// A node that may take actions.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
-    /// The node.
-    pub node: Generation,
-    /// The actions that it runs at once.
-    pub slots: u32,
-    /// The memory for actions, in bytes.
-    pub memory: u64,
-    /// Set if the node takes no more.
-    pub draining: bool,
 }
 
 /// The end of a link, or of the attempt to open one.
@@ -156,10 +146,12 @@ struct Peer {
     link: LinkState,
     /// Set while a link is being opened.
     connects: bool,
+    /// The last time that a link was opened for an offer.
+    dialed: Option<Time>,
     /// The last news of the peer's load.
     load: Option<Load>,
     /// The numbers of this node's queued actions as last sent to the peer, and the time of the message.
-    told: BTreeMap<Need, usize>,
+    told: BTreeMap<Need, Offer>,
     told_at: Time,
     /// The attempts of this node's actions at the peer.
     given: BTreeMap<AttemptId, Given>,
@@ -183,6 +175,7 @@ impl Peer {
                 is_gone: true,
             },
             connects: false,
+            dialed: None,
             load: None,
             told: BTreeMap::new(),
             told_at: Time::ZERO,
@@ -203,8 +196,14 @@ impl Peer {
         matches!(self.link, LinkState::Down { is_gone: true, .. })
     }
 
+    /// Returns whether a link may be opened for an offer. One that fails at once is not opened again at once.
+    fn may_dial(&self, now: Time) -> bool {
+        self.dialed
+            .is_none_or(|dialed| now.saturating_sub(dialed) >= RENEWAL)
+    }
+
     fn is_busy(&self) -> bool {
-        let has_told = self.told.values().any(|actions| *actions > 0);
+        let has_told = self.told.values().any(|offer| offer.actions > 0);
         has_told || !self.claims.is_empty() || self.has_attempts()
     }
 
@@ -295,7 +294,6 @@ impl Handover {
                     is_gone: false,
                 };
             }
-            // The next tick opens the link again, so that a failure at once costs no loop.
             if down != Down::Broken {
                 peer.give_up(node, host);
             }
@@ -318,9 +316,11 @@ impl Handover {
             Content::Done(done) => peer.on_done(node, done, now, host),
             Content::Queued(queued) => {
                 let counts: Vec<_> = queued.counts.iter().map(wire::count).collect();
+                let left = queued.counts.iter().filter(|count| count.left);
+                let left: Vec<_> = left.map(|count| wire::count(count).0).collect();
                 let offered = counts.iter().filter(|(_, actions)| *actions > 0);
                 peer.offered = offered.map(|(need, _)| *need).max();
-                host.set_foreign(node, &counts);
+                host.set_foreign(node, &counts, &left);
                 self.end_fetches(node, host);
                 self.ask_ahead(node, host);
             }
@@ -344,9 +344,14 @@ impl Handover {
     /// Ends leases at this node, renews leases at peers, and corrects the numbers that peers know. To be called at
     /// [`Self::deadline`].
     pub fn tick(&mut self, now: Time, host: &mut impl Host) {
+        // After a stop of this process, news of the peers may be left to read.
+        let was_stopped = now.saturating_sub(self.ticked) >= RENEWAL;
         self.ticked = now;
         let renews = now.saturating_sub(self.renewed) >= RENEWAL;
         for (node, peer) in &mut self.peers {
+            if was_stopped {
+                peer.extend_leases(now);
+            }
             peer.end_leases(now, host);
             peer.end_claims(node, now, host);
             if let LinkState::Down { since, is_gone } = peer.link {
@@ -372,8 +377,10 @@ impl Handover {
             self.choose(false, host);
         }
         self.offer(now, true, host);
-        self.peers
-            .retain(|_, peer| !peer.is_gone() || peer.connects || peer.has_attempts());
+        self.peers.retain(|_, peer| {
+            let is_used = peer.connects || peer.has_attempts();
+            !peer.is_gone() || is_used || !peer.may_dial(now)
+        });
     }
 
     /// Returns the time of the next [`Self::tick`]; `None` if nothing is handed over.
@@ -408,10 +415,11 @@ impl Handover {
         let peer = self.peers.get_mut(node);
         if let Some(peer) = peer.filter(|peer| peer.is_up()) {
             peer.told.clear();
-            (peer.offered, peer.awaited, peer.is_ahead) = (None, 0, false);
+            (peer.load, peer.offered) = (None, None);
+            (peer.awaited, peer.is_ahead) = (0, false);
             self.fetches.drop_waiting(node);
             host.forget_ahead(node);
-            host.set_foreign(node, &[]);
+            host.set_foreign(node, &[], &[]);
             for claim in std::mem::take(&mut peer.claims).into_values() {
                 host.free(claim.slot);
             }

@@ -26,7 +26,7 @@ pub use ledger::{AttemptId, Capacity, WorkerId};
 pub use name::{Generation, LogKind, LogName, NameError, OperationId, OperationName, Token};
 pub use phases::Phases;
 pub use queue::Need;
-pub use runner::{Elsewhere, Foreign, ForeignSlot, IdleSlot, Runner};
+pub use runner::{Foreign, ForeignSlot, IdleSlot, Runner};
 pub use scheduler::{
     Claimed, EndedAction, Ends, ForeignClaim, ListedAction, Scheduler, Taker, Totals,
 };

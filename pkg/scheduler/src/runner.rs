@@ -7,7 +7,6 @@ mod peers;
 #[cfg(test)]
 mod tests;
 
-pub use closed::Elsewhere;
 pub use foreign::{Foreign, ForeignSlot};
 pub use idle::IdleSlot;
 
@@ -88,9 +87,6 @@ struct RunnerState<J, O> {
     attempts: HashMap<AttemptId, CancellationToken>,
     /// The receiver of the attempts that peers have to stop.
     stops: Option<mpsc::UnboundedSender<AttemptId>>,
-    /// A function that returns whether a peer runs actions with these requirements. Set while this node leaves actions
-    /// to peers.
-    elsewhere: Option<Elsewhere>,
 }
 
 impl<J, O> Shared<J, O> {
@@ -166,7 +162,6 @@ where
             stages: HashMap::new(),
             attempts: HashMap::new(),
             stops: None,
-            elsewhere: None,
         };
         let shared = Arc::new(Shared {
             start: Instant::now(),
@@ -362,9 +357,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Claimant<J, O> {
     fn claim(&self) -> bool {
         let stop = self.stop.child_token();
         let claimed = self.shared.apply(|state, now| {
-            let elsewhere = state.elsewhere.clone();
-            let is_left = |platform: &str| elsewhere.as_ref().is_some_and(|it| it(platform));
-            let fits = |platform: &str| self.worker.fits(platform) && !is_left(platform);
+            let fits = |platform: &str| self.worker.fits(platform);
             let claimed = state.scheduler.claim(&self.id, fits, now)?;
             let attempt = match &claimed {
                 Claimed::Own(grant) => grant.attempt,

@@ -219,9 +219,10 @@ impl<J, O> Scheduler<J, O> {
     }
 
     /// Refuses new operations from now on, and leaves the queued ones to peers ([`Self::claim_for`]). This node's workers
-    /// get nothing more. To be ended with [`Self::drain`].
-    pub fn hand_over(&mut self) {
+    /// get nothing more, so executions that no peer may run end. To be ended with [`Self::drain`].
+    pub fn hand_over(&mut self, now: Time) {
         self.leave_service(true);
+        self.end_untaken(now);
     }
 
     /// Refuses new operations from now on, and ends the queued ones, so that their clients go to another node. Running

@@ -31,11 +31,6 @@ fn takers(view: View) -> impl Iterator<Item = Arc<Record>> {
     records.filter(|record| record.slots > 0)
 }
 
-/// Returns whether another node takes actions of a platform now.
-pub(crate) fn takes(cluster: &Cluster, platform: &str) -> bool {
-    takers(cluster.view()).any(|record| fits(&record, platform))
-}
-
 /// The nodes that took actions in the last minutes.
 #[derive(Debug, Default)]
 struct RecentTakers {

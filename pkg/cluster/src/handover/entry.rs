@@ -9,10 +9,12 @@ use reapi::gorego::cluster::{
 };
 
 use super::{Handover, Host, LEASE, Member, Peer, RENEWAL, wire};
-use crate::choice::{Candidate, choose};
+use crate::choice::{Candidate, MOST, choose};
 
 /// The number of classes of queued actions above which peers are offered the queue at ticks only.
 const MANY_CLASSES: usize = 500;
+/// The most attempts at a peer. Its frames that list all of them have room for more.
+const MOST_GIVEN: usize = 2048;
 /// The most classes for which more members are chosen at a time.
 const MOST_LISTS: usize = 8;
 
@@ -25,12 +27,26 @@ pub(super) struct Given {
     has_ended: bool,
 }
 
+/// The queued actions with some need, as a peer is told of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Offer {
+    pub(super) actions: usize,
+    /// Set if other peers become free for the actions.
+    pub(super) is_left: bool,
+}
+
+/// The numbers of queued actions that a peer may run, by need.
+type Counts = Vec<(Need, usize)>;
+
 impl Handover {
     /// Offers the queue to peers. To be called when the numbers of queued actions changed, at most as often as the
     /// caller has time.
     pub fn queue_changed(&mut self, now: Time, host: &mut impl Host) {
-        if !self.has_queue {
-            self.choose(true, host);
+        // A long queue follows its first action in an instant.
+        let takers = self.members.values().filter(|member| member.takes());
+        let most = host.backlog().0.min(MOST).min(takers.count());
+        if !self.has_queue || self.chosen.len() < most {
+            self.choose(!self.has_queue, host);
         }
         self.offer(now, false, host);
     }
@@ -63,9 +79,7 @@ impl Handover {
             return;
         }
         let members = self.members.values();
-        let members: Vec<_> = members
-            .filter(|member| member.slots > 0 && !member.draining)
-            .collect();
+        let members: Vec<_> = members.filter(|member| member.takes()).collect();
         let (peers, random) = (&self.peers, &mut self.random);
         let chosen = chosen_of(peers, &members, kind, actions, random);
         self.chosen.extend(chosen);
@@ -89,23 +103,65 @@ impl Handover {
         let told = self.peers.iter().filter(|(_, peer)| !peer.told.is_empty());
         let told = told.map(|(node, _)| node.clone());
         let nodes: BTreeSet<_> = told.chain(self.chosen.iter().cloned()).collect();
-        for node in nodes {
+        let counts = nodes.into_iter().map(|node| {
             let mut counts = Vec::new();
             if self.has_queue && self.chosen.contains(&node) {
                 counts = host.queued(&node);
                 counts.retain(|(need, _)| self.suits(&node, *need));
             }
-            let peer = self.peers.get_mut(&node);
+            (node, counts)
+        });
+        let counts: Vec<_> = counts.collect();
+        let free = self.to_free(&counts, host);
+        for (node, counts) in &counts {
+            let offer = |(need, actions): &(Need, usize)| {
+                let (actions, is_left) = (*actions, !free.contains(&(*need, node)));
+                (*need, Offer { actions, is_left })
+            };
+            let offers: BTreeMap<_, _> = counts.iter().map(offer).collect();
+            let peer = self.peers.get_mut(node);
             if let Some(peer) = peer.filter(|peer| peer.is_up()) {
-                peer.tell(&node, counts, now, corrects, host);
-            } else if !counts.is_empty() {
+                peer.tell(node, offers, now, corrects, host);
+            } else if !offers.is_empty() {
                 let peer = self.peers.entry(node.clone());
                 let peer = peer.or_insert_with(|| Peer::new(now));
-                if !std::mem::replace(&mut peer.connects, true) {
-                    host.connect(&node);
+                if !peer.connects && peer.may_dial(now) {
+                    (peer.connects, peer.dialed) = (true, Some(now));
+                    host.connect(node);
                 }
             }
         }
+    }
+
+    /// Returns the peers that become free for actions with some need. A node that does so starts nothing meanwhile, so no
+    /// more of them do than there are actions.
+    fn to_free<'a>(
+        &self,
+        counts: &'a [(Generation, Counts)],
+        host: &impl Host,
+    ) -> BTreeSet<(Need, &'a Generation)> {
+        let mut free = BTreeSet::new();
+        for (need, most) in host.peers_to_free() {
+            let able = counts
+                .iter()
+                .filter(|(_, counts)| counts.iter().any(|count| count.0 == need));
+            let able = able.map(|(node, _)| (self.effort(node, need), node));
+            let mut able: Vec<_> = able.collect();
+            able.sort_unstable();
+            free.extend(able.into_iter().take(most).map(|(_, node)| (need, node)));
+        }
+        free
+    }
+
+    /// Returns the rank of a peer among those that may become free for an action: first the ones that do so already, and
+    /// then the least loaded ones.
+    fn effort(&self, node: &Generation, need: Need) -> (bool, bool, u32) {
+        let peer = self.peers.get(node).filter(|peer| peer.is_up());
+        let offer = peer.and_then(|peer| peer.told.get(&need));
+        let becomes_free = offer.is_some_and(|offer| offer.actions > 0 && !offer.is_left);
+        let load = peer.and_then(|peer| peer.load);
+        let running = load.map_or(u32::MAX, |load| load.running);
+        (peer.is_none(), !becomes_free, running)
     }
 
     /// Returns whether a member has enough memory for a need. If no node has enough, every member suits.
@@ -149,32 +205,21 @@ impl Peer {
     fn tell(
         &mut self,
         node: &Generation,
-        counts: Vec<(Need, usize)>,
+        offers: BTreeMap<Need, Offer>,
         now: Time,
         corrects: bool,
         host: &mut impl Host,
     ) {
-        let told = |need: &Need| self.told.get(need).copied().unwrap_or(0);
-        let is_news = counts.iter().any(|(need, _)| told(need) == 0);
-        let is_other = || {
-            let is_known = |(need, actions): &(Need, usize)| told(need) == *actions;
-            let others = self.told.values().filter(|actions| **actions > 0);
-            !counts.iter().all(is_known) || others.count() != counts.len()
-        };
+        self.told.retain(|_, told| told.actions > 0);
+        let is_news = offers.keys().any(|need| !self.told.contains_key(need));
         // The message is repeated, since a peer that missed it would wait forever.
-        let is_old = !counts.is_empty() && now.saturating_sub(self.told_at) >= RENEWAL;
-        if is_news || corrects && (is_old || is_other()) {
-            let frames = counts
-                .iter()
-                .map(|(need, actions)| wire::count_frame(*need, *actions));
-            let counts_frame = frames.collect();
-            host.send(
-                node,
-                Content::Queued(Queued {
-                    counts: counts_frame,
-                }),
-            );
-            self.told = counts.into_iter().collect();
+        let is_old = !offers.is_empty() && now.saturating_sub(self.told_at) >= RENEWAL;
+        if is_news || corrects && (is_old || self.told != offers) {
+            let counts = offers.iter();
+            let counts = counts.map(|(need, offer)| wire::count_frame(*need, *offer));
+            let counts = counts.collect();
+            host.send(node, Content::Queued(Queued { counts }));
+            self.told = offers;
             self.told_at = now;
         }
     }
@@ -187,10 +232,12 @@ impl Peer {
         host: &mut impl Host,
     ) {
         let need = wire::need(claim.need.as_ref());
-        if let Some(actions) = self.told.get_mut(&need) {
-            *actions = actions.saturating_sub(1);
+        if let Some(offer) = self.told.get_mut(&need) {
+            offer.actions = offer.actions.saturating_sub(1);
         }
-        if let Some((attempt, mut grant)) = host.grant(node, need) {
+        let has_room = self.given.len() < MOST_GIVEN;
+        let granted = has_room.then(|| host.grant(node, need)).flatten();
+        if let Some((attempt, mut grant)) = granted {
             grant.claim = claim.claim;
             grant.attempt = Some(wire::attempt_frame(attempt));
             self.lease(attempt, now);
@@ -309,6 +356,13 @@ impl Peer {
         }
         if !host.is_awaited(attempt) {
             host.send(node, cancel(attempt));
+        }
+    }
+
+    /// Gives the peer time to renew its leases.
+    pub(super) fn extend_leases(&mut self, now: Time) {
+        for given in self.given.values_mut() {
+            given.until = given.until.max(now.saturating_add(RENEWAL));
         }
     }
 

@@ -2,7 +2,27 @@
 
 use gorego_scheduler::Generation;
 
-use super::{Handover, Host, Member};
+use super::{Handover, Host};
+
+/// A node that may take actions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// The node.
+    pub node: Generation,
+    /// The actions that it runs at once.
+    pub slots: u32,
+    /// The memory for actions, in bytes.
+    pub memory: u64,
+    /// Set if the node takes no more.
+    pub draining: bool,
+}
+
+impl Member {
+    /// Returns whether the node takes actions.
+    pub(super) fn takes(&self) -> bool {
+        self.slots > 0 && !self.draining
+    }
+}
 
 impl Handover {
     /// Records that a link with a node is up.
@@ -27,9 +47,7 @@ impl Handover {
             ..
         } = self;
         unreachable.retain(|node| members.contains_key(node));
-        let takes = |member: &&Member| {
-            member.slots > 0 && !member.draining && !unreachable.contains(&member.node)
-        };
+        let takes = |member: &&Member| member.takes() && !unreachable.contains(&member.node);
         let takers: Vec<_> = members.values().filter(takes).collect();
         host.set_takers(&takers);
     }

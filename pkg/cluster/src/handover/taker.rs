@@ -64,13 +64,6 @@ impl Handover {
         host.send(entry, Content::Claim(Claim { claim, need }));
     }
 
-    /// Records that a slot is no longer available. An action that is granted for it is declined.
-    pub fn withdraw(&mut self, slot: AttemptId) {
-        for peer in self.peers.values_mut() {
-            peer.claims.remove(&slot.execution());
-        }
-    }
-
     /// Records the phase that begins in a slot, and the number of the command's current or next run.
     pub fn progress(&mut self, slot: AttemptId, phase: Phase, run: u16, host: &mut impl Host) {
         if let Some((node, peer, attempt)) = self.find(slot) {

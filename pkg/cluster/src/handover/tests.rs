@@ -2,6 +2,7 @@
 
 mod ahead;
 mod cases;
+mod limits;
 mod orders;
 mod runners;
 mod simulation;

@@ -6,6 +6,8 @@ use reapi::gorego::{
     cluster::{Attempt, Done, Need as NeedFrame, done::End, progress, queued},
 };
 
+use super::entry::Offer;
+
 /// Returns the frame of a need.
 pub fn need_frame(need: Need) -> NeedFrame {
     match need {
@@ -54,10 +56,11 @@ pub fn phase_number(phase: Option<Phase>) -> u32 {
 }
 
 /// Returns the frame of the numbers of queued actions.
-pub(super) fn count_frame(need: Need, actions: usize) -> queued::Count {
+pub(super) fn count_frame(need: Need, offer: Offer) -> queued::Count {
     queued::Count {
         need: Some(need_frame(need)),
-        actions: u32::try_from(actions).unwrap_or(u32::MAX),
+        actions: u32::try_from(offer.actions).unwrap_or(u32::MAX),
+        left: offer.is_left,
     }
 }
 

@@ -230,6 +230,10 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
         self.scheduler.queued_by_need(&worker(peer), fits)
     }
 
+    fn peers_to_free(&self) -> BTreeMap<Need, usize> {
+        self.scheduler.peers_to_free()
+    }
+
     fn classes(&self) -> usize {
         self.scheduler.count_classes()
     }
@@ -351,11 +355,11 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
         self.scheduler.remove_worker(&worker(peer));
     }
 
-    fn set_foreign(&mut self, entry: &Generation, counts: &[(Need, usize)]) {
+    fn set_foreign(&mut self, entry: &Generation, counts: &[(Need, usize)], left: &[Need]) {
         let offered = counts.iter().map(|(_, actions)| *actions as u64).sum();
         self.counts.offered.insert(entry.clone(), offered);
         self.counts.offered.retain(|_, offered| *offered > 0);
-        self.scheduler.set_foreign(entry, counts);
+        self.scheduler.set_foreign(entry, counts, left);
     }
 
     fn foreign_empty(&mut self, entry: &Generation, need: Need) {

@@ -5,21 +5,15 @@ use std::{collections::BTreeSet, sync::Arc};
 use super::Runner;
 use crate::state::Outcome;
 
-/// A function that returns whether a peer runs actions with these requirements.
-pub type Elsewhere = Arc<dyn Fn(&str) -> bool + Send + Sync>;
-
 impl<J, O> Runner<J, O>
 where
     J: Send + Sync + 'static,
     O: Send + Sync + 'static,
 {
-    /// Refuses new operations and the actions of other nodes. Leaves the queued actions to peers where `elsewhere`
-    /// returns true. The workers of this node run the rest. To be called again when peers come or go. `None` ends it.
-    pub fn close(&self, elsewhere: Option<Elsewhere>) {
-        self.shared.apply(|state, _| {
-            state.scheduler.set_closed(elsewhere.is_some());
-            state.elsewhere = elsewhere;
-        });
+    /// Closes this node, or opens it again ([`Scheduler::set_closed`](crate::Scheduler::set_closed)).
+    pub fn set_closed(&self, is_closed: bool) {
+        self.shared
+            .apply(|state, _| state.scheduler.set_closed(is_closed));
     }
 
     /// Returns the number of operations that have not ended, and of actions of other nodes that run on this node.

@@ -26,8 +26,7 @@ pub struct ForeignSlot<J, O> {
     pub(super) worker: Arc<dyn Worker<J, O>>,
     /// The reservation.
     pub claim: ForeignClaim,
-    /// Cancelled when this node shuts down; then a slot without an action must be dropped. The caller cancels it to
-    /// stop the action.
+    /// Cancelled when this node shuts down. The caller cancels it to stop the action.
     pub stop: CancellationToken,
 }
 
@@ -90,10 +89,13 @@ where
     }
 
     /// Replaces the numbers of actions that another node has queued
-    /// ([`Scheduler::set_foreign`](crate::Scheduler::set_foreign)).
-    pub fn set_foreign(&self, entry: &Generation, counts: &[(Need, usize)]) {
-        self.shared
-            .apply(|state, _| state.scheduler.set_foreign(entry, counts));
+    /// ([`Scheduler::set_foreign`](crate::Scheduler::set_foreign)), and the needs for which other nodes become free
+    /// ([`Scheduler::leave_foreign`](crate::Scheduler::leave_foreign)).
+    pub fn set_foreign(&self, entry: &Generation, counts: &[(Need, usize)], left: &[Need]) {
+        self.shared.apply(|state, _| {
+            state.scheduler.set_foreign(entry, counts);
+            state.scheduler.leave_foreign(entry, left);
+        });
     }
 
     /// Records that another node has no action for a claim with this need.

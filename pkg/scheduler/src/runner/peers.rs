@@ -1,6 +1,6 @@
 //! Attempts on other nodes.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch},
@@ -94,6 +94,12 @@ where
         scheduler.queued_by_need(peer, fits)
     }
 
+    /// Returns the most peers that shall become free for queued executions, by need
+    /// ([`Scheduler::peers_to_free`](crate::Scheduler::peers_to_free)).
+    pub fn peers_to_free(&self) -> BTreeMap<Need, usize> {
+        self.shared.state.lock().scheduler.peers_to_free()
+    }
+
     /// Chooses queued executions whose inputs a peer shall fetch
     /// ([`Scheduler::look_ahead`](crate::Scheduler::look_ahead)).
     pub fn look_ahead(
@@ -121,7 +127,7 @@ where
     /// Replaces the peers that take actions ([`Scheduler::set_peers`](crate::Scheduler::set_peers)).
     pub fn set_peers(&self, peers: Vec<Taker>) {
         self.shared
-            .apply(|state, _| state.scheduler.set_peers(peers));
+            .apply(|state, now| state.scheduler.set_peers(peers, now));
     }
 
     /// Returns peers that may run executions which the `asked` ones may not run
@@ -156,10 +162,12 @@ where
         self.shared.queue.subscribe()
     }
 
-    /// Refuses new operations, and leaves the queued ones to peers, for at most `limit`. To be followed by
+    /// Refuses new operations, and leaves the queued ones to peers, for at most `limit`
+    /// ([`Scheduler::hand_over`](crate::Scheduler::hand_over)). To be followed by
     /// [`Self::shut_down`], which ends the rest.
     pub async fn hand_over(&self, limit: Duration) {
-        self.shared.apply(|state, _| state.scheduler.hand_over());
+        self.shared
+            .apply(|state, now| state.scheduler.hand_over(now));
         let mut changed = self.shared.queue.subscribe();
         let empty = changed.wait_for(|()| self.totals().queued == 0);
         // At the time limit, `shut_down` ends the rest.

@@ -92,7 +92,9 @@ impl<J, O> Scheduler<J, O> {
         fits: impl Fn(&str) -> bool,
     ) -> Option<Next> {
         let is_due = *self.bypassed(passed)? >= MAX_BYPASSED;
-        if (is_due || self.need(passed) == Some(Need::Alone))
+        let is_left = self.foreign.get(&passed).is_some_and(|queue| queue.is_left);
+        if !is_left
+            && (is_due || self.need(passed) == Some(Need::Alone))
             && self.ledger.drain_for(worker, passed)
         {
             return None;
@@ -142,9 +144,11 @@ impl<J, O> Scheduler<J, O> {
         })
     }
 
-    /// Returns whether a worker of this node meets the requirements of a class, and does not leave it to others.
+    /// Returns whether a worker of this node meets the requirements of a class, and does not leave it to others. A closed
+    /// node leaves all that it can to peers.
     fn may_run(&self, worker: &WorkerId, class: &Class, fits: impl Fn(&str) -> bool) -> bool {
-        class.is_met(fits) && !self.leaves(worker, class)
+        let is_left = self.leaves(worker, class) || self.is_closed && self.has_peer(class);
+        class.is_met(fits) && !is_left
     }
 
     /// Returns whether an execution fits the worker's free resources.

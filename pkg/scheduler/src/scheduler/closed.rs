@@ -6,7 +6,8 @@ use super::Scheduler;
 use crate::state::{End, Outcome, Time};
 
 impl<J, O> Scheduler<J, O> {
-    /// Refuses new operations and the queues of other nodes, or accepts them again. Queued and running work continues.
+    /// Refuses new operations and the queues of other nodes, or accepts them again. Running work continues. Queued
+    /// executions are left to peers that may run them, and this node's workers run the rest.
     pub fn set_closed(&mut self, is_closed: bool) {
         self.is_closed = is_closed;
         if is_closed {

@@ -35,6 +35,8 @@ pub(crate) struct ForeignQueue {
     pub(super) need: Need,
     actions: usize,
     pub(super) bypassed: u32,
+    /// Set if no worker of this node becomes free for the actions, since other nodes do.
+    pub(super) is_left: bool,
     line: LineId,
     rank: Rank,
 }
@@ -74,6 +76,20 @@ impl<J, O> Scheduler<J, O> {
         }
         for (need, actions) in numbers.into_iter().filter(|(_, actions)| *actions > 0) {
             self.add_foreign(entry, need, actions);
+        }
+    }
+
+    /// Replaces the needs of another node's actions for which other nodes become free. A worker of this node gets such
+    /// actions when they fit it, and starts others until then.
+    pub fn leave_foreign(&mut self, entry: &Generation, left: &[Need]) {
+        for (number, need) in self.foreign_of(entry) {
+            let is_left = left.iter().any(|left| left.rounded() == need);
+            if let Some(queue) = self.foreign.get_mut(&number) {
+                queue.is_left = is_left;
+            }
+            if is_left && self.ledger.stop_draining(number) {
+                self.wake();
+            }
         }
     }
 
@@ -139,6 +155,7 @@ impl<J, O> Scheduler<J, O> {
             need,
             actions,
             bypassed: 0,
+            is_left: false,
             line,
             rank,
         };

@@ -71,6 +71,20 @@ impl<J, O> Scheduler<J, O> {
         counts.into_iter().collect()
     }
 
+    /// Returns the most peers that shall become free for queued executions, by need: one for each execution, except for
+    /// one that a worker of this node becomes free for.
+    pub fn peers_to_free(&self) -> BTreeMap<Need, usize> {
+        let mut counts = BTreeMap::new();
+        for (class, executions) in self.queue.executions() {
+            let (all, is_own) = counts.entry(class.need).or_insert((0_usize, false));
+            *all += executions;
+            *is_own |= self.has_own_taker(class);
+        }
+        let counts = counts.into_iter();
+        let peers = counts.map(|(need, (all, is_own))| (need, all - usize::from(is_own)));
+        peers.collect()
+    }
+
     /// Returns the number of classes that [`Self::queued_by_need`] has to count.
     pub fn count_classes(&self) -> usize {
         self.queue.executions().len()

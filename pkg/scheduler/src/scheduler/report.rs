@@ -142,9 +142,12 @@ impl<J, O> Scheduler<J, O> {
         self.end_execution(number, &end, 0, now);
     }
 
-    /// Queues an execution again, at the head of the lines of its builds. Ends it if the node drains.
+    /// Queues an execution again, at the head of the lines of its builds. Ends it if the node drains, unless it is left to
+    /// a peer.
     pub(super) fn requeue(&mut self, number: u64, now: Time) {
-        if self.draining && !self.hands_over {
+        let execution = self.executions.get(&number);
+        let has_peer = execution.is_some_and(|execution| self.has_peer(&execution.class));
+        if self.draining && !(self.hands_over && has_peer) {
             self.end_execution(number, &End::ShutDown, 0, now);
             return;
         }

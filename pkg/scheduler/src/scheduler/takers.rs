@@ -40,6 +40,11 @@ impl Taker {
     fn has_memory(&self, need: Need) -> bool {
         !matches!(need, Need::Memory(bytes) if bytes > self.memory)
     }
+
+    fn may_run(&self, class: &Class) -> bool {
+        let platform = class.platform.as_deref();
+        self.has_memory(class.need) && platform.is_some_and(|platform| (self.fits)(platform))
+    }
 }
 
 impl fmt::Debug for Taker {
@@ -57,13 +62,19 @@ struct Failing {
 }
 
 /// Peers that meet the same requirements; at least one.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Group(Vec<Taker>);
 
 impl Group {
     fn fits(&self, platform: &str) -> bool {
         let first = self.0.first();
         first.is_some_and(|first| (first.fits)(platform))
+    }
+
+    fn may_run(&self, class: &Class) -> bool {
+        let platform = class.platform.as_deref();
+        self.0.iter().any(|peer| peer.has_memory(class.need))
+            && platform.is_some_and(|platform| self.fits(platform))
     }
 }
 
@@ -103,7 +114,7 @@ impl<J, O> Scheduler<J, O> {
     }
 
     /// Replaces the peers that take actions. Executions that failed at other workers are left to them.
-    pub fn set_peers(&mut self, peers: Vec<Taker>) {
+    pub fn set_peers(&mut self, peers: Vec<Taker>, now: Time) {
         // The queue is given up, so no worker leaves an execution to another.
         if self.draining && !self.hands_over {
             return;
@@ -121,6 +132,25 @@ impl<J, O> Scheduler<J, O> {
             }
         }
         self.takers_changed();
+        self.end_untaken(now);
+    }
+
+    /// While the queue is left to peers, ends the queued executions that none of them may run.
+    pub(super) fn end_untaken(&mut self, now: Time) {
+        if self.hands_over {
+            let peers = self.takers.peers.clone();
+            let is_taken = |class: &Class| peers.iter().any(|group| group.may_run(class));
+            self.end_all(
+                |execution| execution.running.is_none() && !is_taken(&execution.class),
+                now,
+            );
+        }
+    }
+
+    /// Returns whether a peer may run the executions of a class.
+    pub(super) fn has_peer(&self, class: &Class) -> bool {
+        let mut groups = self.takers.peers.iter();
+        groups.any(|group| group.may_run(class))
     }
 
     /// Returns the workers whose last attempts failed so often that they rest in between.
@@ -153,6 +183,15 @@ impl<J, O> Scheduler<J, O> {
         let mut peers = self.takers.peers.iter();
         own.any(|own| (own.fits)(platform) && is_ready(own))
             || peers.any(|group| group.fits(platform) && group.0.iter().any(is_ready))
+    }
+
+    /// Returns whether a worker of this node may run the executions of a class, and does not leave them to others.
+    pub(super) fn has_own_taker(&self, class: &Class) -> bool {
+        if self.draining || self.is_closed && self.has_peer(class) {
+            return false;
+        }
+        let mut own = self.takers.own.iter();
+        own.any(|own| own.may_run(class) && !self.leaves(&own.worker, class))
     }
 
     /// Returns the peers that may run queued executions which none of the `asked` ones may run: a list for each class of

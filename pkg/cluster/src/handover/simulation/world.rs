@@ -85,6 +85,8 @@ pub(crate) struct World {
     pub(crate) ended: usize,
     /// The number of attempts that were begun.
     pub(crate) begun: u64,
+    /// The number of links that were to be opened.
+    pub(crate) connects: u64,
     events: BTreeMap<(Time, u64), Event>,
     next: u64,
     latency: Duration,
@@ -147,6 +149,7 @@ impl World {
             operations: BTreeMap::new(),
             ended: 0,
             begun: 0,
+            connects: 0,
             events: BTreeMap::new(),
             next: 0,
             latency,

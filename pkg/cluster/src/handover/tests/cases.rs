@@ -165,42 +165,14 @@ fn a_cancelled_action_stops_at_its_peer() {
 }
 
 #[test]
-fn an_action_for_a_withdrawn_slot_is_declined_and_runs_elsewhere() {
-    let mut world = World::new(&[0, 1], LATENCY, 3);
-    for _ in 0..20 {
-        world.submit(0, 1, 0);
-        while world.nodes[1].scheduler.count_foreign() == 0 {
-            assert!(world.step());
-        }
-        let claims = world.nodes[1].handover.peers.values();
-        let claims: Vec<_> = claims.flat_map(|peer| peer.claims.values()).collect();
-        let slot = claims[0].slot;
-        let now = world.now;
-        let node = &mut world.nodes[1];
-        node.handover.withdraw(slot);
-        node.scheduler
-            .report(slot, gorego_scheduler::Report::Stopped, now);
-        world.pass(3 * LATENCY);
-    }
-    end(&mut world);
-    // More than the losses that an action may have.
-    assert!(
-        world
-            .operations
-            .values()
-            .all(|operation| operation.ends == 1)
-    );
-    assert!(world.begun <= 2, "{}", world.begun);
-}
-
-#[test]
 fn a_draining_node_hands_its_queue_over() {
     let mut world = World::new(&[1, 1], LATENCY, 3);
     for action in 0..10 {
         world.submit(0, action, 0);
     }
     world.pass(SECOND / 2);
-    world.nodes[0].scheduler.hand_over();
+    let now = world.now;
+    world.nodes[0].scheduler.hand_over(now);
     world.pump(0);
     world.pass(SECOND);
     assert_eq!(runs_at(&world), [1]);

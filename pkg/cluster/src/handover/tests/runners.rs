@@ -1,7 +1,7 @@
 //! The hand-over between two runners of actions, in one process.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -111,6 +111,10 @@ impl Host for NodeHost<'_> {
         self.0.runner.queued_by_need(&worker, |_| true)
     }
 
+    fn peers_to_free(&self) -> BTreeMap<Need, usize> {
+        self.0.runner.peers_to_free()
+    }
+
     fn classes(&self) -> usize {
         self.0.runner.count_classes()
     }
@@ -180,8 +184,8 @@ impl Host for NodeHost<'_> {
             .remove_worker(&WorkerId::new(&peer.to_string()));
     }
 
-    fn set_foreign(&mut self, entry: &Generation, counts: &[(Need, usize)]) {
-        self.0.runner.set_foreign(entry, counts);
+    fn set_foreign(&mut self, entry: &Generation, counts: &[(Need, usize)], left: &[Need]) {
+        self.0.runner.set_foreign(entry, counts, left);
     }
 
     fn foreign_empty(&mut self, entry: &Generation, need: Need) {

@@ -48,7 +48,7 @@ fn grant(action: u32, attempt: AttemptId) -> Grant<u32> {
 #[tokio::test(start_paused = true)]
 async fn an_action_of_another_node_runs_in_a_slot_of_this_one() {
     let (runner, mut attempts, mut slots) = start_foreign(1);
-    runner.set_foreign(&entry(), &[(Need::Memory(1 << 20), 1)]);
+    runner.set_foreign(&entry(), &[(Need::Memory(1 << 20), 1)], &[]);
     let slot = slots.recv().await.unwrap();
     let _watch = submit(&runner, 1);
     let remote = AttemptId::new(77, 1);
@@ -77,7 +77,7 @@ async fn an_action_of_another_node_runs_in_a_slot_of_this_one() {
 #[tokio::test(start_paused = true)]
 async fn a_dropped_slot_of_another_node_is_free() {
     let (runner, mut attempts, mut slots) = start_foreign(1);
-    runner.set_foreign(&entry(), &[(NEED, 1)]);
+    runner.set_foreign(&entry(), &[(NEED, 1)], &[]);
     let slot = slots.recv().await.unwrap();
     let _watch = submit(&runner, 1);
     drop(slot);
@@ -87,7 +87,7 @@ async fn a_dropped_slot_of_another_node_is_free() {
 #[tokio::test(start_paused = true)]
 async fn slots_of_other_nodes_are_told_to_stop_at_shutdown() {
     let (runner, _attempts, mut slots) = start_foreign(1);
-    runner.set_foreign(&entry(), &[(NEED, 1)]);
+    runner.set_foreign(&entry(), &[(NEED, 1)], &[]);
     let slot = slots.recv().await.unwrap();
     let stop = slot.stop.clone();
     let (began, ended) = (runner.clone(), stop.clone());
@@ -127,6 +127,11 @@ async fn a_draining_runner_waits_until_peers_took_its_queue() {
     let (runner, _attempts) = start(0);
     let _watch = submit(&runner, 1);
     let peer = WorkerId::new("peer");
+    runner.set_peers(vec![Taker {
+        worker: peer.clone(),
+        memory: u64::MAX,
+        fits: Arc::new(|_| true),
+    }]);
     let take = async {
         tokio::task::yield_now().await;
         runner.claim_for(&peer, NEED, |_| true).unwrap().attempt

@@ -105,6 +105,25 @@ fn a_large_foreign_action_is_not_starved_by_small_ones() {
 }
 
 #[test]
+fn a_worker_does_not_become_free_for_an_action_that_another_node_is_kept_free_for() {
+    let mut bench = Bench::new(8);
+    bench.submit(&request(0));
+    let first = bench.claims(0);
+    bench.offers("a", &[(Need::Alone, 1), (SMALL, 1000)]);
+    bench.claims_all(&["a 1"]);
+    assert!(bench.next_claim().is_none());
+    bench.scheduler.leave_foreign(&entry("a"), &[Need::Alone]);
+    let mut small = bench.claims_all(&["a 1"; 6]);
+    small.push(first);
+    for attempt in small {
+        bench.report(attempt, Report::Stopped);
+    }
+    assert!(bench.next_claim().is_some());
+    bench.scheduler.leave_foreign(&entry("a"), &[]);
+    assert!(bench.next_claim().is_none());
+}
+
+#[test]
 fn a_worker_stops_draining_for_a_foreign_action_that_is_gone() {
     let mut bench = Bench::new(8);
     bench.submit(&request(0));

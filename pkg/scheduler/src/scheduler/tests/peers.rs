@@ -219,7 +219,13 @@ fn a_draining_node_leaves_its_queue_to_peers() {
     let first = bench.submit(&request(1));
     let second = bench.submit(&request(2));
     let third = bench.submit(&request(3));
-    bench.scheduler.hand_over();
+    let peer = Taker {
+        worker: worker("peer"),
+        memory: 8 * GIB,
+        fits: Arc::new(|_| true),
+    };
+    bench.scheduler.set_peers(vec![peer], bench.now);
+    bench.scheduler.hand_over(bench.now);
     assert!(bench.try_submit(&request(4)).is_err());
     assert!(bench.try_claim("w").is_none());
     let attempt = bench.peer_claims(GB, 1);

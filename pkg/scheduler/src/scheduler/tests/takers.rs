@@ -30,7 +30,7 @@ fn failed() -> Report<u32> {
 impl Bench {
     fn join(&mut self, peers: &[&str]) {
         let peers = peers.iter().map(|name| taker(name, 8 * GIB));
-        self.scheduler.set_peers(peers.collect());
+        self.scheduler.set_peers(peers.collect(), self.now);
     }
 
     fn claim_at(&mut self, peer: &str) -> Option<Grant<u32>> {
@@ -123,8 +123,57 @@ fn a_peer_is_asked_again_when_this_node_drains() {
     bench.fails_at("p");
     bench.scheduler.set_closed(false);
     assert!(bench.claim_at("p").is_none());
-    bench.scheduler.hand_over();
+    bench.scheduler.hand_over(bench.now);
     assert!(bench.claim_at("p").is_some());
+}
+
+#[test]
+fn a_closed_node_leaves_to_peers_what_they_may_run_and_runs_the_rest() {
+    let mut bench = bench(2, &["p"]);
+    let on_arm = Request {
+        platform: "arm".into(),
+        ..request(3)
+    };
+    for request in [request(1), needing(2, 9 * GIB), on_arm] {
+        bench.submit(&request);
+    }
+    bench.scheduler.set_closed(true);
+    let large = bench.claims(2);
+    bench.report(large, done(2));
+    bench.claims(3);
+    assert!(bench.try_claim("w").is_none());
+    // The peer cannot be reached any more.
+    bench.join(&[]);
+    bench.claims(1);
+}
+
+#[test]
+fn a_node_that_hands_over_ends_what_no_peer_may_run() {
+    let mut bench = bench(1, &["p", "q"]);
+    let ids = [request(1), needing(2, 9 * GIB), request(3)].map(|request| bench.submit(&request));
+    let attempt = bench.claims(1);
+    bench.scheduler.hand_over(bench.now);
+    let stages = |bench: &Bench| ids.map(|id| bench.stage(id));
+    assert_eq!(stages(&bench), ["run 1", "shut down", "queued"]);
+    bench.join(&["q"]);
+    assert_eq!(bench.stage(ids[2]), "queued");
+    bench.join(&[]);
+    assert_eq!(bench.stage(ids[2]), "shut down");
+    bench.report(attempt, Report::Stopped);
+    assert_eq!(bench.stage(ids[0]), "shut down");
+}
+
+#[test]
+fn a_peer_becomes_free_for_each_action_but_one_that_this_node_runs() {
+    let mut bench = bench(1, &["p"]);
+    for action in 1..=2 {
+        bench.submit(&needing(action, 2 * GIB));
+        bench.submit(&needing(10 + action, 9 * GIB));
+    }
+    let free = |bench: &Bench| bench.scheduler.peers_to_free().into_values();
+    assert!(free(&bench).eq([1, 2]));
+    bench.scheduler.set_closed(true);
+    assert!(free(&bench).eq([2, 2]));
 }
 
 #[test]

@@ -60,6 +60,10 @@ impl Host for SimulatedHost<'_> {
         self.scheduler.queued_by_need(&id(peer), |_| true)
     }
 
+    fn peers_to_free(&self) -> BTreeMap<Need, usize> {
+        self.scheduler.peers_to_free()
+    }
+
     fn classes(&self) -> usize {
         self.scheduler.count_classes()
     }
@@ -117,7 +121,8 @@ impl Host for SimulatedHost<'_> {
             memory: member.memory,
             fits: Arc::new(|_| true),
         };
-        self.scheduler.set_peers(takers.iter().map(taker).collect());
+        let takers = takers.iter().map(taker);
+        self.scheduler.set_peers(takers.collect(), self.now);
     }
 
     fn adopt(&mut self, peer: &Generation, attempt: AttemptId) -> bool {
@@ -157,8 +162,9 @@ impl Host for SimulatedHost<'_> {
         self.scheduler.remove_worker(&id(peer), self.now);
     }
 
-    fn set_foreign(&mut self, entry: &Generation, counts: &[(Need, usize)]) {
+    fn set_foreign(&mut self, entry: &Generation, counts: &[(Need, usize)], left: &[Need]) {
         self.scheduler.set_foreign(entry, counts);
+        self.scheduler.leave_foreign(entry, left);
     }
 
     fn foreign_empty(&mut self, entry: &Generation, need: Need) {

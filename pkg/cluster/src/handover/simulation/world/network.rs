@@ -53,6 +53,7 @@ impl World {
     }
 
     pub(super) fn connect(&mut self, at: usize, peer: Generation) {
+        self.connects += 1;
         let pair = (at.min(index(&peer)), at.max(index(&peer)));
         if self.partitions.contains(&pair) {
             let down = Event::LinkDown(at, peer, None, Down::Broken);

@@ -75,7 +75,8 @@ impl Model {
             memory: 8 * GIB,
             fits: Arc::new(|platform| platform == "any"),
         });
-        self.bench.scheduler.set_peers(peers.collect());
+        let now = self.bench.now;
+        self.bench.scheduler.set_peers(peers.collect(), now);
     }
 
     /// Checks the numbers of queued executions, and that peers are refused nothing.
