@@ -58,9 +58,11 @@ fn address(config: &Config, listener: &TcpListener) -> io::Result<String> {
     let bound = listener.local_addr()?;
     let given = &config.cluster.advertise_addr;
     if !given.is_empty() {
+        let mut cluster = config.cluster.clone();
+        // The system may have chosen it.
+        cluster.bind_port = bound.port();
         let with_port = || format!("{given}:{}", bound.port());
-        let address = config.cluster.peer(given);
-        return Ok(address.unwrap_or_else(with_port));
+        return Ok(cluster.peer(given).unwrap_or_else(with_port));
     }
     if !bound.ip().is_unspecified() {
         return Ok(bound.to_string());
