@@ -2,15 +2,18 @@
 
 mod certs;
 mod crowd;
+mod wires;
 
 use std::{net::SocketAddr, path::Path};
 
 use serde_json::Value;
 
-pub use self::{certs::Certs, crowd::Crowd};
+pub use self::{certs::Certs, crowd::Crowd, wires::Wires};
 use crate::{
+    binary,
     executor::{Executor, ON},
-    server::Server,
+    process::{self, Process},
+    server::{Server, User, forget_settings},
     web,
 };
 
@@ -52,8 +55,20 @@ impl Node {
 
     /// Starts a node that joins no address, and reads this file as `/etc/resolv.conf`.
     pub async fn start_with_resolver(resolver: &Path, name: &str, more: &[&str]) -> Self {
-        let start = |settings: &[&str]| Server::start_with_resolver(resolver, settings);
+        let file = "/etc/resolv.conf";
+        let start = |settings: &[&str]| Server::start_reading(resolver, file, settings);
         Self::launch(start, name, "", more).await
+    }
+
+    /// Starts a node that reads this configuration file, and joins those at these addresses.
+    pub async fn start_with_file(file: &Path, name: &str, join: &str, more: &[&str]) -> Self {
+        let start = |settings: &[&str]| Server::start_as(User::Own, Some(file), settings);
+        Self::launch(start, name, join, more).await
+    }
+
+    /// Starts a node whose actions use the programs in the root directory of the build clients.
+    pub async fn start_in_root(name: &str, join: &str, more: &[&str]) -> Self {
+        Self::launch(Server::start_in_root, name, join, more).await
     }
 
     async fn launch(
@@ -83,11 +98,32 @@ impl Node {
 
     /// Starts the node again on the same directory and the same port for other nodes, after killing it if it runs.
     pub async fn restart(self) -> Self {
+        self.restart_with(&[]).await
+    }
+
+    /// Like [`Self::restart`], with these settings in addition.
+    pub async fn restart_with(self, more: &[&str]) -> Self {
         let mut settings = self.server.settings().to_vec();
         settings.push(format!("cluster.bind_port={}", self.mesh.port()));
+        settings.extend(more.iter().map(|&setting| setting.to_owned()));
         let settings: Vec<_> = settings.iter().map(String::as_str).collect();
         let server = self.server.restart_with(&settings);
         Self::over(server, &self.name).await
+    }
+
+    /// Starts `gorego drain` for the node, with these arguments in addition.
+    pub fn drain(&self, more: &[&str]) -> Process {
+        let mut command = process::command(binary::gorego());
+        forget_settings(&mut command);
+        let dir = format!("local_cache.dir={}", self.server.data().display());
+        command.current_dir("/").arg("drain").args(more);
+        Process::spawn(command.args(["--set", &dir]))
+    }
+
+    /// Waits until `/readyz` has this status.
+    pub async fn wait_for_readiness(&self, status: u16) {
+        let is_met = |response: &web::Response| response.status == status;
+        web::wait_for(self.server.metrics(), "/readyz", is_met).await;
     }
 
     /// Returns the nodes that this one knows.

@@ -28,6 +28,7 @@ pub mod package;
 pub mod peer;
 pub mod process;
 pub mod project;
+pub mod readme;
 pub mod root;
 pub mod sandbox;
 pub mod selfhost;

@@ -40,6 +40,13 @@ impl Metrics {
         Some(number.unwrap_or_else(|e| panic!("{name} is {value}: {e}")))
     }
 
+    /// Returns the sum of a metric's values for all labels, which must be whole numbers.
+    pub fn sum(&self, name: &str) -> u64 {
+        let labelled = format!("{name}{{");
+        let names = self.0.keys().filter(|known| known.starts_with(&labelled));
+        names.filter_map(|name| self.get(name)).sum()
+    }
+
     /// Returns the value of a metric in seconds; `None` if there is no such metric. Panics if it is no number.
     pub fn seconds(&self, name: &str) -> Option<f64> {
         let value = self.0.get(name)?;

@@ -148,10 +148,10 @@ impl Server {
         Self::within(surroundings, settings)
     }
 
-    /// Starts a server that reads this file as `/etc/resolv.conf`.
-    pub fn start_with_resolver(resolver: &Path, settings: &[&str]) -> Self {
+    /// Starts a server that reads this file in place of another one, such as `/etc/hosts`.
+    pub fn start_reading(file: &Path, over: &'static str, settings: &[&str]) -> Self {
         let surroundings = Surroundings {
-            resolver: Some(resolver.to_owned()),
+            mounted: Some((file.to_owned(), over)),
             ..Surroundings::default()
         };
         Self::within(surroundings, settings)

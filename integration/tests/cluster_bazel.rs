@@ -1,14 +1,16 @@
 //! A build by Bazel in a cluster whose nodes fail meanwhile.
 #![cfg(test)]
 
-use std::{collections::BTreeMap, thread};
+use std::{collections::BTreeMap, fs, path::Path, thread};
 
 use gorego_integration::{
     bazel::{BazelServer, Build, Spawn},
-    binary, cluster,
+    binary,
+    cluster::{self, Node},
     executor::descendants,
     link::Link,
     lock::Lock,
+    server::Server,
     workspace,
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -45,30 +47,60 @@ fn assert_same(broken: &Build, bazel: &mut BazelServer, url: &str) {
     assert_eq!(outputs(broken), outputs(&alone));
 }
 
+/// Writes a workspace whose actions take some time, so that nodes can change meanwhile.
+fn write_slow(dir: &Path) {
+    workspace::write_large(dir);
+    let file = dir.join("wide/BUILD.bazel");
+    let build = fs::read_to_string(&file).unwrap();
+    let slow = build.replace("cmd = \"echo", "cmd = \"sleep 0.2; echo");
+    assert_ne!(slow, build);
+    fs::write(file, slow).unwrap();
+}
+
+/// Sends SIGTERM to a server in the root directory.
+fn ask_to_stop(server: &Server) {
+    // The process that was started only entered the root directory for it.
+    let program = binary::gorego().file_name().unwrap().to_str().unwrap();
+    let [server, ..] = descendants(server.id(), program)[..] else {
+        panic!("no server");
+    };
+    let server = Pid::from_raw(server.cast_signed()).unwrap();
+    kill_process(server, Signal::TERM).unwrap();
+}
+
+/// Changes the nodes while a build uses them: one is killed and starts again, one joins, and one drains and stops.
+/// Returns those that run.
+async fn change([mut killed, mut stopped]: [Node; 2], join: &str, slots: &[&str]) -> [Node; 2] {
+    killed.wait_for_taken(10).await;
+    killed.server.kill();
+    let restarted = killed.restart().await;
+    restarted.wait_for_taken(10).await;
+    let joined = Node::start_in_root("d", join, slots).await;
+    joined.wait_for_taken(10).await;
+    let mut drain = stopped.drain(&[]);
+    assert!(drain.wait().success());
+    ask_to_stop(&stopped.server);
+    assert!(stopped.server.wait().success());
+    [restarted, joined]
+}
+
 #[test]
-fn a_build_is_the_same_though_one_node_is_killed_and_another_stops() {
+fn a_build_is_the_same_though_nodes_are_killed_restarted_added_and_drained() {
     let _lock = Lock::bazel();
     let runtime = Runtime::new().unwrap();
     let slots = ["execution.concurrency=2", "limits.drain_timeout=60s"];
-    let [entry, mut killed, mut stopped] = runtime.block_on(cluster::start_in_root::<3>(&slots));
-    let mut bazel = BazelServer::new(workspace::write_large);
+    let [entry, killed, stopped] = runtime.block_on(cluster::start_in_root::<3>(&slots));
+    let join = entry.mesh.to_string();
+    let mut bazel = BazelServer::new(write_slow);
     let url = entry.server.grpc_url();
     let executor = format!("--remote_executor={url}");
     let broken = thread::scope(|scope| {
         let building = scope.spawn(|| bazel.build(&url, &arguments(&executor)));
-        runtime.block_on(killed.wait_for_taken(10));
-        killed.server.kill();
-        runtime.block_on(stopped.wait_for_taken(30));
-        // The process that was started only entered the root directory for it.
-        let program = binary::gorego().file_name().unwrap().to_str().unwrap();
-        let [server, ..] = descendants(stopped.server.id(), program)[..] else {
-            panic!("no server");
-        };
-        let server = Pid::from_raw(server.cast_signed()).unwrap();
-        kill_process(server, Signal::TERM).unwrap();
-        building.join().unwrap()
+        let nodes = runtime.block_on(change([killed, stopped], &join, &slots));
+        let built = building.join().unwrap();
+        drop(nodes);
+        built
     });
-    assert!(stopped.server.wait().success());
     assert_same(&broken, &mut bazel, &url);
 }
 

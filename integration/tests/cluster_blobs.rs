@@ -9,6 +9,7 @@ use gorego_integration::{
     executor::{Gate, TestAction, request, succeeded},
     metrics::Metrics,
 };
+use tonic::Code;
 
 /// One action at a time on each node.
 const ONE: &str = "execution.concurrency=1";
@@ -134,6 +135,74 @@ async fn outputs_of_all_nodes_reach_the_backing_cache() {
         let digest = result.output_files[0].digest.as_ref().unwrap();
         assert_eq!(client.download(digest).await.unwrap(), line);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn actions_whose_results_or_outputs_have_lost_all_owners_run_again() {
+    const COUNT: usize = 20;
+    // Each blob and result is at one node.
+    let owners = "cluster.replicas=1";
+    let entry = ["execution.enabled=false", owners];
+    let a = Node::start("a", "", &entry).await;
+    let join = a.mesh.to_string();
+    let mut others = [
+        Node::start("b", &join, &entry).await,
+        Node::start("c", &join, &["execution.concurrency=4", owners]).await,
+    ];
+    a.wait_for_members(&["a", "b", "c"]).await;
+    let gate = Gate::new();
+    let actions = (0..COUNT).map(|number| {
+        let script = format!("{}; echo {number} | tee file", gate.report());
+        TestAction::script(&script).output("file")
+    });
+    let actions: Vec<_> = actions.collect();
+    for action in &actions {
+        succeeded(others[0].executor.execute(action).await);
+    }
+    assert_eq!(gate.starts(), COUNT);
+    for node in &mut others {
+        node.server.kill();
+    }
+    let d = Node::start("d", &join, &["execution.concurrency=4", owners]).await;
+    for node in [&a, &d] {
+        node.wait_for_members(&["a", "d"]).await;
+    }
+    for (number, action) in actions.iter().enumerate() {
+        // Like a client that uploads what is missing.
+        let result = succeeded(a.executor.execute(action).await);
+        let line = format!("{number}\n");
+        assert_eq!(a.executor.file(&result, "file").await, line);
+        assert_eq!(d.executor.stdout(&result).await, line);
+    }
+    assert!((COUNT + 1..=2 * COUNT).contains(&gate.starts()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_without_peer_reads_reads_from_the_backing_cache_only() {
+    let mut backing = Backing::gorego(&[]);
+    let target = format!("backing_cache.target={}", backing.grpc_url());
+    let a = Node::start("a", "", &[&target]).await;
+    let join = a.mesh.to_string();
+    let b = Node::start("b", &join, &[&target]).await;
+    let c = Node::start("c", &join, &[&target, "cluster.peer_reads=false"]).await;
+    for node in [&a, &b, &c] {
+        node.wait_for_members(&["a", "b", "c"]).await;
+    }
+    let blobs = [1, 2].map(|seed| blob(seed, 1000));
+    for blob in &blobs {
+        a.executor.client.upload_whole(blob).await.unwrap();
+    }
+    let [first, second] = blobs.each_ref().map(|blob| digest_of(blob));
+    c.executor.client.compare(&first, &blobs[0]).await;
+    backing.kill();
+    b.executor.client.compare(&second, &blobs[1]).await;
+    let refused = c.executor.client.download(&second).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    let metrics = Metrics::of(c.server.metrics()).await;
+    assert_eq!(
+        metrics.get("gorego_cluster_blobs_read_bytes_total"),
+        Some(0)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -62,6 +62,27 @@ async fn nodes_join_when_their_addresses_enter_the_dns() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_starts_though_its_name_has_addresses_of_lost_nodes_and_of_strangers() {
+    let Some(mut dns) = Dns::new() else { return };
+    let [of_a, of_b, lost, strange] = std::array::from_fn(|_| loopback());
+    let port = TcpListener::bind((of_a, 0)).unwrap().local_addr();
+    let port = port.unwrap().port();
+    // Accepts connections, and says nothing.
+    let stranger = TcpListener::bind((strange, port)).unwrap();
+    dns.set_addresses(&[lost, strange].map(|address| (ADDRESSES, address)));
+    dns.serve(&[]);
+    let port = format!("cluster.bind_port={port}");
+    let bind = |address: Ipv4Addr| format!("cluster.bind_addr={address}");
+    let a = start(&dns, "a", ADDRESSES, &[&bind(of_a), &port]).await;
+    a.wait_for_readiness(200).await;
+    drop(stranger.accept().unwrap());
+    dns.set_addresses(&[lost, strange, of_a].map(|address| (ADDRESSES, address)));
+    let b = start(&dns, "b", ADDRESSES, &[&bind(of_b), &port]).await;
+    let c = Node::start("c", &b.mesh.to_string(), &["execution.concurrency=1"]).await;
+    assert_share([&a, &b, &c]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nodes_join_by_services_of_a_dns_server_that_was_down() {
     let Some(mut dns) = Dns::new() else { return };
     let a = start(&dns, "a", SERVICES, &[]).await;

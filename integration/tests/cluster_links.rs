@@ -1,4 +1,4 @@
-//! Tests of nodes with bad links, busy processors, and strangers at their ports.
+//! Tests of nodes with bad links, and of strangers at their ports.
 #![cfg(test)]
 
 use std::{fs, net::SocketAddr, process::Command, time::Duration};
@@ -6,11 +6,9 @@ use std::{fs, net::SocketAddr, process::Command, time::Duration};
 use gorego_integration::{
     cluster::{self, Crowd, Node},
     executor::{self, Executor, Gate, Messages, TestAction, succeeded},
-    link::Link,
     server::Server,
     toxiproxy::Toxiproxy,
 };
-use reapi::v2::execution_stage::Value;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::{Value as Json, json};
 use tokio::{net::TcpStream, time::timeout};
@@ -19,44 +17,6 @@ use tokio::{net::TcpStream, time::timeout};
 const ONE: &str = "execution.concurrency=1";
 /// The longest wait for a condition; far more than it needs.
 const PATIENCE: Duration = Duration::from_mins(1);
-
-#[tokio::test(flavor = "multi_thread")]
-async fn actions_end_right_over_a_slow_link_that_is_reset() {
-    let a = Node::start("a", "", &[ONE]).await;
-    // Leads to the second node once its port is known.
-    let link = Link::to(a.mesh);
-    link.refuse();
-    let advertised = format!("cluster.advertise_addr={}", link.address());
-    let b = Node::start(
-        "b",
-        &a.mesh.to_string(),
-        &["execution.concurrency=4", &advertised],
-    )
-    .await;
-    link.lead_to(b.mesh);
-    link.restore();
-    link.set_latency(Duration::from_millis(200));
-    for node in [&a, &b] {
-        node.wait_for_members(&["a", "b"]).await;
-    }
-    let mut actions = Vec::new();
-    let gate = Gate::new();
-    for number in 0..20 {
-        let line = format!("{number}\n");
-        let script = format!("{}; cat input | tee file", gate.report());
-        let action = TestAction::script(&script);
-        let action = action.input("input", line.clone()).output("file");
-        actions.push((line, a.executor.start(&action).await));
-    }
-    for (number, (line, mut messages)) in actions.into_iter().enumerate() {
-        if [3, 9].contains(&number) {
-            link.cut();
-        }
-        let result = succeeded(messages.response().await);
-        assert_eq!(a.executor.stdout(&result).await, line);
-        assert_eq!(a.executor.file(&result, "file").await, line);
-    }
-}
 
 /// The name of the thread for links.
 const THREAD: &str = "gorego-links";
@@ -84,37 +44,6 @@ async fn links_have_a_thread_of_their_own_and_actions_a_lower_priority() {
     let (server, executor) = executor::start(&[]).await;
     assert!(!has_thread(&server));
     assert_eq!(nice_of_actions(&executor).await, own);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn nodes_whose_processors_are_all_busy_are_not_suspected() {
-    let [a, b] = cluster::start::<2>(&["execution.concurrency=8"]).await;
-    let gate = Gate::new();
-    let mut busy = Vec::new();
-    for number in 0..15 {
-        let script = format!("{}; : {number}; while :; do :; done", gate.report());
-        let mut messages = a.executor.start(&TestAction::script(&script)).await;
-        messages.reach(Value::Executing).await;
-        busy.push(messages);
-    }
-    gate.wait_for_starts(15);
-    for number in 0..40 {
-        let action = TestAction::script(&format!("echo {number}"));
-        succeeded(a.executor.execute(&action).await);
-        for node in [&a, &b] {
-            let peers = node.peers().await.into_iter();
-            let states = peers.map(|peer| peer["state"].as_str().unwrap().to_owned());
-            let mut states: Vec<_> = states.collect();
-            states.sort();
-            assert_eq!(states, ["alive", "self"]);
-        }
-    }
-    for messages in &busy {
-        a.executor.cancel(&messages.name).await.unwrap();
-    }
-    for node in [&a, &b] {
-        assert!(!node.server.log().contains("a node is down"));
-    }
 }
 
 /// Opens connections that send nothing, as many as this process may have, but at most 3,000.

@@ -3,7 +3,7 @@
 
 use gorego_integration::{
     client::Client,
-    cluster::{self, Node},
+    cluster::Node,
     executor::{Executor, Gate, Messages, TestAction, outcome, succeeded},
 };
 use reapi::{
@@ -13,6 +13,7 @@ use reapi::{
     },
     v2::execution_stage::Value,
 };
+use rustix::process::Signal;
 use tonic::{Code, Status, transport::Channel};
 
 /// One action at a time on each node.
@@ -53,21 +54,41 @@ async fn listed(at: &Executor) -> Vec<String> {
     }
 }
 
-/// Starts an action at a node, and waits until it runs somewhere.
-async fn running(node: &Node, gate: &Gate, number: usize) -> Messages {
+/// Starts nodes that have a platform each.
+async fn start() -> [Node; 3] {
+    let [a, b, c] = ["a", "b", "c"].map(|name| format!("execution.platform=pool={name}"));
+    let a = Node::start("a", "", &[ONE, &a]).await;
+    let b = Node::start("b", &a.mesh.to_string(), &[ONE, &b]).await;
+    let c = Node::start("c", &a.mesh.to_string(), &[ONE, &c]).await;
+    for node in [&a, &b, &c] {
+        node.wait_for_members(&["a", "b", "c"]).await;
+    }
+    [a, b, c]
+}
+
+/// Starts an action at a node, and waits until it runs on another one.
+async fn running(node: &Node, on: &Node, gate: &Gate, number: usize) -> Messages {
     let script = format!("{}; echo {} {number}", gate.pass(), node.name);
-    let mut messages = node.executor.start(&TestAction::script(&script)).await;
+    let action = TestAction::script(&script).property("pool", &on.name);
+    let mut messages = node.executor.start(&action).await;
     messages.reach(Value::Executing).await;
+    assert_eq!(node.places().await, [on.name.as_str()]);
     messages
+}
+
+/// Returns the owner and the taker of an action, for each owner.
+fn pairs(nodes: &[Node; 3]) -> [[&Node; 2]; 3] {
+    let [a, b, c] = nodes;
+    [[a, b], [b, c], [c, a]]
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_node_answers_for_the_operations_of_all() {
-    let nodes = cluster::start::<3>(&[ONE]).await;
+    let nodes = start().await;
     let mut gate = Gate::new();
     let mut own = Vec::new();
-    for node in &nodes {
-        own.push(running(node, &gate, 0).await);
+    for [owner, taker] in pairs(&nodes) {
+        own.push(running(owner, taker, &gate, 0).await);
     }
     gate.wait_for_starts(3);
     let mut names: Vec<_> = own.iter().map(|messages| messages.name.clone()).collect();
@@ -102,11 +123,11 @@ async fn every_node_answers_for_the_operations_of_all() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_node_cancels_the_operations_of_all() {
-    let nodes = cluster::start::<3>(&[ONE]).await;
+    let nodes = start().await;
     let gate = Gate::new();
-    for owner in &nodes {
+    for [owner, taker] in pairs(&nodes) {
         for (number, at) in nodes.iter().enumerate() {
-            let mut messages = running(owner, &gate, number).await;
+            let mut messages = running(owner, taker, &gate, number).await;
             at.executor.cancel(&messages.name).await.unwrap();
             let (code, _) = outcome(&messages.response().await);
             assert_eq!(code, Code::Cancelled, "of {} at {}", owner.name, at.name);
@@ -133,9 +154,9 @@ async fn is_unknown(nodes: &[&Node], name: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn operations_of_a_killed_or_restarted_node_are_not_found() {
-    let [a, b, mut c] = cluster::start::<3>(&[ONE]).await;
+    let [a, b, mut c] = start().await;
     let gate = Gate::new();
-    let lost = running(&c, &gate, 0).await.name;
+    let lost = running(&c, &a, &gate, 0).await.name;
     let dropped = a.executor.wait(&lost).await.unwrap();
     c.server.kill();
     let broken = { dropped }.ended().await.unwrap_err();
@@ -147,6 +168,29 @@ async fn operations_of_a_killed_or_restarted_node_are_not_found() {
         node.wait_for_members(&["a", "b", "c"]).await;
     }
     is_unknown(&[&a, &b, &c], &lost).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_about_the_operations_of_a_stopped_node_end_and_it_answers_when_it_goes_on() {
+    let [a, b, c] = start().await;
+    let mut gate = Gate::new();
+    let mut own = running(&c, &a, &gate, 0).await;
+    let mut waiting = b.executor.wait(&own.name).await.unwrap();
+    waiting.reach(Value::Executing).await;
+    c.server.signal(Signal::STOP);
+    // The system still accepts connections for it.
+    let found = get(&b.executor, &own.name);
+    let (broken, found) = tokio::join!(waiting.ended(), found);
+    assert_eq!(broken.unwrap_err().code(), Code::Unavailable);
+    assert_eq!(found.unwrap_err().code(), Code::NotFound);
+    is_unknown(&[&a, &b], &own.name).await;
+    c.server.signal(Signal::CONT);
+    for node in [&a, &b, &c] {
+        node.wait_for_members(&["a", "b", "c"]).await;
+    }
+    assert!(!get(&b.executor, &own.name).await.unwrap().done);
+    gate.open_for(2);
+    succeeded(own.response().await);
 }
 
 /// Calls the service of nodes, and returns its refusals.

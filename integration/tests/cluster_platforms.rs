@@ -1,9 +1,11 @@
 //! Tests of nodes that differ in their platforms.
 #![cfg(test)]
 
+use std::pin::pin;
+
 use gorego_integration::{
     cluster::{Crowd, Node},
-    executor::{Gate, TestAction, succeeded},
+    executor::{Details, Gate, TestAction, request, succeeded},
 };
 use reapi::v2::execution_stage::Value;
 use tonic::Code;
@@ -49,6 +51,27 @@ async fn actions_run_on_the_node_that_has_their_platform() {
         );
     }
     assert_eq!(gate.starts(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_calls_than_the_queue_holds_that_wait_for_a_platform_are_told_to_retry() {
+    let a = Node::start("a", "", &[ONE, "execution.queue_size=1"]).await;
+    let action = |name: &str| TestAction::script(&format!("echo {name}")).property("gpu", "2");
+    let first = a.executor.upload(&action("first")).await;
+    let second = a.executor.upload(&action("second")).await;
+    let mut first = pin!(a.executor.begin(request(&first)));
+    let mut second = pin!(a.executor.begin(request(&second)));
+    let (refused, waiting) = tokio::select! {
+        refused = &mut first => (refused, second),
+        refused = &mut second => (refused, first),
+    };
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert!(Details::of(&refused).retry, "{refused:?}");
+    let join = a.mesh.to_string();
+    let (b, waited) = tokio::join!(Node::start("b", &join, &GPU), waiting);
+    succeeded(waited.unwrap().response().await);
+    drop(b);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,14 +8,10 @@ use std::{
 };
 
 use gorego_integration::{
-    binary,
     client::in_build,
     cluster::{self, Node},
     executor::{Gate, Messages, TestAction, request, succeeded},
     metrics::Metrics,
-    process::{self, Process},
-    server::forget_settings,
-    web,
 };
 use reapi::v2::execution_stage::Value;
 use tonic::{Code, IntoRequest as _};
@@ -148,20 +144,6 @@ async fn an_action_that_was_forwarded_is_not_handed_over() {
     }
 }
 
-/// Starts `gorego drain` for a node, with these arguments in addition.
-fn drain(node: &Node, more: &[&str]) -> Process {
-    let mut command = process::command(binary::gorego());
-    forget_settings(&mut command);
-    let dir = format!("local_cache.dir={}", node.server.data().display());
-    command.current_dir("/").arg("drain").args(more);
-    Process::spawn(command.args(["--set", &dir]))
-}
-
-async fn wait_for_readiness(node: &Node, status: u16) {
-    let is_met = |response: &web::Response| response.status == status;
-    web::wait_for(node.server.metrics(), "/readyz", is_met).await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drained_node_has_no_work_and_takes_it_again_when_told() {
     let a = Node::start("a", "", &[ONE, "execution.platform=pool=a"]).await;
@@ -179,8 +161,8 @@ async fn a_drained_node_has_no_work_and_takes_it_again_when_told() {
         gate.wait_for_starts((number + 1).min(2));
     }
 
-    let mut draining = drain(&a, &[]);
-    wait_for_readiness(&a, 503).await;
+    let mut draining = a.drain(&[]);
+    a.wait_for_readiness(503).await;
     let refused = a
         .executor
         .refusal(&TestAction::script("echo refused"))
@@ -199,8 +181,8 @@ async fn a_drained_node_has_no_work_and_takes_it_again_when_told() {
     let waits = TestAction::script(&format!("{}; echo other", gate.pass()));
     let waits = b.executor.start(&waits).await;
     assert_eq!(b.places().await, ["b"]);
-    assert!(drain(&a, &["--undo"]).wait().success());
-    wait_for_readiness(&a, 200).await;
+    assert!(a.drain(&["--undo"]).wait().success());
+    a.wait_for_readiness(200).await;
     gate.wait_for_starts(6);
     assert_eq!(b.places().await, ["a", "b"]);
     gate.open();
@@ -227,8 +209,8 @@ async fn interrupted_drains_leave_room_for_other_commands() {
         BufReader::new(command).read_line(&mut line).unwrap();
         assert_eq!(line, "1 actions left\n");
     }
-    assert!(drain(&a, &["--undo"]).wait().success());
-    wait_for_readiness(&a, 200).await;
+    assert!(a.drain(&["--undo"]).wait().success());
+    a.wait_for_readiness(200).await;
     gate.open();
     succeeded(running.response().await);
     succeeded(a.executor.execute(&TestAction::script("true")).await);
@@ -262,13 +244,13 @@ async fn an_action_waits_while_the_only_node_with_its_platform_drains() {
     let b = join(&a, &[ONE, "execution.platform=pool=b"]).await;
     let action = |name: &str| TestAction::script(&format!("echo {name}")).property("pool", "b");
     succeeded(a.executor.execute(&action("first")).await);
-    assert!(drain(&b, &[]).wait().success());
+    assert!(b.drain(&[]).wait().success());
     a.wait_for_state("b", "draining").await;
     let mut second = a.executor.start(&action("second")).await;
     second.reach(Value::Queued).await;
     // Others are not held up.
     succeeded(a.executor.execute(&TestAction::script("true")).await);
     assert!(a.places().await.is_empty());
-    assert!(drain(&b, &["--undo"]).wait().success());
+    assert!(b.drain(&["--undo"]).wait().success());
     succeeded(second.response().await);
 }

@@ -1,31 +1,27 @@
 //! Tests of nodes that stop, pause and join while actions run.
 #![cfg(test)]
 
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
+
 use gorego_integration::{
     cluster::{self, Crowd, Node},
-    executor::{Gate, TestAction, succeeded},
-    web,
+    executor::{Details, Executor, Gate, TestAction, succeeded},
+    web::{self, PATIENCE},
 };
 use rustix::process::Signal;
+use tokio::task::{JoinSet, spawn_blocking};
 use tonic::Code;
 
 /// One action at a time on each node.
 const ONE: &str = "execution.concurrency=1";
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_pauses_shortly_keeps_its_action() {
-    let [a, b] = cluster::start::<2>(&[ONE]).await;
-    let mut gate = Gate::new();
-    let crowd = Crowd::start(&a, &gate, 2).await;
-    gate.wait_for_starts(2);
-    b.server.signal(Signal::STOP);
-    a.wait_for_state("b", "suspect").await;
-    b.server.signal(Signal::CONT);
-    a.wait_for_state("b", "alive").await;
-    gate.open_for(2);
-    crowd.finish(&a).await;
-    assert_eq!(gate.starts(), 2);
-}
+/// A node that runs no actions itself.
+const ENTRY: &str = "execution.enabled=false";
 
 /// Checks that each of two nodes with one slot can run an action.
 async fn assert_both_slots_are_free(entry: &Node) {
@@ -73,7 +69,7 @@ async fn the_late_result_of_a_paused_node_is_used_although_the_action_runs_again
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_paused_node_goes_on_with_an_action_that_no_other_node_has_begun() {
-    let a = Node::start("a", "", &["execution.enabled=false"]).await;
+    let a = Node::start("a", "", &[ENTRY]).await;
     let b = Node::start("b", &a.mesh.to_string(), &[ONE]).await;
     a.wait_for_members(&["a", "b"]).await;
     let mut gate = Gate::new();
@@ -104,8 +100,28 @@ async fn a_node_that_is_asked_to_stop_hands_its_queue_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_asked_to_stop_fails_what_others_do_not_end_in_time() {
+    let mut a = Node::start("a", "", &[ENTRY, "limits.drain_timeout=2s"]).await;
+    let b = Node::start("b", &a.mesh.to_string(), &[ONE]).await;
+    a.wait_for_members(&["a", "b"]).await;
+    let gate = Gate::new();
+    let mut action = a.executor.start(&TestAction::script(&gate.pass())).await;
+    gate.wait_for_starts(1);
+    a.server.ask_to_stop();
+    let failed = action.ended().await.unwrap_err();
+    assert_eq!(failed.code(), Code::Unavailable, "{failed}");
+    assert!(Details::of(&failed).retry, "{failed:?}");
+    assert!(a.server.wait().success());
+    gate.wait_for_end_of_processes();
+    let next = Gate::new();
+    let own = TestAction::script(&next.report());
+    succeeded(b.executor.execute(&own).await);
+    assert_eq!((gate.starts(), next.starts()), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_action_fails_with_the_names_of_the_nodes_after_it_lost_six() {
-    let a = Node::start("a", "", &["execution.enabled=false"]).await;
+    let a = Node::start("a", "", &[ENTRY]).await;
     let mut b = Node::start("b", &a.mesh.to_string(), &[ONE]).await;
     a.wait_for_members(&["a", "b"]).await;
     let gate = Gate::new();
@@ -162,4 +178,59 @@ async fn every_action_of_two_clients_ends_once_though_a_node_is_killed() {
         assert_eq!(node.executor.file(&result, "file").await, line);
     }
     assert!((120..150).contains(&gate.starts()), "{}", gate.starts());
+}
+
+/// Executes actions at a node, one after another, until `stop` is set. Returns their number.
+async fn load(at: Executor, report: String, name: String, stop: Arc<AtomicBool>) -> usize {
+    let mut number = 0;
+    while !stop.load(Relaxed) {
+        let line = format!("{name} {number}\n");
+        let script = format!("{report}; cat input | tee file");
+        let action = TestAction::script(&script).input("input", line.clone());
+        let result = succeeded(at.execute(&action.output("file")).await);
+        assert_eq!(at.stdout(&result).await, line);
+        assert_eq!(at.file(&result, "file").await, line);
+        number += 1;
+    }
+    number
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_are_drained_and_restarted_one_by_one_under_load_and_no_action_runs_twice() {
+    const OWN: usize = 8;
+    let nodes = cluster::start::<3>(&["execution.concurrency=2"]).await;
+    let mut nodes = VecDeque::from(nodes);
+    let (mut own_gate, gate) = (Gate::new(), Gate::new());
+    let mut ended = 0;
+    for round in 1..=nodes.len() {
+        let leaving = nodes.pop_front().expect("three nodes");
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut loads = JoinSet::new();
+        for lane in 0..6 {
+            let at = nodes[lane % 2].executor.clone();
+            let name = format!("{round} {lane}");
+            loads.spawn(load(at, gate.report(), name, Arc::clone(&stop)));
+        }
+        // Its own clients have more actions than it has slots.
+        let own = Crowd::start(&leaving, &own_gate, OWN).await;
+        let mut drain = leaving.drain(&[]);
+        leaving.wait_for_readiness(503).await;
+        let drained = spawn_blocking(move || drain.wait_within(PATIENCE));
+        own_gate.open_for(OWN - 1);
+        own_gate.wait_for_starts(OWN * round);
+        assert!(!drained.is_finished(), "an action is left");
+        own_gate.open();
+        assert!(drained.await.unwrap().success());
+        own.finish(&leaving).await;
+        // Kills it, since it has nothing to lose.
+        nodes.push_back(leaving.restart().await);
+        for node in &nodes {
+            node.wait_for_members(&["a", "b", "c"]).await;
+        }
+        nodes[2].wait_for_taken(1).await;
+        stop.store(true, Relaxed);
+        ended += loads.join_all().await.into_iter().sum::<usize>();
+    }
+    assert_eq!(own_gate.starts(), OWN * nodes.len());
+    assert_eq!(gate.starts(), ended);
 }

@@ -9,7 +9,7 @@ use std::{
 use gorego_integration::{
     binary,
     client::{add_request_metadata, in_build},
-    cluster::{self, Node},
+    cluster::Node,
     collector::{Collector, CollectorProtocol, Span},
     executor::{Gate, Messages, TestAction, request, succeeded, wait_until},
     metrics::Metrics,
@@ -21,11 +21,14 @@ use reapi::{
     bytestream::{ReadRequest, ReadResponse, byte_stream_client::ByteStreamClient},
     v2::{ExecuteOperationMetadata, RequestMetadata, execution_stage::Value},
 };
+use rustix::process::Signal;
 use serde_json::Value as Json;
 use tonic::{Code, Request, Status, Streaming};
 
 /// One action at a time on each node.
 const ONE: &str = "execution.concurrency=1";
+/// A node that runs no actions itself.
+const ENTRY: &str = "execution.enabled=false";
 const BUILD: &str = "0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f0";
 /// The bytes of a blob that is not read in a batch.
 const LARGE: usize = 3 << 20;
@@ -59,13 +62,26 @@ async fn logs(messages: &mut Messages) -> [String; 2] {
     }
 }
 
-/// Occupies the slot of a node with an action that waits at a gate of its own.
-async fn occupy(node: &Node) -> (Gate, Messages) {
+/// Starts nodes with one slot each. That of the first is occupied by an action that waits at a gate of its own.
+async fn start<const N: usize>(more: &[&str]) -> ([Node; N], Gate, Messages) {
+    let more = [&[ONE], more].concat();
+    let names = &["a", "b", "c"][..N];
+    let a = Node::start("a", "", &more).await;
     let gate = Gate::new();
-    let mut running = node.executor.start(&TestAction::script(&gate.pass())).await;
+    let mut running = a.executor.start(&TestAction::script(&gate.pass())).await;
     running.reach(Value::Executing).await;
     gate.wait_for_starts(1);
-    (gate, running)
+    let join = a.mesh.to_string();
+    let mut nodes = vec![a];
+    // Later, since one of them could run the action instead.
+    for name in &names[1..] {
+        nodes.push(Node::start(name, &join, &more).await);
+    }
+    for node in &nodes {
+        node.wait_for_members(names).await;
+    }
+    let nodes = nodes.try_into().expect("as many as asked for");
+    (nodes, gate, running)
 }
 
 /// Starts an action at a node whose slot is occupied, so that it runs on another node. It prints `one`, then `two`
@@ -90,9 +106,8 @@ fn gorego(node: &Node, arguments: &[&str]) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_of_an_action_on_another_node_is_followed_at_any_node() {
-    let nodes = cluster::start::<3>(&[ONE]).await;
+    let (nodes, mut first, mut running) = start::<3>(&[]).await;
     let [a, b, c] = &nodes;
-    let (mut first, mut running) = occupy(a).await;
     let mut gate = Gate::new();
     let mut messages = start_elsewhere(a, &gate).await;
     let [stdout, stderr] = logs(&mut messages).await;
@@ -121,8 +136,7 @@ async fn the_log_of_an_action_on_another_node_is_followed_at_any_node() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_ends_with_the_node_that_runs_the_action() {
-    let [a, mut b] = cluster::start::<2>(&[ONE]).await;
-    let (mut first, mut running) = occupy(&a).await;
+    let ([a, mut b], mut first, mut running) = start(&[]).await;
     let mut gate = Gate::new();
     let mut messages = start_elsewhere(&a, &gate).await;
     let [stdout, _] = logs(&mut messages).await;
@@ -140,9 +154,85 @@ async fn a_log_ends_with_the_node_that_runs_the_action() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ps_names_the_node_of_an_action_and_tail_prints_its_output() {
-    let [a, b] = cluster::start::<2>(&[ONE]).await;
-    let (mut first, mut running) = occupy(&a).await;
+async fn reads_of_a_log_end_when_the_node_that_owns_the_action_stops() {
+    let a = Node::start("a", "", &[ENTRY]).await;
+    let b = Node::start("b", &a.mesh.to_string(), &[ONE]).await;
+    let c = Node::start("c", &a.mesh.to_string(), &[ENTRY]).await;
+    for node in [&a, &b, &c] {
+        node.wait_for_members(&["a", "b", "c"]).await;
+    }
+    let gate = Gate::new();
+    let mut messages = start_elsewhere(&a, &gate).await;
+    let [stdout, _] = logs(&mut messages).await;
+    let mut readers = Vec::new();
+    for node in [&b, &c] {
+        let mut out = read(node, &stdout, 0).await.unwrap();
+        assert_eq!(next(&mut out).await.as_deref(), Some("one\n"));
+        readers.push(out);
+    }
+    a.server.signal(Signal::STOP);
+    for mut out in readers {
+        let broken = out.message().await.unwrap_err();
+        assert_eq!(broken.code(), Code::Unavailable, "{broken}");
+    }
+    for node in [&b, &c] {
+        let lost = read(node, &stdout, 0).await.unwrap_err();
+        assert_eq!(lost.code(), Code::NotFound, "{lost}");
+    }
+}
+
+/// Checks the numbers in the row of a peer: the actions of the node that the peer runs, and those of the peer that the
+/// node runs, as `gorego peers` and the page `/peers` show them.
+async fn assert_shared(at: &Node, peer: &str, numbers: [u64; 2]) {
+    let is_met = |response: &web::Response| {
+        let json = response.json();
+        let mut nodes = json["nodes"].as_array().expect("a list").iter();
+        let node = nodes.find(|node| node["name"] == peer).expect("the peer");
+        [&node["taken"], &node["given"]] == numbers
+    };
+    web::wait_for(at.server.metrics(), "/api/v1/peers", is_met).await;
+    let numbers = numbers.map(|number| number.to_string());
+
+    let url = format!("http://{}", at.server.metrics());
+    let mut command = process::command(binary::gorego());
+    let output = command.args(["peers", "--url", &url]).output().unwrap();
+    let table = String::from_utf8(output.stdout).unwrap();
+    let words = |line: &str| {
+        line.split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let header = words(table.lines().next().unwrap());
+    let row = words(table.lines().find(|line| line.starts_with(peer)).unwrap());
+    assert_eq!(
+        (&header[7..9], &row[7..9]),
+        (&["Takes", "Gives"].map(str::to_owned)[..], &numbers[..])
+    );
+
+    let page = web::get(at.server.metrics(), "/peers").await.content;
+    let headers = page
+        .split("</th>")
+        .filter_map(|cell| cell.rsplit('>').next());
+    let headers: Vec<_> = headers.collect();
+    let (_, row) = page.split_once(&format!(">{peer}</th>")).unwrap();
+    let (row, _) = row.split_once("</tr>").unwrap();
+    let cells: Vec<_> = row
+        .split("</td>")
+        .filter_map(|cell| cell.rsplit('>').next())
+        .collect();
+    for (name, number) in ["Runs for this node", "Runs from it here"]
+        .iter()
+        .zip(&numbers)
+    {
+        // The first column is that of the names.
+        let column = headers.iter().position(|header| header == name).unwrap() - 1;
+        assert_eq!(cells[column], number, "{row}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ps_and_peers_show_the_node_of_an_action_and_tail_prints_its_output() {
+    let ([a, b], mut first, mut running) = start(&[]).await;
     let mut gate = Gate::new();
     let mut messages = start_elsewhere(&a, &gate).await;
     messages.reach(Value::Executing).await;
@@ -151,6 +241,8 @@ async fn ps_names_the_node_of_an_action_and_tail_prints_its_output() {
     let elsewhere = listed.iter().find(|row| row["node"] == "b").expect("a row");
     assert_eq!(listed.len(), 2);
     assert!(listed.iter().any(|row| row["node"] == "a"));
+    assert_shared(&a, "b", [1, 0]).await;
+    assert_shared(&b, "a", [0, 1]).await;
     for (node, elsewhere) in [(&a, 1), (&b, 0)] {
         let is_counted = |metrics: &Metrics| {
             metrics.get("gorego_execution_running") == Some(1)
@@ -211,8 +303,7 @@ async fn ps_and_the_page_have_the_resources_of_an_action_on_another_node() {
 async fn an_action_on_another_node_is_in_the_trace_of_its_client() {
     let collector = Collector::start(CollectorProtocol::Grpc).await;
     let (endpoint, always) = (collector.setting(), "telemetry.tracing_sample_ratio=1");
-    let [a, b] = cluster::start::<2>(&[ONE, &endpoint, always]).await;
-    let (mut first, mut running) = occupy(&a).await;
+    let ([a, b], mut first, mut running) = start(&[&endpoint, always]).await;
     let mut gate = Gate::new();
     let action = TestAction::script(&format!("{}; exit 3", gate.pass()));
     let digest = a.executor.upload(&action).await;
@@ -257,8 +348,7 @@ async fn an_action_on_another_node_is_in_the_trace_of_its_client() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn metrics_and_peers_have_the_round_trip_the_starts_and_the_bytes() {
-    let [a, b] = cluster::start::<2>(&[ONE]).await;
-    let (mut first, mut running) = occupy(&a).await;
+    let ([a, b], mut first, mut running) = start(&[]).await;
     let mut gate = Gate::new();
     let large = vec![7; LARGE];
     let script = format!("cat input > output; {}", gate.pass());

@@ -4,40 +4,27 @@
 use std::{
     fmt::Write as _,
     fs,
-    io::{BufRead as _, BufReader},
-    os::unix::fs::PermissionsExt as _,
-    process::{Command, Output, Stdio},
-    time::Duration,
+    process::{Command, Output},
 };
 
 use gorego_integration::{
     bazel::{Checkout, Spawn},
     binary,
     client::Client,
-    executor::wait_until,
     install,
     lock::Lock,
-    process::{self, Process, describe},
-    project, root,
+    process::{self, describe},
+    project,
+    readme::{self, Block, blocks},
+    root,
     server::{self, Server},
     web,
     workspace::{self, write},
 };
-use rustix::process::Signal;
 use tempfile::TempDir;
 
 /// The address of gorego in the README.
 const ADDRESS: &str = "localhost:50051";
-
-/// A fenced code block.
-#[derive(Debug)]
-struct Block<'a> {
-    /// The language after the fence.
-    language: &'a str,
-    text: &'a str,
-    /// The paragraph that introduces it.
-    before: &'a str,
-}
 
 /// Clients that are not tested, because they are in no registry or take too long: the beginning of their
 /// block, and their name. The paragraph above names the tried version, or states that none was.
@@ -70,33 +57,6 @@ const IN_TEXT: [&str; 8] = [
     "docker run -p 16686:16686 -p 4317:4317 cr.jaegertracing.io/jaegertracing/jaeger:2.15.0",
     "tools/client-root make",
 ];
-
-fn blocks(readme: &str) -> Vec<Block<'_>> {
-    // Text outside and inside of fences alternates.
-    let parts: Vec<_> = readme.split("\n```").collect();
-    let pairs = parts.chunks(2).filter_map(|pair| match pair {
-        [outside, inside] => Some((outside, inside)),
-        _ => None,
-    });
-    pairs
-        .map(|(outside, inside)| {
-            let (language, text) = inside.split_once('\n').expect("a fence ends its line");
-            let before = outside.trim_end().rsplit("\n\n").next();
-            Block {
-                language,
-                text,
-                before: before.unwrap_or_default(),
-            }
-        })
-        .collect()
-}
-
-/// Returns the lines of a block without comments.
-fn commands(block: &Block<'_>) -> Vec<String> {
-    let lines = block.text.lines().filter(|line| !line.starts_with('#'));
-    let lines = lines.map(|line| line.split(" # ").next().unwrap_or(line).trim_end());
-    lines.map(str::to_owned).collect()
-}
 
 /// Replaces the address in a text of the README by that of a running server.
 fn at(server: &Server, text: &str) -> String {
@@ -239,7 +199,7 @@ fn check_recc(block: &Block<'_>) {
         let metrics = dir.path().join("metrics");
         let mut command = root::command(dir.path(), "recc");
         command.args(["gcc", "-c", "one.c", "-o", "one.o"]);
-        for line in commands(block) {
+        for line in block.commands() {
             let variable = line
                 .strip_prefix("export ")
                 .and_then(|line| line.split_once('='));
@@ -264,7 +224,7 @@ fn check_buildbox(block: &Block<'_>) {
     let server = Server::start(&[]);
     let dir = TempDir::new().unwrap();
     write(dir.path(), "file.txt", "content\n");
-    for line in commands(block) {
+    for line in block.commands() {
         let line = at(&server, &line);
         let mut words = line.split(' ');
         let program = words.next().expect("a program");
@@ -296,7 +256,7 @@ fn check_remotetool(block: &Block<'_>) {
     write(dir.path(), "action/input/in.txt", "");
     let command = "arguments: \"cat\" arguments: \"in.txt\"";
     write(dir.path(), "action/cmd.textproto", command);
-    for line in commands(block) {
+    for line in block.commands() {
         let line = at(&server, &line);
         let arguments = line.split(' ').skip(1);
         let mut command = process::command(install::remotetool());
@@ -353,7 +313,7 @@ fn check_arguments(arguments: &str) {
 
 #[test]
 fn every_command_in_the_text_of_the_readme_is_known() {
-    let readme = fs::read_to_string(project::root().join("README.md")).unwrap();
+    let readme = readme::text();
     let mut commands = commands_in_text(&readme);
     for known in IN_TEXT {
         let count = commands.len();
@@ -380,51 +340,8 @@ fn every_command_in_the_text_of_the_readme_is_known() {
     );
 }
 
-/// Starts the cluster, runs an action in it, and stops it.
-fn check_local_cluster(block: &Block<'_>) {
-    let dir = TempDir::new().unwrap();
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
-    let command = commands(block).remove(0);
-    let mut script = process::command("bash");
-    server::forget_settings(&mut script);
-    let script = script
-        .args(["-c", &format!("exec {command} --dir \"$0\" --port 28980")])
-        .arg(dir.path())
-        .current_dir(project::root())
-        .env("GOREGO", binary::gorego())
-        .stdout(Stdio::piped());
-    let mut script = Process::spawn(script);
-    let mut lines = BufReader::new(script.child_mut().stdout.take().unwrap()).lines();
-    let line = lines.next().unwrap().unwrap();
-    assert!(line.starts_with("3 nodes run."), "{line}");
-    let url = "http://127.0.0.1:29181";
-    wait_until("all nodes", || {
-        let mut peers = process::command(binary::gorego());
-        let output = run(peers.args(["peers", "--url", url]));
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        text.lines()
-            .filter(|line| line.starts_with("node-") && line.contains(" alive "))
-            .count()
-            == 2
-    });
-    script.signal(Signal::TERM);
-    script.wait_within(Duration::from_mins(1));
-}
-
-/// Makes the certificates, and loads the settings that are printed.
-fn check_certificates(block: &Block<'_>) {
-    let dir = TempDir::new().unwrap();
-    let command = commands(block).remove(0);
-    let arguments = command.strip_prefix("gorego ").unwrap().split(' ');
-    let mut command = process::command(binary::gorego());
-    run(command.args(arguments).current_dir(dir.path()));
-    for file in ["ca.pem", "ca.key", "node-1.pem", "node-3.key"] {
-        assert!(dir.path().join("certs").join(file).exists(), "{file}");
-    }
-}
-
 fn check_own(block: &Block<'_>) {
-    for command in commands(block) {
+    for command in block.commands() {
         assert!(OWN.contains(&command.as_str()), "nothing runs `{command}`");
         for package in command
             .split(' ')
@@ -439,7 +356,7 @@ fn check_own(block: &Block<'_>) {
 /// The command stands in the description of `telemetry.pprof`. It is interactive without a format.
 #[tokio::test(flavor = "multi_thread")]
 async fn go_reads_a_profile_by_the_command_of_the_readme() {
-    let readme = fs::read_to_string(project::root().join("README.md")).unwrap();
+    let readme = readme::text();
     let mut texts = readme.split('`');
     let command = texts.find(|text| text.starts_with("go tool pprof '"));
     let server = Server::start(&["telemetry.metrics_addr=127.0.0.1:0", "telemetry.pprof=true"]);
@@ -465,7 +382,7 @@ async fn go_reads_a_profile_by_the_command_of_the_readme() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_block_of_the_readme_works() {
-    let readme = fs::read_to_string(project::root().join("README.md")).unwrap();
+    let readme = readme::text();
     let blocks = blocks(&readme);
     assert!(blocks.len() > 10, "{blocks:?}");
     for block in &blocks {
@@ -476,8 +393,9 @@ async fn every_block_of_the_readme_works() {
         }
         match block.language {
             "yaml" => check_config(block).await,
-            "sh" if text.starts_with("deploy/local-cluster") => check_local_cluster(block),
-            "sh" if text.starts_with("gorego cluster certs") => check_certificates(block),
+            // The tests of the section on clusters run them.
+            "sh" if text.starts_with("deploy/local-cluster") => {}
+            "sh" if text.starts_with("gorego cluster certs") => {}
             "sh" if text.starts_with("export RECC_") => check_recc(block),
             "sh" if text.starts_with("cas") => check_buildbox(block),
             "sh" if text.starts_with("trexe ") => check_trexe(block),

@@ -169,12 +169,17 @@ impl Gate {
     /// Returns the number of reported starts.
     pub fn starts(&self) -> usize {
         let mut reports = [0; 4096];
-        let more = match (&self.started).read(&mut reports) {
-            Ok(size) => String::from_utf8_lossy(&reports[..size]).lines().count(),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
-            Err(error) => panic!("reading reports: {error}"),
-        };
-        self.starts.fetch_add(more, Relaxed) + more
+        loop {
+            match (&self.started).read(&mut reports) {
+                Ok(size) => {
+                    let more = reports[..size].iter().filter(|byte| **byte == b'\n');
+                    self.starts.fetch_add(more.count(), Relaxed);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => panic!("reading reports: {error}"),
+            }
+        }
+        self.starts.load(Relaxed)
     }
 
     /// Waits until this many scripts have started.

@@ -49,8 +49,8 @@ pub(super) struct Surroundings {
     pub(super) descriptors: Option<Descriptors>,
     /// Set if the server runs in the root directory of the build clients.
     pub(super) in_root: bool,
-    /// The server's `/etc/resolv.conf`, if it is not the machine's.
-    pub(super) resolver: Option<PathBuf>,
+    /// A file that the server reads in place of one of the machine's.
+    pub(super) mounted: Option<(PathBuf, &'static str)>,
     pub(super) user: User,
     pub(super) file: Option<PathBuf>,
 }
@@ -62,8 +62,8 @@ impl Surroundings {
             let program = binary::gorego().to_str().expect("the path is UTF-8");
             return root::command(Path::new("/"), program);
         }
-        if let Some(resolver) = &self.resolver {
-            return mounted("mount --bind \"$0\" /etc/resolv.conf", resolver);
+        if let Some((file, over)) = &self.mounted {
+            return mounted(&format!("mount --bind \"$0\" {over}"), file);
         }
         let Some(Descriptors { soft, hard }) = self.descriptors else {
             return self.user.program(dir, data);
