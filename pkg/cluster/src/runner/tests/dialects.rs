@@ -15,6 +15,7 @@ use super::nodes::{MEETING, Node, Plan, World, execute, value};
 use crate::{
     discovery::{Discovery, Places},
     link::{DialError, Links, Tcp},
+    membership::MembershipOptions,
 };
 
 /// The longest wait for a condition; far more than it needs.
@@ -182,6 +183,7 @@ async fn start(name: &'static str, join: &[String], dialect: Dialect, world: &Wo
         connect: Arc::new(Tcp),
         discovery: Discovery::new(Places::List(join.to_vec())),
         nodes: 2,
+        membership: MembershipOptions::default(),
         dialect,
     };
     plan.start(listener, world)
