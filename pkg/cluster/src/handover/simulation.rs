@@ -38,7 +38,7 @@ pub struct Figures {
     pub time: Duration,
     /// The longest wait of an action for a slot.
     pub worst: Duration,
-    /// The actions without exactly one answer.
+    /// The actions without their result. None is answered twice, which the simulation checks itself.
     pub wrong: usize,
 }
 
@@ -74,7 +74,7 @@ pub(crate) fn hand_over(setup: Setup, kills: bool) -> (Figures, World) {
     }
     let operations = || world.operations.values();
     let worst = operations().filter_map(|o| o.wait).max();
-    let answered = operations().filter(|o| o.ends == 1).count();
+    let answered = operations().filter(|o| o.is_answered()).count();
     let figures = Figures {
         time: world.now.saturating_sub(begin),
         worst: worst.unwrap_or_default(),

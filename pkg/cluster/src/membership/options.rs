@@ -7,6 +7,9 @@ use foca::{Config, PeriodicParams};
 
 use super::wire::MAX_SWIM_LEN;
 
+/// The nodes that are asked to probe a silent one, in a cluster of more nodes than a node has links.
+const INDIRECT: usize = 3;
+
 /// The limits and periods of a membership. All nodes of a cluster should have the same.
 #[derive(Clone, Debug)]
 pub struct MembershipOptions {
@@ -58,10 +61,16 @@ impl MembershipOptions {
                 num_members,
             })
         };
+        // Where each node has links to all others, one that reaches a silent node is found in any case.
+        let indirect = if nodes <= self.partners + 1 {
+            self.partners
+        } else {
+            INDIRECT
+        };
         Config {
             probe_period: self.probe_period,
             probe_rtt: self.round_trip,
-            num_indirect_probes: NonZeroUsize::MIN.saturating_add(2),
+            num_indirect_probes: NonZeroUsize::MIN.saturating_add(indirect.saturating_sub(1)),
             max_transmissions: NonZeroU8::MIN.saturating_add(transmissions(digits) - 1),
             suspect_to_down_after: self.suspicion.mul_f64(digits.max(1.0).midpoint(1.0)),
             remove_down_after: Some(self.forget_after),

@@ -169,6 +169,8 @@ fn node_that_sees_both_sides_keeps_them_together() {
         let mut network = network(10, 0.0, seed);
         network.cut = Box::new(move |a, b| a != 0 && b != 0 && (a < 5) != (b < 5));
         network.run(seconds(60));
+        assert!(network.agrees(), "seed {seed}: {}", network.describe());
+        assert_eq!(network.false_downs, 0, "seed {seed}");
         network.cut = Box::new(|_, _| false);
         agree(&mut network, 60);
     }

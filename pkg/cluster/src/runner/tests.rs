@@ -2,5 +2,6 @@
 
 mod crashes;
 mod dialects;
+mod network;
 mod nodes;
 mod supervision;

@@ -87,6 +87,8 @@ pub(crate) struct World {
     pub(crate) begun: u64,
     /// The number of links that were to be opened.
     pub(crate) connects: u64,
+    /// The same by action.
+    pub(crate) runs: BTreeMap<u32, usize>,
     events: BTreeMap<(Time, u64), Event>,
     next: u64,
     latency: Duration,
@@ -150,6 +152,7 @@ impl World {
             ended: 0,
             begun: 0,
             connects: 0,
+            runs: BTreeMap::new(),
             events: BTreeMap::new(),
             next: 0,
             latency,
@@ -332,6 +335,7 @@ impl World {
     fn start(&mut self, at: usize, slot: AttemptId, action: u32, is_foreign: bool) {
         let time = (self.duration)(action);
         self.begun += 1;
+        *self.runs.entry(action).or_default() += 1;
         let node = &mut self.nodes[at];
         node.running.insert(slot, (action, is_foreign));
         node.busy += time;
@@ -396,7 +400,7 @@ impl World {
             }
             Effect::Notify(id, stage) => {
                 let operation = self.operations.get_mut(&id).unwrap();
-                assert_eq!(operation.ends, 0, "{id} ended before");
+                assert!(operation.end.is_none(), "{id} ended before");
                 match stage {
                     Stage::Queued => {}
                     Stage::Executing(_) => {
@@ -404,10 +408,10 @@ impl World {
                         operation.wait = operation.wait.or(wait);
                     }
                     Stage::Completed(end) => {
-                        if let End::Outcome(value) = end {
-                            assert!(*value == operation.action || self.failures_are_expected);
+                        if let End::Outcome(value) = &end {
+                            assert!(**value == operation.action || self.failures_are_expected);
                         }
-                        operation.ends += 1;
+                        operation.end = Some(end);
                         self.ended += 1;
                     }
                 }

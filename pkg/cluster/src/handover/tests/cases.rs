@@ -28,12 +28,14 @@ fn ten_seconds(_: u32) -> Duration {
     10 * SECOND
 }
 
-/// Returns the time until the action has ended.
+/// Returns the time until the actions have ended, with their results unless failures are expected.
 fn end(world: &mut World) -> Duration {
     let begin = world.now;
     while !world.is_done() {
         assert!(world.step());
     }
+    let mut operations = world.operations.values();
+    assert!(world.failures_are_expected || operations.all(|operation| operation.is_answered()));
     world.now.saturating_sub(begin)
 }
 

@@ -1,10 +1,14 @@
 //! Random orders of events.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
+use gorego_scheduler::End;
 use proptest::prelude::*;
 
 use super::world::{MIB, World};
+
+/// The most attempts of an operation: `max_losses`, and the one that succeeds.
+const MAX_ATTEMPTS: usize = 6;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -106,8 +110,25 @@ fn settle(world: &mut World) {
         let fetches = &node.handover.fetches;
         assert!(fetches.running.is_empty() && fetches.waiting.is_empty());
     }
-    let attempts = u64::try_from(world.operations.len()).unwrap() * 9;
-    assert!(world.begun <= attempts);
+    assert_ends(world);
+}
+
+/// Checks that each operation ended with its result or for a reason that the test gave, after few attempts.
+fn assert_ends(world: &World) {
+    let mut most = BTreeMap::<u32, usize>::new();
+    for (id, operation) in &world.operations {
+        *most.entry(operation.action).or_default() += MAX_ATTEMPTS;
+        let is_right = match &operation.end {
+            None => operation.is_lost,
+            Some(End::Cancelled) => operation.is_cancelled,
+            Some(End::WorkersLost(workers)) => workers.len() == MAX_ATTEMPTS,
+            Some(_) => operation.is_answered(),
+        };
+        assert!(is_right, "{id}: {operation:?}");
+    }
+    for (action, runs) in &world.runs {
+        assert!(*runs <= most[action], "{action}: {runs} attempts");
+    }
 }
 
 proptest! {

@@ -21,11 +21,12 @@ use super::{
 use crate::{
     discovery::{Discovery, Lookup, LookupError, Places},
     link::tests::simulated::{Listener, Simulated},
+    membership::MembershipOptions,
 };
 
-const PORT: u16 = 7946;
+pub(super) const PORT: u16 = 7946;
 const NAMES: [&str; 3] = ["a", "b", "c"];
-const TICK: Duration = Duration::from_millis(10);
+pub(super) const TICK: Duration = Duration::from_millis(10);
 /// The actions whose clients are at the first node.
 const ACTIONS: u32 = 20;
 /// The interval of their requests.
@@ -38,7 +39,7 @@ const PATIENCE: Duration = Duration::from_mins(2);
 const MAX_ATTEMPTS: u32 = 6;
 
 /// The names of hosts.
-struct Hosts;
+pub(super) struct Hosts;
 
 #[async_trait]
 impl Lookup for Hosts {
@@ -61,6 +62,7 @@ async fn run(name: &'static str, generation: u64, world: World) {
         connect: Arc::new(Simulated),
         discovery: Discovery::with_lookup(Places::List(places.into()), Arc::new(Hosts)),
         nodes: NAMES.len(),
+        membership: MembershipOptions::default(),
         dialect: Dialect::Own,
     };
     let node = plan.start(Listener::bind(PORT).await, &world);
@@ -90,14 +92,19 @@ async fn run(name: &'static str, generation: u64, world: World) {
     }
 }
 
-fn simulate(seed: u64) -> (Sim<'static>, World) {
+/// Returns a network without hosts.
+pub(super) fn network(seed: u64) -> Sim<'static> {
     fastrand::seed(seed);
-    let mut sim = turmoil::Builder::new()
+    turmoil::Builder::new()
         .simulation_duration(Duration::from_hours(1))
         .tick_duration(TICK)
         .max_message_latency(Duration::from_millis(5))
         .rng_seed(seed)
-        .build();
+        .build()
+}
+
+fn simulate(seed: u64) -> (Sim<'static>, World) {
+    let mut sim = network(seed);
     let (world, runs) = (World::default(), Arc::new(AtomicU64::new(1)));
     for name in NAMES {
         let (world, runs) = (Arc::clone(&world), Arc::clone(&runs));
@@ -113,7 +120,7 @@ fn simulate(seed: u64) -> (Sim<'static>, World) {
     (sim, world)
 }
 
-fn steps(sim: &mut Sim<'_>, steps: u128) {
+pub(super) fn steps(sim: &mut Sim<'_>, steps: u128) {
     for _ in 0..steps {
         sim.step().unwrap();
     }

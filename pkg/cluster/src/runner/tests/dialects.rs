@@ -15,6 +15,7 @@ use super::nodes::{MEETING, Node, Plan, World, execute, value};
 use crate::{
     discovery::{Discovery, Places},
     link::{Connect, DialError, Links, Tcp},
+    membership::MembershipOptions,
 };
 
 /// The longest wait for a condition; far more than it needs.
@@ -193,6 +194,7 @@ pub(super) async fn start_over(
         connect,
         discovery: Discovery::new(Places::List(join.to_vec())),
         nodes: 2,
+        membership: MembershipOptions::default(),
         dialect,
     };
     plan.start(listener, world)

@@ -35,6 +35,8 @@ pub(super) const MEETING: u32 = 1000;
 const FAILING: &str = "b";
 /// The interval in which a meeting looks for the others.
 const POLL: Duration = Duration::from_millis(10);
+/// The period in which nodes send their load while it changes.
+pub(super) const LOAD_PERIOD: Duration = Duration::from_millis(500);
 /// The memory of each node.
 const MEMORY: u64 = 1 << 30;
 
@@ -143,7 +145,7 @@ pub(super) struct Node {
     pub(super) runner: Runner<u32, u32>,
     pub(super) links: Arc<Links>,
     pub(super) address: String,
-    _cluster: Cluster,
+    pub(super) cluster: Cluster,
     _server: JoinSet<Result<(), gorego_grpc::Error>>,
 }
 
@@ -156,6 +158,7 @@ pub(super) struct Plan {
     pub(super) discovery: Discovery,
     /// The number of nodes that meet.
     pub(super) nodes: usize,
+    pub(super) membership: MembershipOptions,
     pub(super) dialect: Dialect,
 }
 
@@ -218,11 +221,11 @@ impl Plan {
         let options = Options {
             cluster: "build".to_owned(),
             record,
-            membership: MembershipOptions::default(),
-            load_period: Duration::from_millis(500),
+            membership: self.membership,
+            load_period: LOAD_PERIOD,
         };
         Node {
-            _cluster: Cluster::start(options, components).unwrap(),
+            cluster: Cluster::start(options, components).unwrap(),
             _server: server,
             runner,
             links,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gorego_scheduler::{Generation, OperationId, Request, Time};
+use gorego_scheduler::{End, Generation, OperationId, Request, Time};
 
 use super::World;
 use crate::testing;
@@ -14,8 +14,18 @@ pub(crate) struct Submitted {
     pub(crate) action: u32,
     pub(crate) at: Time,
     pub(crate) wait: Option<Duration>,
-    pub(crate) ends: u32,
+    pub(crate) end: Option<End<u32>>,
+    /// Set if the owner crashed before the end.
     pub(crate) is_lost: bool,
+    /// Set if the client cancelled it before the end.
+    pub(crate) is_cancelled: bool,
+}
+
+impl Submitted {
+    /// Returns whether the operation ended with the result of its action.
+    pub(crate) fn is_answered(&self) -> bool {
+        matches!(&self.end, Some(End::Outcome(value)) if **value == self.action)
+    }
 }
 
 impl World {
@@ -37,8 +47,9 @@ impl World {
             action,
             at,
             wait: None,
-            ends: 0,
+            end: None,
             is_lost: false,
+            is_cancelled: false,
         };
         self.operations.insert(id, submitted);
         self.pump(node);

@@ -20,11 +20,12 @@ impl World {
 
     /// Cancels one of the operations.
     pub(crate) fn cancel(&mut self, at: usize) {
-        let operations: Vec<_> = self.operations.iter().collect();
-        let (id, submitted) = operations[at % operations.len()];
+        let at = at % self.operations.len();
+        let (id, submitted) = self.operations.iter_mut().nth(at).unwrap();
         let (id, node) = (*id, index(&submitted.node));
         let is_owner = self.nodes[node].generation == submitted.node;
         if is_owner && self.nodes[node].is_alive {
+            submitted.is_cancelled |= submitted.end.is_none();
             self.nodes[node].scheduler.cancel(id, self.now);
             self.pump(node);
         }
@@ -33,7 +34,7 @@ impl World {
     /// Returns whether every operation has ended whose node lived.
     pub(crate) fn is_done(&self) -> bool {
         let mut operations = self.operations.values();
-        operations.all(|operation| operation.ends > 0 || operation.is_lost)
+        operations.all(|operation| operation.end.is_some() || operation.is_lost)
     }
 
     /// Stops the process of a node for a while. Its links stay.

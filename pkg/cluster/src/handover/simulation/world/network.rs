@@ -32,7 +32,7 @@ impl World {
             }
         }
         for submitted in self.operations.values_mut() {
-            submitted.is_lost |= submitted.node == dead && submitted.ends == 0;
+            submitted.is_lost |= submitted.node == dead && submitted.end.is_none();
         }
     }
 
