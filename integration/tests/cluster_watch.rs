@@ -272,8 +272,7 @@ async fn ps_and_peers_show_the_node_of_an_action_and_tail_prints_its_output() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ps_and_the_page_have_the_resources_of_an_action_on_another_node() {
-    let [a, b] = cluster::start::<2>(&[ONE]).await;
-    let (mut first, mut running) = occupy(&a).await;
+    let ([a, b], mut first, mut running) = start(&[]).await;
     let mut gate = Gate::new();
     let count = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done";
     let script = format!("{count}; {}", gate.pass());

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// A function that lists the current certificates.
-type Certificates = Arc<dyn Fn() -> Vec<Certificate> + Send + Sync>;
+pub(crate) type Certificates = Arc<dyn Fn() -> Vec<Certificate> + Send + Sync>;
 
 /// The sources of the metrics and the page of an executor.
 type ExecutorSources = (Option<Execution>, ActionSource);

@@ -20,7 +20,7 @@ use gorego_telemetry::{
     traces::{Collector, EndedSpans},
     web::{self, Health},
 };
-use gorego_tls::{Certificate, ClientAuth, ClientTls, ClusterTls, ServerFiles, ServerTls};
+use gorego_tls::{ClientAuth, ClientTls, ClusterTls, ServerFiles, ServerTls};
 use tokio::{net::TcpListener, runtime::Runtime, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -39,7 +39,8 @@ use crate::{
     meters::Meters,
     metrics::{self, CallObserver},
     reload::{self, Reloads},
-    signals, site,
+    signals,
+    site::{self, Certificates},
     tiers::{self, Tiers},
     traces,
 };
@@ -92,8 +93,7 @@ struct Opened {
     parts: Parts,
     chain: Arc<Chain>,
     tls: Option<watch::Receiver<ServerTls>>,
-    backing_tls: Option<watch::Receiver<ClientTls>>,
-    node_tls: Option<watch::Receiver<ClusterTls>>,
+    certificates: Certificates,
     collector: Option<Collector>,
     tiers: Tiers,
     recorded: Option<(Builds, BuildsWorker)>,
@@ -124,6 +124,7 @@ async fn open(loaded: &LoadedConfig, start: execution::Start) -> Result<Opened, 
     let executor = LocalExecutor::new(loaded, start, &tiers, scraped.is_some(), node);
     let (executor, mut how) = executor.await?;
     let node_tls = mesh.as_ref().and_then(Mesh::tls);
+    let certificates = certificates(tls.clone(), backing_tls, node_tls);
     let join = |mesh: Mesh| mesh.join((config, descriptors), executor.as_ref(), &mut how, &tiers);
     let mesh = mesh.map(join).transpose()?;
     announce(config, &listener, scraped.as_ref(), &how)?;
@@ -134,8 +135,7 @@ async fn open(loaded: &LoadedConfig, start: execution::Start) -> Result<Opened, 
         parts,
         chain,
         tls,
-        backing_tls,
-        node_tls,
+        certificates,
         collector,
         tiers,
         recorded,
@@ -180,11 +180,7 @@ async fn serve(
         builds
     });
     if let Some(listener) = opened.scraped {
-        let (tls, backing_tls) = (opened.tls.clone(), opened.backing_tls);
-        let node_tls = opened.node_tls;
-        let certificates =
-            move || certificates(tls.as_ref(), backing_tls.as_ref(), node_tls.as_ref());
-        let certificates = Arc::new(certificates);
+        let certificates = opened.certificates;
         let actions = executor.as_ref().map(LocalExecutor::sources);
         let parts = (&tiers, actions, mesh.as_ref());
         let site = site::site(config, parts, builds, health, calls, certificates, dropped);
@@ -358,15 +354,19 @@ fn tls(
     Ok(Some(tls))
 }
 
-/// Lists the current certificates of `tls`, `backing_cache.tls` and `cluster.tls`.
+/// Returns a function that lists the current certificates of `tls`, `backing_cache.tls` and `cluster.tls`.
 fn certificates(
-    server: Option<&watch::Receiver<ServerTls>>,
-    client: Option<&watch::Receiver<ClientTls>>,
-    node: Option<&watch::Receiver<ClusterTls>>,
-) -> Vec<Certificate> {
-    let server = server.map(|tls| tls.borrow().certificates.clone());
-    let client = client.map(|tls| tls.borrow().certificates.clone());
-    let node = node.map(|tls| tls.borrow().certificates().to_vec());
-    let all = [server, client, node].into_iter().flatten();
-    all.flatten().collect()
+    server: Option<watch::Receiver<ServerTls>>,
+    client: Option<watch::Receiver<ClientTls>>,
+    node: Option<watch::Receiver<ClusterTls>>,
+) -> Certificates {
+    Arc::new(move || {
+        let server = server.as_ref().map(|tls| tls.borrow().certificates.clone());
+        let client = client.as_ref().map(|tls| tls.borrow().certificates.clone());
+        let node = node
+            .as_ref()
+            .map(|tls| tls.borrow().certificates().to_vec());
+        let all = [server, client, node].into_iter().flatten();
+        all.flatten().collect()
+    })
 }

@@ -95,6 +95,17 @@ pub(crate) struct Admission<'a> {
     pub(crate) is_here: bool,
 }
 
+/// Adds blobs that are missing to `missing`.
+fn found<T>(read: Result<T, Failure>, missing: &mut Vec<Digest>) -> Result<Option<T>, Failure> {
+    match read {
+        Err(Failure::Missing(digests)) => {
+            missing.extend(digests);
+            Ok(None)
+        }
+        read => read.map(Some),
+    }
+}
+
 /// Returns the kind of an action.
 pub(crate) fn kind_of(action: &CheckedAction, metadata: Option<&RequestMetadata>) -> Kind {
     let text = |field: fn(&RequestMetadata) -> &String| metadata.map_or("", |m| field(m));
@@ -138,13 +149,7 @@ impl Admission<'_> {
         // The blobs may be at another node.
         let (command, loaded) =
             tokio::join!(command, load(self.blobs, self.resident, self.action.root));
-        let mut command = match command {
-            Err(Failure::Missing(command)) => {
-                missing.extend(command);
-                None
-            }
-            command => Some(command?),
-        };
+        let mut command = found(command, &mut missing)?;
         let (network, persistent, platform) = match &mut command {
             Some(command) => {
                 normalize(command);
@@ -166,16 +171,17 @@ impl Admission<'_> {
         let Some(command) = command.filter(|_| missing.is_empty()) else {
             return Err(Failure::Missing(missing));
         };
-        let inline = &request.inline_output_files;
-        let texts = texts(&command) + inline.len();
-        let memory = PER_DIRECTORY * inputs.directories.len() as u64
-            + PER_TEXT * texts as u64
-            + self.action.command.size()
-            + platform.len() as u64
-            + inline.iter().map(|path| path.len() as u64).sum::<u64>();
         drop(loading);
+        let inline = &request.inline_output_files;
+        let paths = inline.iter().map(|path| path.len() as u64);
         let mut counted = self.resident.count();
-        counted.add(memory)?;
+        counted.add(
+            PER_DIRECTORY * inputs.directories.len() as u64
+                + PER_TEXT * (texts(&command) + inline.len()) as u64
+                + self.action.command.size()
+                + platform.len() as u64
+                + paths.sum::<u64>(),
+        )?;
         Ok(Arc::new(Job {
             instance: self.instance,
             action: self.digest,

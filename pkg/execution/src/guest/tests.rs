@@ -118,7 +118,7 @@ async fn the_inputs_of_a_granted_action_are_not_looked_up_again() {
     let (digest, input) = action(&store).await;
     store.remove(&input);
     let job = executor(&store).guest(guest(digest)).await.unwrap();
-    assert_eq!(job.inputs.blobs, [input]);
+    assert_eq!(job.inputs.blobs(), [input]);
 }
 
 /// The time limit of the action is longer than this node permits.

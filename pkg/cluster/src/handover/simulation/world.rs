@@ -20,7 +20,7 @@ use gorego_scheduler::{
 };
 use reapi::gorego::cluster::{Done, done::End as DoneEnd, frame::Content};
 
-use self::clients::Submitted;
+pub(crate) use self::clients::Submitted;
 use self::host::{Out, SimulatedHost, report_of};
 use crate::{
     handover::{Down, Handover},

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::world::{MIB, World};
+use super::world::{MIB, Submitted, World};
 use crate::handover::Member;
 
 const LATENCY: Duration = Duration::from_millis(10);
@@ -35,7 +35,7 @@ fn end(world: &mut World) -> Duration {
         assert!(world.step());
     }
     let mut operations = world.operations.values();
-    assert!(world.failures_are_expected || operations.all(|operation| operation.is_answered()));
+    assert!(world.failures_are_expected || operations.all(Submitted::is_answered));
     world.now.saturating_sub(begin)
 }
 

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::world::{MIB, World};
+use super::world::{MIB, Submitted, World};
 use crate::handover::simulation::{
     Figures, LATENCY, Setup, hand_over, late_binding, least_by_news, two_choices,
 };
@@ -114,5 +114,5 @@ fn simulation_of_a_hundred_thousand_queued_actions_serves_them_all() {
     );
     assert_eq!(world.begun, ACTIONS.into());
     let mut operations = world.operations.values();
-    assert!(operations.all(|operation| operation.is_answered()));
+    assert!(operations.all(Submitted::is_answered));
 }

@@ -315,7 +315,8 @@ fn peers_of_one_platform_are_asked_once_for_each_class() {
         fits: Arc::clone(&fits),
         ..taker(&format!("p{number}"), GIB)
     };
-    bench.scheduler.set_peers((0..100).map(peer).collect());
+    let now = bench.now;
+    bench.scheduler.set_peers((0..100).map(peer).collect(), now);
     for class in 0..50 {
         let platform = format!("class {class}").into();
         bench.submit(&Request {

@@ -18,6 +18,7 @@ pub(crate) struct Submitted {
     /// Set if the owner crashed before the end.
     pub(crate) is_lost: bool,
     /// Set if the client cancelled it before the end.
+    #[cfg(test)]
     pub(crate) is_cancelled: bool,
 }
 
@@ -49,6 +50,7 @@ impl World {
             wait: None,
             end: None,
             is_lost: false,
+            #[cfg(test)]
             is_cancelled: false,
         };
         self.operations.insert(id, submitted);

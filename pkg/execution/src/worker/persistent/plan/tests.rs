@@ -133,7 +133,7 @@ fn what_changes_from_action_to_action_is_no_part_of_the_key() {
     assert_eq!(key(&same), key(&usual()));
     let mut same = usual();
     change_command(&mut same, |command| {
-        command.arguments[2] = "@others".to_owned()
+        command.arguments[2] = "@others".to_owned();
     });
     same.timeout = Duration::from_secs(1);
     same.do_not_cache = true;
@@ -177,7 +177,7 @@ fn an_action_that_a_worker_cannot_run_has_no_plan() {
     assert!(plan(&other).is_none());
     let mut other = usual();
     change_command(&mut other, |command| {
-        command.working_directory = "bin".to_owned()
+        command.working_directory = "bin".to_owned();
     });
     assert!(plan(&other).is_none());
 }
