@@ -12,6 +12,7 @@ mod work;
 use std::{
     io,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -87,6 +88,9 @@ const fn key_of(error: &RecordError) -> &'static str {
         _ => "execution.platform",
     }
 }
+
+/// The time in which calls of other nodes may end after those of clients have ended. The nodes find blobs elsewhere.
+const LAST_CALLS: Duration = Duration::from_secs(1);
 
 /// The port of a node for others, before it has joined.
 pub(crate) struct Mesh {
@@ -276,6 +280,7 @@ impl Joined {
                 peers: gorego_grpc::Peers::Nodes,
                 limits: gorego_grpc::Limits {
                     max_connections: self.max_connections,
+                    drain_timeout: LAST_CALLS,
                     ..options.transport.limits
                 },
                 observer: None,

@@ -13,17 +13,24 @@ use crate::report::{Aim, Unit, print};
 /// The number of actions, for which the slots of two nodes suffice.
 const ACTIONS: u32 = 4;
 
-/// Measures three real nodes, one of which ends or is silent.
+/// The number of runs of each case.
+const RUNS: usize = 5;
+
+/// Measures three real nodes, one of which ends or stops. The host of a stopped process still accepts connections.
 pub(crate) async fn measure() {
     let cases = [
         ("a killed node's", Signal::KILL, 1.0),
-        ("a silent node's", Signal::STOP, 5.0),
+        ("a stopped node's", Signal::STOP, 5.0),
     ];
     for (whose, signal, aim) in cases {
-        let (took, moved) = lose(signal).await;
+        let (mut took, mut moved) = (Duration::ZERO, 0);
+        for _ in 0..RUNS {
+            let (time, actions) = lose(signal).await;
+            (took, moved) = (took.max(time), moved + actions);
+        }
         let what = format!("until {whose} actions run elsewhere");
         let aim = Aim::AtMost(aim, Unit::Seconds);
-        let remark = format!("{moved} actions");
+        let remark = format!("the longest of {RUNS} runs, {moved} actions");
         print(&what, aim, took.as_secs_f64(), Unit::Seconds, &remark);
     }
 }

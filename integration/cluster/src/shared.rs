@@ -114,7 +114,7 @@ impl Load {
 
     fn print(&self, times: &Times, kills: bool) {
         let rounds = f64::from(self.actions) / f64::from(NODES * self.slots);
-        let ideal = rounds.ceil() * self.seconds;
+        let ideal = rounds * self.seconds;
         let total = times.total.as_secs_f64();
         let what = format!(
             "{NODES} × {} real slots, {} actions of {} s, {} jobs",

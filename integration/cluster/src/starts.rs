@@ -49,19 +49,26 @@ pub(crate) async fn measure() {
     }
     slots.remove(&entry.name);
     assert_eq!(slots.len(), takers.len(), "each node has run some actions");
-    let (mut attempts, mut commands) = (Vec::new(), Vec::new());
+    let (mut attempts, mut commands, mut overlaps) = (Vec::new(), Vec::new(), 0_u32);
     for mut slot in slots.into_values() {
         slot.sort_by_key(|span| span.attempt);
         for (last, next) in slot.iter().zip(slot.iter().skip(1)) {
-            let since = |time: SystemTime| time.duration_since(last.end).unwrap_or_default();
-            attempts.push(since(next.attempt));
-            commands.push(since(next.command));
+            let since = |time: SystemTime| time.duration_since(last.end);
+            match since(next.attempt) {
+                Ok(time) => attempts.push(time),
+                Err(_) => overlaps += 1,
+            }
+            commands.extend(since(next.command));
         }
     }
     let aims = [(50, 2.0), (99, 10.0)];
     let aims = aims.map(|(percent, most)| (percent, Aim::AtMost(most, Unit::Milliseconds)));
     let what = "from a free slot to the start of a granted action";
     print_percentiles(what, aims.map(|(_, aim)| aim), &mut attempts);
+    let what = "attempts that began before the last one in their slot had ended";
+    let aim = Aim::AtMost(0.0, Unit::Actions);
+    let remark = "left out above";
+    print(what, aim, overlaps.into(), Unit::Actions, remark);
     let what = "from a free slot to the start of the granted action's command";
     print_percentiles(what, [Aim::None, Aim::None], &mut commands);
     let times = buckets(takers).await;

@@ -45,7 +45,7 @@ fn ten_nodes_reach_the_aims() {
 #[test]
 fn nodes_find_each_other_and_none_is_declared_down_by_mistake() {
     for (nodes, runs) in [(3, 4), (10, 3), (100, 1)] {
-        for loss in [0.01, 0.049] {
+        for loss in [0.01, 0.05] {
             for seed in 0..runs {
                 let mut network = network(nodes, loss, seed);
                 network.run(seconds(if nodes < 100 { 60 } else { 10 }));
@@ -172,7 +172,8 @@ fn node_that_sees_both_sides_keeps_them_together() {
         assert!(network.agrees(), "seed {seed}: {}", network.describe());
         assert_eq!(network.false_downs, 0, "seed {seed}");
         network.cut = Box::new(|_, _| false);
-        agree(&mut network, 60);
+        network.run(seconds(30));
+        assert!(network.agrees(), "seed {seed}: {}", network.describe());
     }
 }
 
@@ -278,7 +279,7 @@ fn packets_of_another_cluster_and_for_another_node_are_refused() {
 
 #[test]
 fn change_of_a_record_reaches_all() {
-    for (nodes, loss) in [(10, 0.049), (40, 0.01)] {
+    for (nodes, loss) in [(10, 0.05), (40, 0.01)] {
         let mut network = network(nodes, loss, 3);
         network.run(seconds(10));
         let mut record = network.membership(5).unwrap().me().clone();
@@ -404,7 +405,7 @@ proptest! {
 fn host_that_vanished_is_missed_by_all() {
     for (nodes, seeds) in [(3, 4), (10, 4), (60, 1)] {
         for seed in 0..seeds {
-            let mut network = network(nodes, 0.049, seed);
+            let mut network = network(nodes, 0.05, seed);
             network.kill(2, false);
             agree(&mut network, 15);
             assert_eq!(network.false_downs, 0);

@@ -13,6 +13,8 @@ use crate::{
 /// most are named, peers fetch less.
 const NEAR: usize = 16;
 const MAX_NEAR: usize = 256;
+/// The most times that slots leave an execution to the peer that it was named to, which may get none of its line.
+const MAX_LEFT: u32 = 3;
 /// The most executions that are named to one peer at once.
 const MAX_NAMED: usize = 16;
 
@@ -111,13 +113,13 @@ impl<J, O> Scheduler<J, O> {
     ) -> Next {
         let named_to = self.ahead.executions.get(&next.execution);
         let passed = self.executions.get(&next.execution);
-        if passed.is_none_or(|passed| passed.bypassed >= MAX_BYPASSED)
-            || named_to.is_some() && named_to == peer
-        {
+        let passed = passed.map_or(MAX_BYPASSED, |passed| passed.bypassed);
+        if passed >= MAX_BYPASSED || named_to.is_some() && named_to == peer {
             return next;
         }
         let told = peer.and_then(|peer| self.told_near(peer, &next, &fits));
-        let free = || named_to.and_then(|_| self.unnamed_near(&next, &fits));
+        let is_left = named_to.is_some() && passed < MAX_LEFT;
+        let free = || is_left.then(|| self.unnamed_near(&next, &fits)).flatten();
         told.or_else(free).unwrap_or(next)
     }
 

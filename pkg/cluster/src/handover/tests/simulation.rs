@@ -33,10 +33,10 @@ fn compare(setup: Setup) -> f64 {
     eprintln!("    slots idle for {each:.2} ms for each action; one way is 0.5 ms");
     assert_eq!(figures.wrong, 0);
     for (other, worst) in others {
-        // Messages of the other rules take no time.
+        // Messages of the other rules take no time, and they leave no action to a node that has fetched its inputs.
         assert!(beside <= other * 1.01, "another rule takes {other}");
         assert!(
-            figures.worst <= worst,
+            figures.worst <= worst.mul_f64(1.1),
             "the worst wait of another rule is {worst:?}"
         );
     }

@@ -16,6 +16,9 @@ use gorego_scheduler::{Generation, Time};
 use crate::membership::{Effect, Loss, Membership, MembershipOptions, PacketError};
 use crate::record::Record;
 
+/// The time after which a connection is tried again whose first packet was lost.
+const HANDSHAKE_AGAIN: Duration = Duration::from_secs(1);
+
 /// A process in the network.
 struct Process {
     record: Record,
@@ -204,9 +207,13 @@ impl Network {
 
     /// Opens a link between two processes.
     pub fn introduce(&mut self, a: usize, b: usize) {
+        let mut latency = self.latency();
+        // A lost packet of the handshake is sent again.
+        if self.random.f64() < self.loss {
+            latency += HANDSHAKE_AGAIN;
+        }
         for (from, to) in [(a, b), (b, a)] {
             let from = self.processes[from].record.clone();
-            let latency = self.latency();
             self.after(latency, Event::Greet { from, to });
         }
     }

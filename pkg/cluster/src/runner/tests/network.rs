@@ -1,4 +1,4 @@
-//! Whole clusters on a simulated network, in virtual time: the loads that nodes see, and partitions.
+//! Whole clusters on a simulated network, in virtual time: the loads that nodes see, partitions, and idle links.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -16,7 +16,7 @@ use crate::{
     discovery::{Discovery, Places},
     link::tests::simulated::{Listener, Simulated},
     membership::MembershipOptions,
-    runner::{NodeView, UPKEEP, View},
+    runner::{IDLE, NodeView, UPKEEP, View},
 };
 
 /// The longest wait for a condition.
@@ -60,7 +60,7 @@ impl Cluster {
                 let plan = Plan {
                     name,
                     generation: 1,
-                    address: format!("{name}:{PORT}"),
+                    address: format!("{}:{PORT}", turmoil::lookup(name)),
                     connect: Arc::new(Simulated),
                     discovery: Discovery::with_lookup(addresses, Arc::new(Hosts)),
                     nodes: place.meet,
@@ -118,6 +118,12 @@ impl Board {
             let all: Vec<_> = names.iter().map(|name| (*name, true)).collect();
             known == all
         })
+    }
+
+    /// Returns the number of links of a node.
+    fn links_of(&self, name: &str) -> usize {
+        let nodes = self.views[name].nodes.iter();
+        nodes.filter(|node| node.has_link).count()
     }
 }
 
@@ -207,5 +213,45 @@ fn each_side_of_a_partition_executes_the_same_action_and_both_join_again() {
             let state = side.lock();
             assert!(state.answers.values().all(|answers| answers.len() == 1));
         }
+    }
+}
+
+#[test]
+fn links_without_work_are_closed_and_no_node_is_missed() {
+    let world = World::default();
+    let names = ["a", "b", "c", "d", "e", "f"];
+    let membership = MembershipOptions {
+        partners: 2,
+        ..MembershipOptions::default()
+    };
+    let places = names.map(|name| Place {
+        name,
+        world: Arc::clone(&world),
+        meet: names.len(),
+    });
+    let mut cluster = Cluster::start(places.into(), &membership);
+    for round in 0..2 {
+        // They end only while each node runs one.
+        let actions: Vec<_> = (0..6).map(|at| MEETING + round * 10 + at).collect();
+        cluster.request("a", &actions);
+        cluster.wait(PATIENCE, |_| {
+            let answers = &world.lock().answers;
+            actions.iter().all(|action| answers.contains_key(action))
+        });
+        world.lock().meeting.clear();
+        cluster.wait(PATIENCE, |board| board.links_of("a") > membership.partners);
+        // Two nodes that opened links to each other at once break one of them.
+        cluster.wait(PATIENCE, |board| board.agree(&names));
+        for _ in 0..(2 * IDLE).as_millis() / TICK.as_millis() {
+            steps(&mut cluster.sim, 1);
+            let board = cluster.board.lock();
+            assert!(board.agree(&names), "{:#?}", board.views);
+        }
+        let board = cluster.board.lock();
+        assert!(
+            names
+                .iter()
+                .all(|name| board.links_of(name) == membership.partners)
+        );
     }
 }
