@@ -8,9 +8,10 @@ mod resident;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use gorego_storage::Digest;
+use tokio::task::spawn_blocking;
 
 pub use directories::Directories;
 pub(crate) use load::{Loaded, load};
@@ -41,8 +42,21 @@ impl Inputs {
         let different: HashSet<Digest> = digests.flatten().collect();
         different.into_iter().collect()
     }
+
+    /// Returns [`Self::blobs`]. If there are many, no other task waits meanwhile.
+    pub(crate) async fn all_blobs(self: &Arc<Self>) -> Vec<Digest> {
+        if self.entries < MANY {
+            return self.blobs();
+        }
+        let inputs = Arc::clone(self);
+        let blobs = spawn_blocking(move || inputs.blobs()).await;
+        // This fails only while the runtime ends.
+        blobs.unwrap_or_else(|_| self.blobs())
+    }
 }
 
+/// The entries of a tree that is read on a thread of its own.
+const MANY: u64 = 10_000;
 /// The most entries of a tree.
 const MAX_ENTRIES: u64 = 1_000_000;
 /// The most directories on a path, the root included.

@@ -42,7 +42,7 @@ pub(crate) async fn renew(
 }
 
 async fn renew_inputs(job: Arc<Job>, blobs: &dyn BlobStore) {
-    for batch in job.inputs.blobs().chunks(BATCH) {
+    for batch in job.inputs.all_blobs().await.chunks(BATCH) {
         if let Err(error) = blobs.find_missing(batch).await {
             let action = job.action;
             debug!(%action, %error, "the leases of inputs were not renewed");

@@ -20,6 +20,8 @@ use super::work::fits;
 const GRACE: Duration = Duration::from_mins(5);
 /// The most platforms for which the answer is remembered.
 const MAX_ANSWERS: usize = 1000;
+/// The longest platform for which the answer is kept, in bytes.
+const MAX_TEXT: usize = 4096;
 /// The most values of a property that a message names.
 const MAX_VALUES: usize = 20;
 
@@ -72,10 +74,12 @@ impl RecentTakers {
         }
         let mut nodes = self.nodes.values();
         let answer = nodes.any(|(record, _)| fits(record, platform));
-        if self.answers.len() >= MAX_ANSWERS {
-            self.answers.clear();
+        if platform.len() <= MAX_TEXT {
+            if self.answers.len() >= MAX_ANSWERS {
+                self.answers.clear();
+            }
+            self.answers.insert(platform.to_owned(), answer);
         }
-        self.answers.insert(platform.to_owned(), answer);
         answer
     }
 

@@ -3,20 +3,23 @@
 use std::time::Duration;
 
 use gorego_storage::Arrival;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// The time that nodes have to begin their answer before the backing cache is also asked.
 pub(super) const HEDGE: Duration = Duration::from_millis(20);
 /// The bytes that a node moves in a millisecond at least. Over a link with 1 Gbit/s, some thirty answers do at once.
 const PER_MILLISECOND: u64 = 4 << 10;
 
+/// The time that a backing cache which has begun to answer has in addition. It may be about to try again.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// The answers of a node and of the backing cache; `None` for one that was not needed.
 pub(super) type Answers<T> = (Option<T>, Option<T>);
 
 /// Asks a node for `bytes` bytes. The backing cache is also asked once the node has not begun to answer for [`HEDGE`]
 /// since `start`. Then the one of both whose answer begins to arrive first is read, and the other answer is cancelled: a
-/// node that is only busy does not cost traffic twice. A node that has begun and is too slow after that is not
-/// cancelled: the first whole answer wins. Both answers are awaited if the first is not whole.
+/// node that is only busy does not cost traffic twice. The one that has begun and is too slow after that is not
+/// cancelled: both are read, and the first whole answer wins. Both answers are awaited if the first is not whole.
 pub(super) async fn hedged<T, N, B>(
     (start, bytes): (Instant, u64),
     node: impl Fn() -> N,
@@ -29,7 +32,10 @@ where
 {
     let (begun, answered) = (Arrival::default(), Arrival::default());
     let mut asked = Box::pin(begun.scope(node()));
-    let hedge = start + HEDGE;
+    let (hedge, needed) = (
+        start + HEDGE,
+        Duration::from_millis(bytes / PER_MILLISECOND),
+    );
     if let Ok(answer) = timeout_at(hedge, &mut asked).await {
         return (Some(answer), None);
     }
@@ -37,18 +43,27 @@ where
         let mut other = Box::pin(answered.scope(backing()));
         tokio::select! {
             biased;
+            // Ends come first: they may arrive with the beginning, and what has ended must not be polled again.
+            answer = &mut asked => {
+                let other = if is_whole(&answer) { None } else { Some(other.await) };
+                return (Some(answer), other);
+            }
+            answer = &mut other => {
+                let again = if is_whole(&answer) { None } else { Some(asked.await) };
+                return (again, Some(answer));
+            }
             () = begun.begun() => {}
-            answers = race(&mut asked, &mut other, &is_whole) => return answers,
             () = answered.begun() => {
                 drop(asked);
-                let answer = other.await;
+                let Ok(answer) = timeout(PATIENCE + needed, &mut other).await else {
+                    return race(&mut Box::pin(node()), &mut other, &is_whole).await;
+                };
                 let again = if is_whole(&answer) { None } else { Some(node().await) };
                 return (again, Some(answer));
             }
         }
     }
-    let end = hedge + Duration::from_millis(bytes / PER_MILLISECOND);
-    if let Ok(answer) = timeout_at(end, &mut asked).await {
+    if let Ok(answer) = timeout_at(hedge + needed, &mut asked).await {
         return (Some(answer), None);
     }
     race(&mut asked, &mut Box::pin(backing()), &is_whole).await

@@ -103,7 +103,10 @@ impl Fake {
             Fault::Busy(begins, takes) => {
                 sleep(begins).await;
                 Arrival::report();
-                sleep(takes).await;
+                // The end may arrive with the beginning.
+                if !takes.is_zero() {
+                    sleep(takes).await;
+                }
             }
             _ => {}
         }

@@ -39,7 +39,7 @@ impl Executor {
     async fn fetch_inputs(&self, guest: GuestAction) -> Result<(), Failure> {
         let job = self.read_guest(guest).await?;
         let (_, blobs, _) = self.parts();
-        for batch in job.inputs.blobs().chunks(BATCH) {
+        for batch in job.inputs.all_blobs().await.chunks(BATCH) {
             let fetched = blobs.fetch_batch(batch).await.into_iter();
             let fetched: Result<Vec<Digest>, Error> = fetched.collect();
             fetched.map_err(Failure::from_store)?;

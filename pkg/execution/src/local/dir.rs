@@ -115,7 +115,7 @@ impl LocalDir {
         self.check_space(job)?;
         let error = |errno: Errno| LocalError::io("creating", self.path.join(BLOBS), errno.into());
         let at = make_child(&self.dir, BLOBS, PRIVATE, None).map_err(error)?;
-        let digests = job.inputs.blobs();
+        let digests = job.inputs.all_blobs().await;
         let fetch = FetchedInputs::fetch(blobs, &digests, at);
         let fetched = stop.run_until_cancelled(fetch).await;
         let inputs = fetched.ok_or(LocalError::Stopped)??;

@@ -103,7 +103,9 @@ pub(crate) fn peak_of(response: &ExecuteResponse) -> Option<u64> {
     let mut usages = metadata.auxiliary_metadata.iter();
     let usage = usages.find(|any| any.type_url == USAGE_TYPE)?;
     let usage = PosixResourceUsage::decode(&*usage.value).ok()?;
-    u64::try_from(usage.maximum_resident_set_size).ok()
+    // Those of persistent workers do not say.
+    let peak = u64::try_from(usage.maximum_resident_set_size).ok();
+    peak.filter(|peak| *peak > 0)
 }
 
 fn resource_usage(ended: &Ended) -> Any {

@@ -165,7 +165,7 @@ impl Run<'_> {
 
     pub(super) async fn fetch(&self) -> Result<Pins, Abort> {
         let pin = async {
-            let blobs = self.job.inputs.blobs();
+            let blobs = self.job.inputs.all_blobs().await;
             let pinned = self.worker.stores.links.pin(&blobs).await;
             pinned.map_err(|error| match error {
                 PinError::Missing(missing) => Failure::Missing(missing).into(),

@@ -87,11 +87,19 @@ impl Misses {
         })
     }
 
-    /// Adds a line to the message of an action that another node ran, as an [`ExplainedWorker`] does.
-    pub async fn explain_foreign(&self, key: &ActionKey, report: &mut Report<ExecuteResponse>) {
-        if let Some(miss) = self.of(key) {
-            self.explain_report(key, miss, report).await;
+    /// Adds a line to the message of an action that another node ran, as an [`ExplainedWorker`] does. `report` stores the
+    /// result, which would be taken for an earlier one if the miss were read afterwards.
+    pub async fn explain_foreign(
+        &self,
+        key: &ActionKey,
+        report: impl Future<Output = Report<ExecuteResponse>>,
+    ) -> Report<ExecuteResponse> {
+        let miss = self.of(key);
+        let mut report = report.await;
+        if let Some(miss) = miss {
+            self.explain_report(key, miss, &mut report).await;
         }
+        report
     }
 
     async fn explain_report(

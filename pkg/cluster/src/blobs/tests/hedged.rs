@@ -75,6 +75,46 @@ async fn a_node_that_begins_and_stalls_is_replaced_by_the_backing_cache() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_answer_that_ends_as_it_begins_may_lack_the_blob() {
+    let cases = [
+        // The node lacks the blob.
+        (Fault::Busy(ms(30), ms(0)), Fault::Slow(ms(100)), false),
+        // The backing cache lacks it.
+        (Fault::Busy(ms(50), ms(0)), Fault::Busy(ms(5), ms(0)), true),
+    ];
+    for (of_node, of_backing, node_has_it) in cases {
+        for is_batch in [false, true] {
+            let test = test();
+            let (content, [first]) = test.cluster.content(10, [0]);
+            let name = digest(&content);
+            if node_has_it {
+                first.gets(&content).await;
+            } else {
+                test.backing.gets(&content).await;
+            }
+            first.fails(of_node);
+            test.backing.fails(of_backing);
+            let found = if is_batch {
+                test.near.get_batch(&[name]).await.pop().unwrap()
+            } else {
+                read(&test.near, &name).await
+            };
+            assert!(found.unwrap() == content);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backing_cache_that_begins_and_stalls_is_replaced_by_the_node() {
+    let (node, backing) = (Fault::Slow(ms(100)), Fault::Busy(ms(5), Duration::MAX));
+    each_read(node, backing, |_, backing, took| {
+        assert_eq!(backing.cancelled(), 1);
+        assert!(took < ms(5000), "{took:?}");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_cancelled_node_is_asked_again_for_what_the_backing_cache_turns_out_to_lack() {
     for len in [10, LARGE] {
         let test = test();
