@@ -43,6 +43,8 @@ pub const RECONNECT: Duration = Duration::from_secs(1);
 pub const ORPHAN: Duration = Duration::from_secs(30);
 /// The time between renewals of leases.
 const RENEWAL: Duration = Duration::from_secs(1);
+/// The time after which another node becomes free for actions that wait. The nodes that do so may run long actions.
+const FREE_ANOTHER: Duration = Duration::from_secs(30);
 /// The time between ticks while something is handed over.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -224,6 +226,8 @@ pub struct Handover {
     members: BTreeMap<Generation, Member>,
     /// The members with which no link could be opened, or whose link broke.
     unreachable: BTreeSet<Generation>,
+    /// The needs of queued actions, and the times since which there are such actions.
+    queued_since: BTreeMap<Need, Time>,
     /// The members that are offered the queue.
     chosen: BTreeSet<Generation>,
     fetches: Fetches,
@@ -243,6 +247,7 @@ impl Handover {
             peers: BTreeMap::new(),
             members: BTreeMap::new(),
             unreachable: BTreeSet::new(),
+            queued_since: BTreeMap::new(),
             chosen: BTreeSet::new(),
             fetches: Fetches::default(),
             has_queue: false,
@@ -286,6 +291,7 @@ impl Handover {
     /// Records the end of a link, or of the attempt to open one.
     pub fn link_down(&mut self, node: &Generation, down: Down, now: Time, host: &mut impl Host) {
         self.unlink(node, host);
+        let mut may_return = false;
         if let Some(peer) = self.peers.get_mut(node) {
             peer.connects = false;
             if peer.is_up() {
@@ -297,8 +303,10 @@ impl Handover {
             if down != Down::Broken {
                 peer.give_up(node, host);
             }
+            may_return = !peer.is_up() && !peer.is_gone();
         }
-        if down != Down::Bye {
+        // A broken link may be replaced, so the next ticks decide.
+        if down != Down::Bye && !may_return {
             self.not_reached(node, host);
         }
     }
@@ -348,6 +356,7 @@ impl Handover {
         let was_stopped = now.saturating_sub(self.ticked) >= RENEWAL;
         self.ticked = now;
         let renews = now.saturating_sub(self.renewed) >= RENEWAL;
+        let mut gone = Vec::new();
         for (node, peer) in &mut self.peers {
             if was_stopped {
                 peer.extend_leases(now);
@@ -357,6 +366,7 @@ impl Handover {
             if let LinkState::Down { since, is_gone } = peer.link {
                 if !is_gone && now.saturating_sub(since) >= RECONNECT {
                     peer.give_up(node, host);
+                    gone.push(node.clone());
                 }
                 if now.saturating_sub(since) >= ORPHAN {
                     peer.end_orphans(host);
@@ -368,6 +378,9 @@ impl Handover {
             } else if renews {
                 peer.renew(node, host);
             }
+        }
+        for node in gone {
+            self.not_reached(&node, host);
         }
         if renews {
             self.renewed = now;

@@ -8,7 +8,7 @@ use reapi::gorego::cluster::{
     Cancel, Claim, Done, Nothing, Progress, Queued, Received, Running, done::End, frame::Content,
 };
 
-use super::{Handover, Host, LEASE, Member, Peer, RENEWAL, wire};
+use super::{FREE_ANOTHER, Handover, Host, LEASE, Member, Peer, RENEWAL, wire};
 use crate::choice::{Candidate, MOST, choose};
 
 /// The number of classes of queued actions above which peers are offered the queue at ticks only.
@@ -112,7 +112,7 @@ impl Handover {
             (node, counts)
         });
         let counts: Vec<_> = counts.collect();
-        let free = self.to_free(&counts, host);
+        let free = self.to_free(&counts, now, host);
         for (node, counts) in &counts {
             let offer = |(need, actions): &(Need, usize)| {
                 let (actions, is_left) = (*actions, !free.contains(&(*need, node)));
@@ -134,14 +134,20 @@ impl Handover {
     }
 
     /// Returns the peers that become free for actions with some need. A node that does so starts nothing meanwhile, so no
-    /// more of them do than there are actions.
+    /// more of them do than there are actions, and one more each time that these took too long.
     fn to_free<'a>(
-        &self,
+        &mut self,
         counts: &'a [(Generation, Counts)],
+        now: Time,
         host: &impl Host,
     ) -> BTreeSet<(Need, &'a Generation)> {
+        let needs = host.peers_to_free();
+        self.queued_since.retain(|need, _| needs.contains_key(need));
         let mut free = BTreeSet::new();
-        for (need, most) in host.peers_to_free() {
+        for (need, most) in needs {
+            let since = *self.queued_since.entry(need).or_insert(now);
+            let more = now.saturating_sub(since).as_secs() / FREE_ANOTHER.as_secs();
+            let most = most.saturating_add(usize::try_from(more).unwrap_or(usize::MAX));
             let able = counts
                 .iter()
                 .filter(|(_, counts)| counts.iter().any(|count| count.0 == need));
@@ -210,8 +216,8 @@ impl Peer {
         corrects: bool,
         host: &mut impl Host,
     ) {
-        self.told.retain(|_, told| told.actions > 0);
-        let is_news = offers.keys().any(|need| !self.told.contains_key(need));
+        let is_new = |need: &Need| self.told.get(need).is_none_or(|told| told.actions == 0);
+        let is_news = offers.keys().any(is_new);
         // The message is repeated, since a peer that missed it would wait forever.
         let is_old = !offers.is_empty() && now.saturating_sub(self.told_at) >= RENEWAL;
         if is_news || corrects && (is_old || self.told != offers) {
@@ -243,7 +249,10 @@ impl Peer {
             self.lease(attempt, now);
             host.send(node, Content::Grant(grant));
         } else {
-            self.told.retain(|told, _| !need.covers(*told));
+            // The next tick corrects what the peer knows of other needs.
+            let told = self.told.iter_mut();
+            told.filter(|(told, _)| need.covers(**told))
+                .for_each(|(_, offer)| offer.actions = 0);
             let claim = claim.claim;
             host.send(node, Content::Nothing(Nothing { claim }));
         }
@@ -265,7 +274,10 @@ impl Peer {
                 let run = u16::try_from(running.run).unwrap_or(u16::MAX);
                 host.progress(attempt, phase, run);
             }
-            host.record_usage(attempt, running.usage);
+            // A lost attempt may still run beside the current one.
+            if self.given.contains_key(&attempt) {
+                host.record_usage(attempt, running.usage);
+            }
         }
     }
 

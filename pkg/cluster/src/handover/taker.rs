@@ -158,7 +158,7 @@ impl Peer {
 
     pub(super) fn on_nothing(&mut self, node: &Generation, nothing: Nothing, host: &mut impl Host) {
         if let Some(claim) = self.claims.remove(&nothing.claim) {
-            self.offered = None;
+            self.offered = self.offered.filter(|offered| !claim.need.covers(*offered));
             host.foreign_empty(node, claim.need);
             host.free(claim.slot);
         }

@@ -129,6 +129,12 @@ impl<J, O> Scheduler<J, O> {
             && let Some(bypassed) = self.bypassed(next.execution)
         {
             *bypassed = bypassed.saturating_add(1);
+            let is_due = *bypassed >= MAX_LEFT;
+            // The peer does not claim as was expected.
+            if is_due && let Some(peer) = self.ahead.executions.get(&next.execution) {
+                let peer = peer.clone();
+                self.ahead.remove_peer(&peer);
+            }
         }
     }
 

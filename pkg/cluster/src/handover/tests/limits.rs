@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use gorego_scheduler::Report;
+use gorego_scheduler::{Need, Report};
 use reapi::gorego::cluster::{Done, Load, done::End as DoneEnd, frame::Content};
 
-use super::world::World;
+use super::world::{Submitted, World};
 use crate::handover::Down;
 
 const LATENCY: Duration = Duration::from_millis(10);
@@ -54,6 +54,46 @@ fn one_node_becomes_free_for_an_action_that_ran_out_of_memory() {
         assert!(full(&world, 2) >= nodes - 1);
         world.pass(3600 * SECOND);
         assert!(world.is_done());
+    }
+}
+
+#[test]
+fn a_peer_becomes_free_for_an_action_for_which_this_node_is_busy_too_long() {
+    let mut world = World::new(&[1, 2], LATENCY, 3);
+    // The first one runs at the entry node.
+    world.duration = |action| match action {
+        0 => SECOND * 3600,
+        _ => SECOND * (10 + action % 7),
+    };
+    world.submit(0, 0, 0);
+    world.pass(SECOND);
+    for action in 1..400 {
+        world.submit(0, action, 0);
+    }
+    world.pass(SECOND);
+    run_out_of_memory(&mut world, 1);
+    world.pass(SECOND * 120);
+    let alone = world.nodes[0].scheduler.peers_to_free();
+    assert!(!alone.contains_key(&Need::Alone), "{alone:?}");
+}
+
+#[test]
+fn a_queue_that_is_handed_over_outlives_a_link_that_breaks_for_a_moment() {
+    // Either node may be the first to notice.
+    for seed in 0..10 {
+        let mut world = World::new(&[1, 1], LATENCY, seed);
+        world.duration = minute;
+        for action in 0..10 {
+            world.submit(0, action, 0);
+        }
+        world.pass(SECOND);
+        let now = world.now;
+        world.nodes[0].scheduler.hand_over(now);
+        world.pump(0);
+        world.pass(SECOND);
+        world.break_link(0, 1);
+        world.pass(3600 * SECOND);
+        assert!(world.operations.values().all(Submitted::is_answered));
     }
 }
 

@@ -94,16 +94,33 @@ fn a_peer_gets_the_action_that_it_was_named_if_no_other_slot_took_it() {
 }
 
 #[test]
-fn an_action_is_passed_sixteen_times() {
+fn an_action_of_a_peer_that_claims_nothing_is_named_to_another_after_three_claims() {
     let mut bench = Bench::new(1);
     bench.submit(&request(1));
     assert_eq!(bench.names("other"), Some(1));
-    for action in 2..=18 {
+    for action in 2..=4 {
         bench.submit(&request(action));
         assert_eq!(bench.names("peer"), Some(action));
-        let given = if action == 18 { 1 } else { action };
-        assert_eq!(bench.gives("peer"), Some(given));
+        assert_eq!(bench.gives("peer"), Some(action));
     }
+    bench.submit(&request(5));
+    assert_eq!(bench.names("peer"), Some(1));
+    assert_eq!(bench.gives("peer"), Some(1));
+}
+
+#[test]
+fn an_action_is_passed_sixteen_times() {
+    let mut bench = Bench::new(1);
+    for action in 1..=40 {
+        bench.submit(&request(action));
+    }
+    assert_eq!(bench.names("idle"), Some(1));
+    assert_eq!(bench.names_in_all("peer", 16).len(), 16);
+    assert_eq!(bench.names("late"), Some(18));
+    for action in 2..=17 {
+        assert_eq!(bench.gives("peer"), Some(action));
+    }
+    assert_eq!(bench.gives("late"), Some(1));
 }
 
 #[test]
