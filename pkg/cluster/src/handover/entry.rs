@@ -112,7 +112,7 @@ impl Handover {
             (node, counts)
         });
         let counts: Vec<_> = counts.collect();
-        let free = self.to_free(&counts, now, host);
+        let free = self.choose_free(&counts, now, host);
         for (node, counts) in &counts {
             let offer = |(need, actions): &(Need, usize)| {
                 let (actions, is_left) = (*actions, !free.contains(&(*need, node)));
@@ -135,7 +135,7 @@ impl Handover {
 
     /// Returns the peers that become free for actions with some need. A node that does so starts nothing meanwhile, so no
     /// more of them do than there are actions, and one more each time that these took too long.
-    fn to_free<'a>(
+    fn choose_free<'a>(
         &mut self,
         counts: &'a [(Generation, Counts)],
         now: Time,
