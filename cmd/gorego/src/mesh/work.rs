@@ -182,13 +182,13 @@ impl Work<Job, ExecuteResponse> for NodeWork {
     ) -> Report<ExecuteResponse> {
         let call = gorego_limits::Call::current().near_to(node.node().into());
         let report = call.scope(decode_report(done, &*self.blobs)).await;
-        let published = async {
+        let published = Box::pin(async {
             let report = self.publisher.report(job, report, node.node()).await;
             if let Report::Done(outcome) = &report {
                 self.executor.record_memory(job, &outcome.value);
             }
             report
-        };
+        });
         match &self.misses {
             Some(misses) => misses.explain_foreign(key, published).await,
             None => published.await,
