@@ -159,7 +159,7 @@ async fn actions_that_fail_for_a_reason_of_one_node_succeed_at_others() {
         assert_eq!(gate.starts(), 60);
         let log = a
             .server
-            .wait_for_log("attempts fail one after another at a node");
+            .wait_for_log("three attempts in a row failed at a node");
         assert!(log.contains(&format!(r#""node":"{}""#, bad.name)), "{log}");
         if bad.name == "b" {
             a.wait_for_state("b", "failing").await;

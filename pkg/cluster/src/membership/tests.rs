@@ -14,7 +14,11 @@ fn seconds(seconds: u64) -> Duration {
 }
 
 fn network(nodes: usize, loss: f64, seed: u64) -> Network {
-    let mut network = Network::new(nodes, loss, seed, MembershipOptions::default());
+    let options = MembershipOptions {
+        max_nodes: nodes.max(MembershipOptions::default().max_nodes),
+        ..MembershipOptions::default()
+    };
+    let mut network = Network::new(nodes, loss, seed, options);
     agree(&mut network, 30);
     network
 }

@@ -128,6 +128,11 @@ fn hundred_nodes_recover_from_a_partition_with_a_bridge() {
 }
 
 #[test]
+fn three_hundred_nodes_recover_from_a_partition() {
+    recovers(300, 0.01, 11, Incident::Partition);
+}
+
+#[test]
 fn node_that_moved_is_known_to_those_that_have_no_link_to_it() {
     for (nodes, loss) in [(20, 0.0), (20, 0.05), (30, 0.01)] {
         for seed in 0..15 {
