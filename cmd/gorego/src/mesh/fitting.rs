@@ -40,8 +40,8 @@ struct RecentTakers {
     nodes: BTreeMap<String, (Arc<Record>, Instant)>,
     /// A number that grows when a node or its platform changes.
     version: u64,
-    /// Whether a node meets a platform, for the platforms asked for since the last change: thousands of actions may wait
-    /// for a few platforms, and all ask after each change.
+    /// The answers of [`Self::meets`] since the last change. Thousands of actions may wait for a few platforms, and all
+    /// ask after each change.
     answers: HashMap<String, bool>,
 }
 

@@ -87,7 +87,7 @@ pub(crate) struct World {
     pub(crate) begun: u64,
     /// The number of links that were to be opened.
     pub(crate) connects: u64,
-    /// The same by action.
+    /// The number of attempts of each action.
     pub(crate) runs: BTreeMap<u32, usize>,
     events: BTreeMap<(Time, u64), Event>,
     next: u64,

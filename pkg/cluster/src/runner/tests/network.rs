@@ -1,4 +1,4 @@
-//! Whole clusters on a simulated network, in virtual time: the loads that nodes see, partitions, and idle links.
+//! Tests of whole clusters on a simulated network. They check loads, partitions, and idle links.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
