@@ -1,4 +1,4 @@
-//! What the hand-over needs from its node.
+//! Needs of the hand-over towards its node.
 
 use std::collections::{BTreeMap, BTreeSet};
 
