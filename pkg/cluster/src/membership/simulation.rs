@@ -1,9 +1,11 @@
 //! A cluster in virtual time, for tests and measurements.
 
+mod incidents;
 mod network;
 
 use std::time::Duration;
 
+pub use incidents::{Incident, agree, network, recover};
 pub use network::Network;
 
 use super::MembershipOptions;

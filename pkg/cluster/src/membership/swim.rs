@@ -1,8 +1,8 @@
 //! The traffic between the membership and foca.
 
-use std::collections::BTreeSet;
-use std::iter;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
+use std::{iter, mem};
 
 use bytes::Bytes;
 use foca::{AccumulatingRuntime, Member, Message as Kind, OwnedNotification, State, Timer};
@@ -74,21 +74,18 @@ impl Membership {
         if !self.admits_sender(&from) {
             return Ok(());
         }
-        let accepted = self.accepted(&packet.updates);
-        let all = accepted.iter().all(|accepted| *accepted);
         let kind = packet.header.message.clone();
-        let rewritten = if all {
-            None
-        } else {
-            let mut accepted = accepted.into_iter();
-            packet.updates.retain(|_| accepted.next().unwrap_or(false));
-            Some(packet.encode()?)
-        };
+        let mut accepted = self.accepted(&packet.updates).into_iter();
+        let sent = packet.updates.len();
+        packet.updates.retain(|_| accepted.next().unwrap_or(false));
         if feed {
             // The answer to an announcement is no news for others.
-            let updates = packet.updates;
+            let updates = self.unknown(mem::take(&mut packet.updates));
             self.drive(|foca, runtime| foca.apply_many(updates.into_iter(), false, runtime));
         }
+        let rewritten = (packet.updates.len() < sent)
+            .then(|| packet.encode())
+            .transpose()?;
         let swim = rewritten.as_ref().unwrap_or(swim);
         let result = self.foca.handle_data(swim, &mut self.runtime);
         self.absorb();
@@ -108,6 +105,21 @@ impl Membership {
             self.send_departures(&from);
         }
         result.map_err(|error| PacketError::Protocol(error.to_string()))
+    }
+
+    /// Returns the updates without those that name a live node as foca already knows it. foca searches all its members
+    /// for each update, and the answer to an announcement names all nodes.
+    fn unknown(&self, mut updates: Vec<Member<Identity>>) -> Vec<Member<Identity>> {
+        let members = self.foca.iter_membership_state();
+        let known: HashMap<_, _> = members.map(|it| (it.id().key(), it)).collect();
+        updates.retain(|update| {
+            let known = known.get(&update.id().key());
+            update.state() != State::Alive
+                || known.is_none_or(|it| {
+                    it.id() != update.id() || it.incarnation() < update.incarnation()
+                })
+        });
+        updates
     }
 
     /// Notifies the sender of a packet that it is suspected, so that it objects. Gossip may have missed it, and its

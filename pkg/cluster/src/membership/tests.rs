@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::simulation::{Network, simulate};
+use super::simulation::{self, Network, simulate};
 use super::*;
 
 fn seconds(seconds: u64) -> Duration {
@@ -14,24 +14,12 @@ fn seconds(seconds: u64) -> Duration {
 }
 
 fn network(nodes: usize, loss: f64, seed: u64) -> Network {
-    let options = MembershipOptions {
-        max_nodes: nodes.max(MembershipOptions::default().max_nodes),
-        ..MembershipOptions::default()
-    };
-    let mut network = Network::new(nodes, loss, seed, options);
-    agree(&mut network, 30);
-    network
+    simulation::network(nodes, loss, seed).unwrap()
 }
 
 /// Waits until all nodes know all others.
 fn agree(network: &mut Network, limit: u64) -> Duration {
-    let known = network.run_until(seconds(limit), Network::agrees);
-    assert!(
-        known.is_some(),
-        "not known to all after {limit} s: {}",
-        network.describe()
-    );
-    known.unwrap()
+    simulation::agree(network, limit).unwrap()
 }
 
 #[test]

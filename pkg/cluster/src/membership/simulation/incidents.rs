@@ -1,0 +1,117 @@
+//! Incidents that a cluster recovers from.
+
+use std::time::Duration;
+
+use super::Network;
+use crate::membership::MembershipOptions;
+
+/// An incident that a cluster recovers from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Incident {
+    /// A process ends; its host refuses connections.
+    Kill,
+    /// A host vanishes.
+    Vanish,
+    /// A node moves: its next run has another address.
+    Move,
+    /// A process stops for 3 s.
+    Stop,
+    /// The network splits into halves for 30 s.
+    Partition,
+    /// It splits, and one node sees both halves.
+    Bridge,
+    /// The clock of a node jumps.
+    Clock,
+}
+
+impl Incident {
+    /// All incidents.
+    pub const ALL: [Self; 7] = [
+        Self::Kill,
+        Self::Vanish,
+        Self::Move,
+        Self::Stop,
+        Self::Partition,
+        Self::Bridge,
+        Self::Clock,
+    ];
+
+    fn happen(self, network: &mut Network, nodes: usize) -> Result<(), String> {
+        let half = nodes / 2;
+        match self {
+            Self::Kill => network.kill(1, true),
+            Self::Vanish => network.kill(1, false),
+            Self::Move => {
+                network.kill(1, false);
+                network.start("node-1", 2, "10.0.1.1:7946");
+            }
+            Self::Stop => {
+                network.stop(1, true);
+                network.run(Duration::from_secs(3));
+                network.stop(1, false);
+            }
+            Self::Partition => {
+                network.cut = Box::new(move |a, b| (a < half) != (b < half));
+                network.run(Duration::from_secs(30));
+                network.cut = Box::new(|_, _| false);
+            }
+            Self::Bridge => {
+                network.cut = Box::new(move |a, b| a != 0 && b != 0 && (a <= half) != (b <= half));
+                for _ in 0..30 {
+                    network.run(Duration::from_secs(1));
+                    // Others may suspect a node of the other half, which then joins again.
+                    let known = network.members_of(0).len();
+                    if (known + 1) * 4 < nodes * 3 {
+                        return Err(format!("the bridge knows {known}"));
+                    }
+                }
+                network.cut = Box::new(|_, _| false);
+            }
+            Self::Clock => network.step_clock(1, Duration::from_secs(3600)),
+        }
+        Ok(())
+    }
+}
+
+/// Starts `nodes` nodes that lose the share `loss` of their packets, and waits until all know all others.
+pub fn network(nodes: usize, loss: f64, seed: u64) -> Result<Network, String> {
+    let options = MembershipOptions {
+        max_nodes: nodes.max(MembershipOptions::default().max_nodes),
+        ..MembershipOptions::default()
+    };
+    let mut network = Network::new(nodes, loss, seed, options);
+    agree(&mut network, 30)?;
+    Ok(network)
+}
+
+/// Waits until all nodes know all others, and returns the time that it took.
+pub fn agree(network: &mut Network, seconds: u64) -> Result<Duration, String> {
+    let known = network.run_until(Duration::from_secs(seconds), Network::agrees);
+    known.ok_or_else(|| format!("not known to all after {seconds} s: {}", network.describe()))
+}
+
+/// Lets an incident happen to a cluster. Fails unless all nodes know all others again after it, and none was declared
+/// down by mistake.
+pub fn recover(nodes: usize, loss: f64, seed: u64, incident: Incident) -> Result<(), String> {
+    let fail = |error| format!("{incident:?}, {nodes} nodes, loss {loss}, seed {seed}: {error}");
+    let mut network = network(nodes, loss, seed).map_err(fail)?;
+    incident.happen(&mut network, nodes).map_err(fail)?;
+    let known = agree(&mut network, 60).map_err(fail)?;
+    if incident == Incident::Move && known >= Duration::from_secs(10) {
+        return Err(fail(format!("known after {known:?}")));
+    }
+    let may_miss = match incident {
+        // Nodes are down to those that they do not reach.
+        Incident::Partition => true,
+        // The bridge may not be among the nodes that are asked about a silent one, or packets through it are lost.
+        Incident::Bridge => nodes > MembershipOptions::default().partners + 1 || loss > 0.01,
+        _ => false,
+    };
+    if !may_miss {
+        network.run(Duration::from_secs(10));
+        if network.false_downs > 0 {
+            return Err(fail(format!("{} false downs", network.false_downs)));
+        }
+    }
+    Ok(())
+}
