@@ -109,7 +109,8 @@ impl Executor {
                 slots: usize::try_from(options.concurrency).unwrap_or(usize::MAX),
                 memory: options.memory.saturating_sub(options.idle_memory()),
             };
-            runner.add_worker(WorkerId::new(&options.node), capacity, worker);
+            let (id, most) = (WorkerId::new(&options.node), options.memory);
+            runner.add_worker_with_most(id, capacity, most, worker);
         } else {
             (options.concurrency, options.memory) = (0, 0);
             options.platform.clear();

@@ -26,7 +26,7 @@ const LONGEST_REST: Duration = Duration::from_secs(30);
 pub struct Taker {
     /// The worker.
     pub worker: WorkerId,
-    /// Its memory, in bytes.
+    /// The most memory that an execution can have there, in bytes.
     pub memory: u64,
     /// Returns whether it meets the requirements of a platform. Peers of the same platform should share one allocation,
     /// which is then asked once for all of them.
