@@ -8,6 +8,7 @@ mod dials;
 mod events;
 mod host;
 mod leaving;
+mod parts;
 mod takers;
 #[cfg(test)]
 mod tests;
@@ -39,7 +40,7 @@ use crate::{
     record::{Record, RecordError},
 };
 
-use host::Parts;
+use parts::Parts;
 pub use view::{Counts, NodeView, View};
 pub use work::Work;
 
