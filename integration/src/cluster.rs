@@ -13,7 +13,7 @@ use crate::{
     binary,
     executor::{Executor, ON},
     process::{self, Process},
-    server::{Server, User, forget_settings},
+    server::{Disk, Server, User, forget_settings},
     web,
 };
 
@@ -51,6 +51,12 @@ impl Node {
     /// Starts a node that joins those at these addresses, separated by commas.
     pub async fn start(name: &str, join: &str, more: &[&str]) -> Self {
         Self::launch(Server::start, name, join, more).await
+    }
+
+    /// Starts a node with its own file system, which joins those at these addresses.
+    pub async fn start_on(disk: Disk, name: &str, join: &str, more: &[&str]) -> Self {
+        let start = |settings: &[&str]| Server::start_on(disk, settings);
+        Self::launch(start, name, join, more).await
     }
 
     /// Starts a node that joins no address, and reads this file as `/etc/resolv.conf`.

@@ -1,16 +1,24 @@
 //! Tests of TLS with clients and backing caches.
 #![cfg(test)]
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, process::Output, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::PathBuf,
+    process::Output,
+    time::{Duration, SystemTime},
+};
 
 use gorego_integration::{
     binary,
     client::Client,
+    cluster::Node,
     content::{blob, digest_of},
     metrics::Metrics,
     process,
     server::{self, Server},
     shell::Caller,
+    web,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SerialNumber,
@@ -344,8 +352,8 @@ fn cluster_certs(folder: &TempDir, cluster: &str, words: &[&str]) -> Output {
     output.expect("gorego starts")
 }
 
-#[test]
-fn cluster_certs_makes_files_that_the_printed_settings_name() {
+#[tokio::test]
+async fn cluster_certs_makes_files_that_the_printed_settings_name() {
     let folder = TempDir::new().unwrap();
     let made = cluster_certs(&folder, "build", &["a", "b"]);
     assert!(made.status.success(), "{made:?}");
@@ -366,14 +374,15 @@ fn cluster_certs_makes_files_that_the_printed_settings_name() {
     assert_eq!(files.lines().collect::<Vec<_>>(), expected);
     let file = folder.path().join("config.yaml");
     fs::write(&file, settings).unwrap();
-    let mut command = process::command(binary::gorego());
-    server::forget_settings(&mut command);
-    command.arg("--config").arg(&file);
-    let shown = command.args(["config", "--set", "cluster.enabled=yes"]);
-    let shown = shown.output().unwrap();
-    assert!(shown.status.success(), "{shown:?}");
-    let shown = String::from_utf8(shown.stdout).unwrap();
-    assert!(shown.contains(&expected[1]), "{shown}");
+    let node = Node::start_with_file(&file, "c", "", &[]).await;
+    let metrics = web::get(node.server.metrics(), "/metrics").await.content;
+    let [pem, _] = expected;
+    let series = format!("gorego_certificate_expiry_seconds{{role=\"node\",file=\"{pem}\"");
+    let line = metrics.lines().find(|line| line.starts_with(&series));
+    let (_, expiry) = line.and_then(|line| line.rsplit_once(' ')).unwrap();
+    let expiry = Duration::from_secs_f64(expiry.parse().unwrap());
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap();
+    assert_eq!((expiry - now).as_secs().div_ceil(24 * 60 * 60), 7);
 }
 
 #[test]

@@ -1,8 +1,6 @@
 //! Tests of nodes that share actions.
 #![cfg(test)]
 
-use std::fs;
-
 use gorego_integration::{
     cluster::{self, Node},
     executor::{Gate, Messages, TestAction, outcome, succeeded},
@@ -130,39 +128,4 @@ async fn any_node_answers_for_the_operation_of_another_until_that_one_dies() {
     b.wait_for_members(&["b"]).await;
     let gone = b.executor.wait(&own.name).await.err().unwrap();
     assert_eq!(gone.code(), Code::NotFound);
-}
-
-/// Makes every attempt at a node fail at once, by a file in place of the directory for its actions.
-fn break_build_root(node: &Node) {
-    let build_root = node.server.data().join("exec");
-    fs::remove_dir_all(&build_root).unwrap();
-    fs::write(&build_root, "").unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn actions_that_fail_for_a_reason_of_one_node_succeed_at_others() {
-    // The entry node itself, or another one.
-    for bad in ["a", "b"] {
-        let [a, b, c] = cluster::start::<3>(&[ONE, "execution.max_retries=1"]).await;
-        let bad = if bad == "a" { &a } else { &b };
-        break_build_root(bad);
-        let gate = Gate::new();
-        let mut actions = Vec::new();
-        for number in 0..60 {
-            let script = format!("{}; echo {number}", gate.report());
-            actions.push(a.executor.start(&TestAction::script(&script)).await);
-        }
-        for (number, mut messages) in actions.into_iter().enumerate() {
-            let result = succeeded(messages.response().await);
-            assert_eq!(c.executor.stdout(&result).await, format!("{number}\n"));
-        }
-        assert_eq!(gate.starts(), 60);
-        let log = a
-            .server
-            .wait_for_log("three attempts in a row failed at a node");
-        assert!(log.contains(&format!(r#""node":"{}""#, bad.name)), "{log}");
-        if bad.name == "b" {
-            a.wait_for_state("b", "failing").await;
-        }
-    }
 }

@@ -6,6 +6,7 @@ mod local;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use gorego_cluster::blobs::LatestResults;
 use gorego_config::{self as config, Config};
 use gorego_execution as execution;
 use gorego_janitor::{self as janitor, Janitor};
@@ -62,6 +63,8 @@ pub(crate) enum Error {
 pub(crate) struct Tiers {
     pub(crate) stores: Stores,
     pub(crate) local: Option<Arc<LocalStore>>,
+    /// The results of the local tier, if it is an owner's: those that other nodes and this one write.
+    owned: Option<Arc<LatestResults>>,
     proxy: Option<ProxyStore>,
     /// The backing cache of a server without a local tier.
     pub(crate) remote: Option<Arc<RemoteStore>>,
@@ -174,6 +177,7 @@ impl Tiers {
                 actions,
             },
             local: Some(local),
+            owned: None,
             proxy: None,
             remote: None,
             breaker: None,
@@ -204,7 +208,7 @@ impl Tiers {
             outbox_retry: backing.outbox_retry,
             memory: parts.proxy.clone(),
         };
-        let tiers = Self::in_two_tiers(config, local, stores, options).await?;
+        let tiers = Self::in_two_tiers(config, (local, None), stores, options).await?;
         Ok(Self {
             breaker: Some(remote.breaker()),
             ..tiers
@@ -213,7 +217,7 @@ impl Tiers {
 
     async fn in_two_tiers(
         config: &Config,
-        local: Arc<LocalStore>,
+        (local, owned): (Arc<LocalStore>, Option<Arc<LatestResults>>),
         (blobs, actions): TierStores,
         options: Options,
     ) -> Result<Self, Error> {
@@ -225,13 +229,18 @@ impl Tiers {
         }
         let backing = Backing { blobs, actions };
         let proxy = ProxyStore::new(Arc::clone(&local), backing, Arc::new(outbox), options);
+        let actions = match &owned {
+            Some(owned) => ProxyActions::with_local(&proxy, Arc::clone(owned) as _),
+            None => ProxyActions::new(&proxy),
+        };
         Ok(Self {
             stores: Stores {
                 blobs: Arc::new(proxy.clone()),
                 uploads: Arc::new(proxy.clone()),
-                actions: Arc::new(ProxyActions::new(&proxy)),
+                actions: Arc::new(actions),
             },
             local: Some(local),
+            owned,
             proxy: Some(proxy),
             remote: None,
             breaker: None,
@@ -259,6 +268,7 @@ impl Tiers {
                 actions: Arc::new(actions),
             },
             local: None,
+            owned: None,
             proxy: None,
             remote: Some(remote),
             breaker,

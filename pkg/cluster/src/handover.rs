@@ -25,7 +25,7 @@ use std::{
 };
 
 use fastrand::Rng;
-use gorego_scheduler::{AttemptId, Capacity, Generation, Need, Time};
+use gorego_scheduler::{AttemptId, Generation, Need, Time};
 use reapi::gorego::cluster::{Load, frame::Content};
 
 use ahead::Fetches;
@@ -146,8 +146,6 @@ pub struct Handover {
     own: Generation,
     /// The actions that this node runs at once.
     slots: usize,
-    /// The memory of this node for actions, in bytes.
-    memory: u64,
     peers: BTreeMap<Generation, Peer>,
     members: BTreeMap<Generation, Member>,
     /// The members with which no link could be opened, or whose link broke.
@@ -164,12 +162,11 @@ pub struct Handover {
 }
 
 impl Handover {
-    /// Creates the machine of a node with this capacity for actions. `seed` is random.
-    pub fn new(own: Generation, capacity: Capacity, seed: u64) -> Self {
+    /// Creates the machine of a node that runs `slots` actions at once. `seed` is random.
+    pub fn new(own: Generation, slots: usize, seed: u64) -> Self {
         Self {
             own,
-            slots: capacity.slots,
-            memory: capacity.memory,
+            slots,
             peers: BTreeMap::new(),
             members: BTreeMap::new(),
             unreachable: BTreeSet::new(),

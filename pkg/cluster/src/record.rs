@@ -160,6 +160,7 @@ pub fn check_address(address: &str) -> Result<(), RecordError> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use prost::encoding;
 
     use super::*;
 
@@ -183,6 +184,14 @@ mod tests {
     #[test]
     fn record_survives_its_encoding() {
         let bytes = record().encode().unwrap();
+        assert_eq!(Record::decode(&bytes).unwrap(), record());
+    }
+
+    #[test]
+    fn record_of_a_newer_version_is_read_without_the_fields_that_are_not_known() {
+        let mut bytes = record().encode().unwrap();
+        encoding::uint64::encode(99, &7, &mut bytes);
+        encoding::string::encode(100, &"a text".to_owned(), &mut bytes);
         assert_eq!(Record::decode(&bytes).unwrap(), record());
     }
 

@@ -8,6 +8,7 @@ mod dials;
 mod events;
 mod host;
 mod leaving;
+mod parts;
 mod takers;
 #[cfg(test)]
 mod tests;
@@ -18,9 +19,7 @@ mod work;
 use std::{collections::HashMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt as _;
-use gorego_scheduler::{
-    AttemptId, Capacity, Foreign, ForeignSlot, Generation, Phase, Runner, Time,
-};
+use gorego_scheduler::{AttemptId, Foreign, ForeignSlot, Generation, Phase, Runner, Time};
 use parking_lot::Mutex;
 use reapi::gorego::{
     ResourceUsage,
@@ -41,7 +40,7 @@ use crate::{
     record::{Record, RecordError},
 };
 
-use host::Parts;
+use parts::Parts;
 pub use view::{Counts, NodeView, View};
 pub use work::Work;
 
@@ -141,10 +140,7 @@ impl Cluster {
         let seed = fastrand::u64(..);
         let start = Instant::now();
         let record = options.record;
-        let capacity = Capacity {
-            slots: usize::try_from(record.slots).unwrap_or(usize::MAX),
-            memory: record.memory,
-        };
+        let slots = usize::try_from(record.slots).unwrap_or(usize::MAX);
         let membership = Membership::new(
             &options.cluster,
             record.clone(),
@@ -158,7 +154,7 @@ impl Cluster {
         let view = Arc::new(Mutex::new(View::of(&options.cluster, &record)));
         let (orders, ordered) = mpsc::channel(4);
         let task = Task {
-            handover: Handover::new(record.node.clone(), capacity, seed),
+            handover: Handover::new(record.node.clone(), slots, seed),
             membership,
             queue: scheduler.queue_changes(),
             stops: scheduler.stops(),

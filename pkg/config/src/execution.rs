@@ -80,7 +80,7 @@ section! {
         /// instance have to trust each other.
         enabled: bool = false,
         /// The most workers, idle or not. 0 for `execution.concurrency`. The idle ones together keep at most a quarter of
-        /// `execution.memory`, which running actions do not get.
+        /// `execution.memory`, which running actions do not get, except for one that needs more than the rest.
         max: u32 = 0,
         /// The time after which an idle worker ends.
         idle_timeout: Duration = Duration::from_mins(5),

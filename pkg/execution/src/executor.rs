@@ -1,5 +1,6 @@
 //! The executor: the front of the scheduler for clients.
 
+mod operations;
 mod tokens;
 mod unmet;
 mod watching;
@@ -14,15 +15,14 @@ use std::{
 
 use gorego_limits::Budget;
 use gorego_scheduler::{
-    ActionKey, Capacity, Generation, OperationId, OperationName, Refused, Request, Runner, Stage,
-    Totals, Worker, WorkerId,
+    ActionKey, Capacity, Generation, Refused, Request, Runner, Totals, Worker, WorkerId,
 };
-use gorego_storage::{ActionCache, BlobStore, CachedResult, Digest, Error, InstanceName, shorten};
+use gorego_storage::{ActionCache, BlobStore, CachedResult, Digest, Error, InstanceName};
 use reapi::{
     longrunning::Operation,
     v2::{ExecuteRequest, ExecuteResponse, RequestMetadata},
 };
-use ring::rand::{SecureRandom as _, SystemRandom};
+use ring::rand::SystemRandom;
 use tokio::{
     sync::{Mutex, Semaphore},
     time::Instant,
@@ -109,7 +109,8 @@ impl Executor {
                 slots: usize::try_from(options.concurrency).unwrap_or(usize::MAX),
                 memory: options.memory.saturating_sub(options.idle_memory()),
             };
-            runner.add_worker(WorkerId::new(&options.node), capacity, worker);
+            let (id, most) = (WorkerId::new(&options.node), options.memory);
+            runner.add_worker_with_most(id, capacity, most, worker);
         } else {
             (options.concurrency, options.memory) = (0, 0);
             options.platform.clear();
@@ -316,102 +317,9 @@ impl Executor {
         self.runner.totals()
     }
 
-    /// Watches an operation (REAPI `WaitExecution`).
-    pub fn wait(&self, name: &str) -> Result<Watcher, Failure> {
-        self.check_role()?;
-        let (head, id) = self.find_own(name)?;
-        let watch = self.runner.watch(id);
-        let watch = watch.ok_or_else(|| unknown(name))?;
-        Ok(Watcher::new(watch, head))
-    }
-
-    /// Returns the state of an operation.
-    pub fn get(&self, name: &str) -> Result<Operation, Failure> {
-        let (head, stage) = self.find(name)?;
-        head.operation(&stage)
-    }
-
-    /// Ends an operation, and its action unless others wait for it. A completed one stays as it is.
-    pub fn cancel(&self, name: &str) -> Result<(), Failure> {
-        let (_, id) = self.find_own(name)?;
-        self.runner.cancel(id);
-        Ok(())
-    }
-
-    /// Drops a completed operation.
-    pub fn forget(&self, name: &str) -> Result<(), Failure> {
-        let (_, id) = self.find_own(name)?;
-        if self.runner.forget(id) {
-            return Ok(());
-        }
-        let why = format!("operation {name} has not ended: cancel it first");
-        Err(Failure::Unmet(why))
-    }
-
     /// Refuses new actions, and lets the others end within `drain`. Then stops those that are left.
     pub async fn shut_down(&self, drain: Duration) {
         self.runner.shut_down(drain).await;
-    }
-
-    /// Finds the operation of this name, with its token or from a list.
-    fn find(&self, name: &str) -> Result<(OperationHead, Stage<ExecuteResponse>), Failure> {
-        let parsed = OperationName::parse(name).map_err(|why| Failure::invalid("name", why))?;
-        let is_own = |token| Some(token) == self.tokens.of(parsed.id);
-        let found = self.runner.get(parsed.id);
-        let found = found.filter(|(key, _)| {
-            parsed.generation == self.generation
-                && parsed.instance == key.instance
-                && parsed.token.is_none_or(is_own)
-        });
-        let (key, stage) = found.ok_or_else(|| unknown(name))?;
-        Ok((self.head_of(parsed, key.action), stage))
-    }
-
-    /// Finds the operation of this name, which only the client of its Execute has.
-    fn find_own(&self, name: &str) -> Result<(OperationHead, OperationId), Failure> {
-        let (head, _) = self.find(name)?;
-        if head.name.token.is_none() {
-            return Err(Failure::OnlyShown(format!(
-                "{} has no token, which this call needs; accepted: the name that Execute returned",
-                shorten(name)
-            )));
-        }
-        let id = head.name.id;
-        Ok((head, id))
-    }
-
-    /// Returns an operation as its own client sees it.
-    fn head(&self, instance: &InstanceName, id: OperationId, action: Digest) -> OperationHead {
-        let name = self.shown(instance, id);
-        let token = self.tokens.of(id);
-        self.head_of(OperationName { token, ..name }, action)
-    }
-
-    /// Returns the name of an operation in lists.
-    fn shown(&self, instance: &InstanceName, id: OperationId) -> OperationName {
-        OperationName {
-            instance: instance.clone(),
-            generation: self.generation.clone(),
-            id,
-            token: None,
-        }
-    }
-
-    fn head_of(&self, name: OperationName, action: Digest) -> OperationHead {
-        OperationHead {
-            name,
-            action,
-            queued: None,
-            epoch: self.epoch,
-        }
-    }
-
-    /// Returns an id that no client can guess.
-    fn random_id(&self) -> Result<OperationId, Failure> {
-        let mut id = [0; 16];
-        let filled = self.random.fill(&mut id);
-        filled.map_err(|_| Failure::Internal("the system has no random numbers".to_owned()))?;
-        Ok(OperationId(u128::from_le_bytes(id)))
     }
 }
 
@@ -453,13 +361,6 @@ fn refused(why: Refused) -> Failure {
         Refused::Draining => Failure::Unavailable(why.to_string()),
         Refused::Exists(_) => Failure::Internal(why.to_string()),
     }
-}
-
-fn unknown(name: &str) -> Failure {
-    Failure::UnknownOperation(format!(
-        "no operation {}: it expired, or this server has started again since",
-        shorten(name)
-    ))
 }
 
 impl fmt::Debug for Executor {

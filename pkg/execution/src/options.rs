@@ -108,7 +108,8 @@ impl Options {
         self.concurrency.saturating_add(workers)
     }
 
-    /// Returns the most memory that idle persistent workers may have, in bytes. Running actions have the rest.
+    /// Returns the most memory that idle persistent workers may have, in bytes. Running actions have the rest, and one that
+    /// needs more has all.
     pub fn idle_memory(&self) -> u64 {
         self.persistent
             .as_ref()

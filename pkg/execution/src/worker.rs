@@ -188,6 +188,9 @@ impl NodeWorker {
             stop,
             begin,
         };
+        if attempt.grant.alone || self.needs_idle_memory(attempt.grant.memory) {
+            self.end_idle().await;
+        }
         let ended = self.attempt(&run).await;
         job.live.end(job.entry.is_some());
         let failure = match ended {

@@ -38,6 +38,8 @@ pub struct ProxyActions(Arc<Results>);
 #[derive(Debug)]
 struct Results {
     tiers: Tiers,
+    /// The results of the local tier.
+    local: Arc<dyn ActionCache>,
     uploads: Arc<Uploads>,
     prefetch: Option<Prefetch>,
     blobs: Arc<dyn BlobStore>,
@@ -53,6 +55,12 @@ struct Results {
 impl ProxyActions {
     /// Creates the action cache of `store`'s two tiers.
     pub fn new(store: &ProxyStore) -> Self {
+        let local = Arc::clone(&store.uploads.tiers.local);
+        Self::with_local(store, local)
+    }
+
+    /// Creates the action cache of `store`'s two tiers, of which `local` has the results of the local one.
+    pub fn with_local(store: &ProxyStore, local: Arc<dyn ActionCache>) -> Self {
         let tiers = store.uploads.tiers.clone();
         let prefetch = || Prefetch::new(Arc::clone(&store.fetches));
         Self(Arc::new(Results {
@@ -63,6 +71,7 @@ impl ProxyActions {
             fetched: Recent::new(Duration::MAX, REMEMBERED),
             versions: Shared::default(),
             background: Arc::new(Semaphore::new(IN_BACKGROUND)),
+            local,
             tiers,
         }))
     }
@@ -113,7 +122,7 @@ impl Results {
             let store = async move {
                 let current = version.lock().await;
                 if *current == before && !store.tiers.outbox.has_result(&name.0, &name.1) {
-                    ActionCache::put(&*store.tiers.local, &name.0, &name.1, result).await?;
+                    store.local.put(&name.0, &name.1, result).await?;
                     store.fetched.insert(name);
                 }
                 Ok(())
@@ -227,13 +236,13 @@ impl Results {
         let version = self.versions.get_or_default(&name);
         let mut version = version.lock().await;
         let store = async {
-            ActionCache::put(&*self.tiers.local, instance, action, result.clone()).await?;
+            self.local.put(instance, action, result.clone()).await?;
             *version += 1;
             self.fetched.remove(&name);
             Ok(())
         };
         if is_pending {
-            let replaced = self.tiers.local.find(instance, action).await;
+            let replaced = self.local.find(instance, action).await;
             let replaced = replaced.unwrap_or_default();
             let outbox = &self.tiers.outbox;
             outbox
@@ -275,7 +284,7 @@ impl ActionCache for ProxyActions {
         let (results, name) = (&self.0, (instance.to_owned(), *action));
         let lookups = &results.tiers.local.traffic().results;
         let local = async {
-            let found = ActionCache::get(&*results.tiers.local, instance, action, memory);
+            let found = results.local.get(instance, action, memory);
             let found = Tier::Local
                 .traced("get_result", from_ref(action), found)
                 .await?;

@@ -182,10 +182,21 @@ where
 
     /// Adds a worker, which gets attempts from now on.
     pub fn add_worker(&self, id: WorkerId, capacity: Capacity, worker: Arc<dyn Worker<J, O>>) {
+        self.add_worker_with_most(id, capacity, capacity.memory, worker);
+    }
+
+    /// Adds a worker that can make more of its memory free for one attempt with nothing beside: `most` bytes.
+    pub fn add_worker_with_most(
+        &self,
+        id: WorkerId,
+        capacity: Capacity,
+        most: u64,
+        worker: Arc<dyn Worker<J, O>>,
+    ) {
         let fitting = Arc::clone(&worker);
         let taker = Taker {
             worker: id.clone(),
-            memory: capacity.memory,
+            memory: most,
             fits: Arc::new(move |platform| fitting.fits(platform)),
         };
         self.shared.apply(|state, _| {

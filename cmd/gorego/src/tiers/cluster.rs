@@ -121,17 +121,19 @@ impl Tiers {
             outbox_retry: config.backing_cache.outbox_retry,
             memory: parts.proxy.clone(),
         };
-        Self::in_two_tiers(config, local, owners, options).await
+        let owned = Arc::new(LatestResults::new(Arc::clone(&local) as _));
+        Self::in_two_tiers(config, (local, Some(owned)), owners, options).await
     }
 
     /// Returns the stores that other nodes use, which are the local tier. Results are returned even if they are
     /// incomplete.
     pub(crate) fn mesh_stores(&self) -> Option<Stores> {
         let local = self.local.as_ref()?;
+        let owned = self.owned.clone();
         Some(Stores {
             blobs: Arc::clone(local) as _,
             uploads: Arc::clone(local) as _,
-            actions: Arc::new(LatestResults::new(Arc::clone(local) as _)),
+            actions: owned.map_or_else(|| Arc::clone(local) as _, |owned| owned as _),
         })
     }
 }

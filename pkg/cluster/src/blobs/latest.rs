@@ -1,6 +1,10 @@
 //! The action results of an owner: of several results of one action, the last to complete is kept.
 
-use std::{cmp::Ordering, sync::Arc};
+use std::{
+    cmp::Ordering,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use async_trait::async_trait;
 use gorego_limits::Budget;
@@ -12,9 +16,11 @@ use tokio::sync::Mutex;
 
 /// The number of locks that exclude two writes of one result.
 const LOCKS: usize = 64;
+/// The time by which the clocks of nodes may differ.
+const SKEW: Duration = Duration::from_mins(1);
 
 /// An action cache of an owner, in which a result does not replace one whose action completed later
-/// (`execution_completed_timestamp`).
+/// (`execution_completed_timestamp`), unless that is in the future: such a result would stay after its outputs are lost.
 #[derive(Debug)]
 pub struct LatestResults {
     actions: Arc<dyn ActionCache>,
@@ -22,7 +28,7 @@ pub struct LatestResults {
 }
 
 impl LatestResults {
-    /// Creates the view of `actions` for other nodes.
+    /// Creates the view of `actions`, through which all results of the owner are written.
     pub fn new(actions: Arc<dyn ActionCache>) -> Self {
         let locks = std::array::from_fn(|_| Mutex::default());
         Self { actions, locks }
@@ -44,9 +50,19 @@ impl ActionCache for LatestResults {
         };
         if let Some(stored) = self.actions.find(instance, action).await?
             && compare_ends(&stored, &result) == Some(Ordering::Greater)
+            && !is_in_future(&stored)
         {
             return Ok(());
         }
         self.actions.put(instance, action, result).await
     }
+}
+
+/// Returns whether an action completed after now, by the clock of this node.
+fn is_in_future(result: &ActionResult) -> bool {
+    let metadata = result.execution_metadata.as_ref();
+    let completed = metadata.and_then(|it| it.execution_completed_timestamp.as_ref());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let latest = now.unwrap_or_default().saturating_add(SKEW).as_secs();
+    completed.is_some_and(|completed| u64::try_from(completed.seconds).is_ok_and(|at| at > latest))
 }

@@ -104,12 +104,9 @@ impl Handover {
         let told = told.map(|(node, _)| node.clone());
         let nodes: BTreeSet<_> = told.chain(self.chosen.iter().cloned()).collect();
         let counts = nodes.into_iter().map(|node| {
-            let mut counts = Vec::new();
-            if self.has_queue && self.chosen.contains(&node) {
-                counts = host.queued(&node);
-                counts.retain(|(need, _)| self.suits(&node, *need));
-            }
-            (node, counts)
+            let is_offered = self.has_queue && self.chosen.contains(&node);
+            let counts = is_offered.then(|| host.queued(&node));
+            (node, counts.unwrap_or_default())
         });
         let counts: Vec<_> = counts.collect();
         let free = self.choose_free(&counts, now, host);
@@ -168,17 +165,6 @@ impl Handover {
         let load = peer.and_then(|peer| peer.load);
         let running = load.map_or(u32::MAX, |load| load.running);
         (peer.is_none(), !becomes_free, running)
-    }
-
-    /// Returns whether a member has enough memory for a need. If no node has enough, every member suits.
-    fn suits(&self, node: &Generation, need: Need) -> bool {
-        let Need::Memory(bytes) = need else {
-            return true;
-        };
-        let memories = self.members.values().map(|member| member.memory);
-        let most = memories.max().unwrap_or(0).max(self.memory);
-        let member = self.members.get(node);
-        member.is_some_and(|member| bytes <= member.memory || bytes > most)
     }
 }
 

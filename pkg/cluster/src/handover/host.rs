@@ -17,7 +17,7 @@ pub trait Host {
     /// Opens a link with a peer, unless one is being opened. Ends in `Handover::link_up` or `Handover::link_down`.
     fn connect(&mut self, peer: &Generation);
 
-    /// Returns the numbers of this node's queued actions whose platform a peer has, by need.
+    /// Returns the numbers of this node's queued actions that a peer may run, by need.
     fn queued(&mut self, peer: &Generation) -> Vec<(Need, usize)>;
     /// Returns the most peers that shall become free for this node's queued actions, by need.
     fn peers_to_free(&self) -> BTreeMap<Need, usize>;

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Told,
-    host::{Parts, worker},
+    parts::{Parts, worker},
 };
 
 /// The fetches of inputs of actions of a peer. They end when this is dropped.

@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Told, View, host::Parts};
+use super::{Told, View, parts::Parts};
 use crate::{
     discovery::{Discovery, Schedule},
     link::DialError,

@@ -7,7 +7,7 @@ use std::{
 
 use gorego_scheduler::{AttemptId, Generation, Taker, WorkerId};
 
-use super::host::{Parts, worker};
+use super::parts::{Parts, worker};
 use crate::handover::Member;
 
 impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {

@@ -5,7 +5,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use futures::FutureExt as _;
 use gorego_scheduler::Generation;
 
-use super::{Told, host::Parts};
+use super::{Told, parts::Parts};
 use crate::{membership::MemberState, record::Record};
 
 /// The time for which the grant of an ended action is kept, in case its owner is found to be gone.

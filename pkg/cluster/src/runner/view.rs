@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use gorego_scheduler::Generation;
 use reapi::gorego::cluster::Load;
 
-use super::host::Parts;
+use super::parts::Parts;
 use crate::{membership::MemberState, record::Record};
 
 /// The nodes of a cluster, and the counts of one of them.

@@ -101,6 +101,19 @@ impl NodeWorker {
         let pool = self.persistent.as_ref();
         pool.map_or_else(PersistentCounts::default, |pool| pool.counts())
     }
+
+    /// Returns whether an action with this memory takes all that idle persistent workers leave, and may need theirs, too.
+    pub(super) fn needs_idle_memory(&self, memory: u64) -> bool {
+        let idle = self.options.idle_memory();
+        idle > 0 && memory.saturating_add(idle) >= self.options.memory
+    }
+
+    /// Ends the idle persistent workers.
+    pub(super) async fn end_idle(&self) {
+        if let Some(pool) = &self.persistent {
+            pool.clear().await;
+        }
+    }
 }
 
 impl Run<'_> {
@@ -111,8 +124,6 @@ impl Run<'_> {
             return Ok(None);
         };
         if self.alone {
-            // An action that runs alone gets all of the memory.
-            pool.clear().await;
             return Ok(None);
         }
         match self.in_worker_of(pool).await {

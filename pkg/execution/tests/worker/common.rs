@@ -28,7 +28,7 @@ use crate::action::{Action, SHA256};
 
 /// The time after which a test gives up.
 const PATIENCE: Duration = Duration::from_mins(2);
-const GIB: u64 = 1 << 30;
+pub(crate) const GIB: u64 = 1 << 30;
 pub(crate) const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 pub(crate) struct Fixture {
@@ -256,7 +256,12 @@ impl<S: Store> Node<S> {
     }
 
     pub(crate) async fn execute_job(&self, job: Job) -> ExecuteResponse {
-        let mut watch = self.submit(job);
+        self.execute_needing(job, 1).await
+    }
+
+    /// Runs an action that needs this memory, in bytes.
+    pub(crate) async fn execute_needing(&self, job: Job, memory: u64) -> ExecuteResponse {
+        let mut watch = self.submit_needing(job, memory);
         loop {
             match watch.next().await.unwrap() {
                 Stage::Completed(End::Outcome(outcome)) => return (*outcome).clone(),
@@ -267,6 +272,10 @@ impl<S: Store> Node<S> {
     }
 
     pub(crate) fn submit(&self, job: Job) -> Watch<Job, ExecuteResponse> {
+        self.submit_needing(job, 1)
+    }
+
+    fn submit_needing(&self, job: Job, memory: u64) -> Watch<Job, ExecuteResponse> {
         let id = OperationId(self.next.fetch_add(1, Relaxed).into());
         let request = Request {
             key: ActionKey {
@@ -277,7 +286,7 @@ impl<S: Store> Node<S> {
             build: String::new(),
             priority: 0,
             platform: "".into(),
-            memory: 1,
+            memory,
             target: String::new(),
             mnemonic: String::new(),
             job: Arc::new(job),

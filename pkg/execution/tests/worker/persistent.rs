@@ -15,7 +15,7 @@ use reapi::v2::{ExecuteResponse, FileNode, NodeProperties, NodeProperty};
 use crate::{
     Test,
     action::{Action, SHA256},
-    common::{Fixture, Node, code},
+    common::{Fixture, GIB, Node, code},
     responses::fields,
 };
 
@@ -55,6 +55,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_timeout_ends_a_persistent_worker", timeout),
     ("a_cancelled_action_ends_its_persistent_worker", cancelled),
     ("an_idle_persistent_worker_ends", idle),
+    (
+        "idle_persistent_workers_end_for_an_action_that_needs_their_memory",
+        large,
+    ),
     ("a_persistent_worker_ends_after_its_last_action", last_use),
     ("a_persistent_worker_makes_place_for_another", place),
     (
@@ -389,6 +393,18 @@ fn idle(fixture: &Fixture) {
         let node = fixture.node_with(short).await;
         assert_eq!(who(&node, &action(WHO)).await.1, 1);
         node.is_clean().await;
+    });
+}
+
+fn large(fixture: &Fixture) {
+    fixture.run(async {
+        let node = node(fixture).await;
+        for (memory, number) in [(1, 1), (GIB / 2, 2), (GIB / 8 * 7, 1)] {
+            let job = Action::script("true").job(&*node.store).await;
+            assert_eq!(code(&node.execute_needing(job, memory).await), 0);
+            let next = action(&format!("{WHO} memory={memory}"));
+            assert_eq!(who(&node, &next).await.1, number);
+        }
     });
 }
 

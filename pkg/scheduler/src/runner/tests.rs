@@ -42,6 +42,10 @@ fn start(slots: usize) -> (Runner<u32, u32>, Attempts) {
 }
 
 fn submit(runner: &Runner<u32, u32>, action: u32) -> Watch<u32, u32> {
+    submit_needing(runner, action, 0)
+}
+
+fn submit_needing(runner: &Runner<u32, u32>, action: u32, memory: u64) -> Watch<u32, u32> {
     let request = Request {
         key: ActionKey {
             instance: InstanceName::default(),
@@ -51,7 +55,7 @@ fn submit(runner: &Runner<u32, u32>, action: u32) -> Watch<u32, u32> {
         build: String::new(),
         priority: 0,
         platform: "".into(),
-        memory: 0,
+        memory,
         target: String::new(),
         mnemonic: String::new(),
         job: Arc::new(action),

@@ -55,8 +55,8 @@ impl<J, O> Scheduler<J, O> {
         class.platform.as_deref().is_some_and(fits) && !self.leaves(peer, class)
     }
 
-    /// Returns the numbers of queued executions by need that a peer may run, whose platform meets `fits`. The cost grows
-    /// with the number of different platforms and needs.
+    /// Returns the numbers of queued executions by need that a peer may run, whose platform meets `fits`, and for which it
+    /// has the memory. The cost grows with the number of different platforms and needs.
     pub fn queued_by_need(
         &self,
         peer: &WorkerId,
@@ -64,7 +64,7 @@ impl<J, O> Scheduler<J, O> {
     ) -> Vec<(Need, usize)> {
         let mut counts = BTreeMap::new();
         for (class, executions) in self.queue.executions() {
-            if self.suits(peer, class, &fits) {
+            if self.suits(peer, class, &fits) && self.has_memory_at(peer, class) {
                 *counts.entry(class.need).or_default() += executions;
             }
         }

@@ -26,7 +26,7 @@ const LONGEST_REST: Duration = Duration::from_secs(30);
 pub struct Taker {
     /// The worker.
     pub worker: WorkerId,
-    /// Its memory, in bytes.
+    /// The most memory that an execution can have there, in bytes.
     pub memory: u64,
     /// Returns whether it meets the requirements of a platform. Peers of the same platform should share one allocation,
     /// which is then asked once for all of them.
@@ -39,11 +39,6 @@ type Fits = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 impl Taker {
     fn has_memory(&self, need: Need) -> bool {
         !matches!(need, Need::Memory(bytes) if bytes > self.memory)
-    }
-
-    fn may_run(&self, class: &Class) -> bool {
-        let platform = class.platform.as_deref();
-        self.has_memory(class.need) && platform.is_some_and(|platform| (self.fits)(platform))
     }
 }
 
@@ -70,12 +65,6 @@ impl Group {
         let first = self.0.first();
         first.is_some_and(|first| (first.fits)(platform))
     }
-
-    fn may_run(&self, class: &Class) -> bool {
-        let platform = class.platform.as_deref();
-        self.0.iter().any(|peer| peer.has_memory(class.need))
-            && platform.is_some_and(|platform| self.fits(platform))
-    }
 }
 
 /// The workers that may run this node's actions.
@@ -91,6 +80,12 @@ impl Takers {
     fn rests(&self, worker: &WorkerId) -> bool {
         let failing = self.failing.get(worker);
         failing.is_some_and(|failing| failing.until.is_some())
+    }
+
+    /// Returns the groups of peers that meet the requirements of a platform.
+    fn fitting(&self, platform: &str) -> Vec<&Group> {
+        let groups = self.peers.iter();
+        groups.filter(|group| group.fits(platform)).collect()
     }
 
     /// Removes a worker of this node.
@@ -138,10 +133,11 @@ impl<J, O> Scheduler<J, O> {
     /// While the queue is left to peers, ends the queued executions that none of them may run.
     pub(super) fn end_untaken(&mut self, now: Time) {
         if self.hands_over {
-            let peers = self.takers.peers.clone();
-            let is_taken = |class: &Class| peers.iter().any(|group| group.may_run(class));
+            let classes = self.queue.executions();
+            let untaken = classes.filter(|(class, _)| !self.has_peer(class));
+            let untaken: BTreeSet<_> = untaken.map(|(class, _)| class.clone()).collect();
             self.end_all(
-                |execution| execution.running.is_none() && !is_taken(&execution.class),
+                |execution| execution.running.is_none() && untaken.contains(&execution.class),
                 now,
             );
         }
@@ -149,8 +145,39 @@ impl<J, O> Scheduler<J, O> {
 
     /// Returns whether a peer may run the executions of a class.
     pub(super) fn has_peer(&self, class: &Class) -> bool {
-        let mut groups = self.takers.peers.iter();
-        groups.any(|group| group.may_run(class))
+        let Some(platform) = class.platform.as_deref() else {
+            return false;
+        };
+        let fitting = self.takers.fitting(platform);
+        let need = self.required(class, &fitting);
+        let mut peers = fitting.iter().flat_map(|group| &group.0);
+        peers.any(|peer| peer.has_memory(need))
+    }
+
+    /// Returns whether a peer has the memory for the executions of a class, whose platform it has.
+    pub(super) fn has_memory_at(&self, peer: &WorkerId, class: &Class) -> bool {
+        let mut peers = self.takers.peers.iter().flat_map(|group| &group.0);
+        let peer = peers.find(|other| other.worker == *peer);
+        peer.is_none_or(|peer| {
+            let fitting = || self.takers.fitting(class.platform.as_deref().unwrap_or(""));
+            peer.has_memory(class.need) || peer.has_memory(self.required(class, &fitting()))
+        })
+    }
+
+    /// Returns the need for which a worker must have the memory to run the executions of a class. If no worker of their
+    /// platform has enough, any of them may run them, with nothing beside. `fitting` are the peers of the platform.
+    fn required(&self, class: &Class, fitting: &[&Group]) -> Need {
+        let fits = |own: &&Taker| {
+            let platform = class.platform.as_deref();
+            !self.draining && platform.is_some_and(|platform| (own.fits)(platform))
+        };
+        let has_memory = |taker: &Taker| taker.has_memory(class.need);
+        let mut peers = fitting.iter().flat_map(|group| &group.0);
+        if peers.any(has_memory) || self.takers.own.iter().filter(fits).any(has_memory) {
+            class.need
+        } else {
+            Need::Memory(0)
+        }
     }
 
     /// Returns the workers whose last attempts failed so often that they rest in between.
@@ -176,22 +203,28 @@ impl<J, O> Scheduler<J, O> {
         let Some(platform) = class.platform.as_deref() else {
             return false;
         };
+        let fitting = self.takers.fitting(platform);
+        let need = self.required(class, &fitting);
         let is_ready =
-            |taker: &Taker| taker.has_memory(class.need) && self.is_ready(&taker.worker, class);
+            |taker: &Taker| taker.has_memory(need) && self.is_ready(&taker.worker, class);
         let is_out_of_service = self.draining || self.is_closed;
         let mut own = self.takers.own.iter().filter(|_| !is_out_of_service);
-        let mut peers = self.takers.peers.iter();
         own.any(|own| (own.fits)(platform) && is_ready(own))
-            || peers.any(|group| group.fits(platform) && group.0.iter().any(is_ready))
+            || fitting.iter().any(|group| group.0.iter().any(is_ready))
     }
 
     /// Returns whether a worker of this node may run the executions of a class, and does not leave them to others.
     pub(super) fn has_own_taker(&self, class: &Class) -> bool {
+        let Some(platform) = class.platform.as_deref() else {
+            return false;
+        };
         if self.draining || self.is_closed && self.has_peer(class) {
             return false;
         }
+        let need = self.required(class, &self.takers.fitting(platform));
+        let may_run = |own: &Taker| own.has_memory(need) && (own.fits)(platform);
         let mut own = self.takers.own.iter();
-        own.any(|own| own.may_run(class) && !self.leaves(&own.worker, class))
+        own.any(|own| may_run(own) && !self.leaves(&own.worker, class))
     }
 
     /// Returns the peers that may run queued executions which none of the `asked` ones may run: a list for each class of
@@ -210,9 +243,11 @@ impl<J, O> Scheduler<J, O> {
             let platform = class.platform.as_deref()?;
             let fitting = groups.iter().filter(|(group, _)| group.fits(platform));
             let fitting: Vec<_> = fitting.collect();
+            let groups: Vec<_> = fitting.iter().map(|(group, _)| *group).collect();
+            let need = self.required(class, &groups);
             let has_ready = LazyCell::new(|| self.has_ready(class));
             let is_able = |peer: &&Taker| {
-                peer.has_memory(class.need) && (self.is_ready(&peer.worker, class) || !*has_ready)
+                peer.has_memory(need) && (self.is_ready(&peer.worker, class) || !*has_ready)
             };
             let mut asked = fitting.iter().flat_map(|(_, asked)| asked);
             if asked.any(|peer| is_able(&peer)) {

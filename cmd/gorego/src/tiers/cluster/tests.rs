@@ -2,7 +2,7 @@
 
 use gorego_scheduler::Generation;
 use gorego_storage::{ActionCacheExt as _, Blob, DigestFunction};
-use reapi::v2::{ActionResult, OutputFile};
+use reapi::v2::{ActionResult, ExecutedActionMetadata, OutputFile};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -97,6 +97,34 @@ async fn a_node_serves_what_was_written_to_another_that_is_gone() {
         let blob = two.tiers.stores.blobs.get(&digest, 0).await.unwrap();
         assert!(blob.into_bytes().await.unwrap() == content);
     }
+    two.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_results_each_owner_keeps_that_of_the_later_action() {
+    let (one, two) = (Node::new("one").await, Node::new("two").await);
+    one.knows("two", &two);
+    two.knows("one", &one);
+    let action = DigestFunction::Sha256.digest(b"action");
+    // The older result is that of the node which writes it, too.
+    for (writer, completed) in [(&one, 2), (&two, 1), (&one, 1), (&two, 3)] {
+        let mut metadata = ExecutedActionMetadata::default();
+        let time = &mut metadata.execution_completed_timestamp;
+        time.get_or_insert_default().seconds = completed;
+        let result = ActionResult {
+            execution_metadata: Some(metadata),
+            ..ActionResult::default()
+        };
+        let put = writer.tiers.stores.actions.put("i", &action, result);
+        put.await.unwrap();
+        for owner in [&one, &two] {
+            let found = owner.tiers.local.as_ref().unwrap().find("i", &action).await;
+            let metadata = found.unwrap().unwrap().execution_metadata.unwrap();
+            let kept = metadata.execution_completed_timestamp.unwrap().seconds;
+            assert_eq!(kept, completed.max(2));
+        }
+    }
+    one.close().await;
     two.close().await;
 }
 

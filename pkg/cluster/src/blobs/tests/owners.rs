@@ -219,10 +219,11 @@ async fn of_two_results_that_of_the_later_action_stays_at_an_owner() {
         let found = owner.find("i", &action).await.unwrap().unwrap();
         assert_eq!(found, result(stays));
     }
-    // Without a time, the last one stays.
-    let other = ActionResult::default();
-    owner.put("i", &action, other.clone()).await.unwrap();
-    assert_eq!(owner.find("i", &action).await.unwrap(), Some(other));
+    // Without a time, or after one in the future, the last one stays.
+    for other in [result(i64::MAX), result(3), ActionResult::default()] {
+        owner.put("i", &action, other.clone()).await.unwrap();
+        assert_eq!(owner.find("i", &action).await.unwrap(), Some(other));
+    }
 }
 
 #[tokio::test]

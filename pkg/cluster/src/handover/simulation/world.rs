@@ -124,7 +124,7 @@ impl Node {
             });
         }
         Self {
-            handover: Handover::new(generation.clone(), Capacity { slots, memory }, 7),
+            handover: Handover::new(generation.clone(), slots, 7),
             generation,
             is_alive: true,
             scheduler,

@@ -98,6 +98,25 @@ fn a_queue_that_is_handed_over_outlives_a_link_that_breaks_for_a_moment() {
 }
 
 #[test]
+fn an_action_that_needs_more_memory_than_any_node_has_is_handed_over() {
+    let mut world = World::new(&[1, 1], LATENCY, 3);
+    world.duration = minute;
+    for node in 0..2 {
+        world.submit(node, 0, 0);
+    }
+    world.pass(SECOND);
+    world.submit(0, 1, u64::MAX);
+    world.pass(SECOND);
+    let now = world.now;
+    world.nodes[0].scheduler.hand_over(now);
+    world.pump(0);
+    world.pass(90 * SECOND);
+    assert_eq!((world.begun, world.nodes[1].running.len()), (3, 1));
+    world.pass(60 * SECOND);
+    assert!(world.operations.values().all(Submitted::is_answered));
+}
+
+#[test]
 fn a_peer_that_refuses_links_is_tried_once_a_second() {
     let mut world = World::new(&[0, 1], Duration::from_micros(1), 3);
     world.nodes[1].is_alive = false;

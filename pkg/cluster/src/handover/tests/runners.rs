@@ -225,7 +225,7 @@ impl Host for NodeHost<'_> {
 fn node(name: &str) -> Arc<Node> {
     let generation = Generation::new(name, 1).unwrap();
     let node = Arc::new(Node {
-        handover: Mutex::new(Handover::new(generation.clone(), CAPACITY, 7)),
+        handover: Mutex::new(Handover::new(generation.clone(), CAPACITY.slots, 7)),
         generation,
         runner: Runner::new(testing::options()),
         start: Instant::now(),

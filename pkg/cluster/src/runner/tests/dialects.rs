@@ -85,7 +85,11 @@ impl Dialect {
                 }
                 vec![frame.encode_to_vec().into()]
             }
-            Self::Newer => vec![add(&frame), Bytes::from_static(&FRAME)],
+            Self::Newer => {
+                let mut all = vec![add(&frame), Bytes::from_static(&FRAME)];
+                all.extend(add_kind(frame));
+                all
+            }
         }
     }
 }
@@ -153,7 +157,6 @@ fn add(frame: &Frame) -> Bytes {
             put(&mut all, 1, &[&bytes[..], &FIELD].concat());
             all
         }
-        Some(Content::Gossip(_)) => frame.encode_to_vec(),
         _ => {
             let mut encoded = Bytes::from(frame.encode_to_vec());
             let (tag, _) = encoding::decode_key(&mut encoded).unwrap();
@@ -164,6 +167,18 @@ fn add(frame: &Frame) -> Bytes {
         }
     };
     [&content[..], &FIELD].concat().into()
+}
+
+/// Returns the frame of a packet of gossip with news of a kind that no node knows.
+fn add_kind(mut frame: Frame) -> Option<Bytes> {
+    let Some(Content::Gossip(packet)) = &mut frame.content else {
+        return None;
+    };
+    let mut newer = packet.to_vec();
+    // Of a field that is there twice, the second one counts.
+    put(&mut newer, 3, &[0xff; 16]);
+    *packet = newer.into();
+    Some(frame.encode_to_vec().into())
 }
 
 /// Adds a message as a field.

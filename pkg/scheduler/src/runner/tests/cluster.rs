@@ -123,6 +123,29 @@ async fn a_peer_runs_an_action_and_is_told_to_stop_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn no_peer_becomes_free_for_an_action_for_which_this_node_can_make_memory_free() {
+    let runner: Runner<u32, u32> = Runner::new(options());
+    let (worker, mut attempts) = ScriptedWorker::new();
+    let most = 4 << 20;
+    let capacity = Capacity {
+        slots: 1,
+        memory: 3 << 20,
+    };
+    runner.add_worker_with_most(WorkerId::new("w"), capacity, most, worker);
+    runner.set_peers(vec![Taker {
+        worker: WorkerId::new("peer"),
+        memory: most,
+        fits: Arc::new(|_| true),
+    }]);
+    let _first = submit(&runner, 1);
+    let running = next(&mut attempts).await;
+    let _second = submit_needing(&runner, 2, most);
+    assert_eq!(runner.peers_to_free(), [(Need::Memory(most), 0)].into());
+    running.end(done(7));
+    assert_eq!(*next(&mut attempts).await.attempt.grant.job, 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_draining_runner_waits_until_peers_took_its_queue() {
     let (runner, _attempts) = start(0);
     let _watch = submit(&runner, 1);

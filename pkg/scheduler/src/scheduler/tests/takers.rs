@@ -88,6 +88,7 @@ fn the_last_worker_takes_an_action_that_failed_there() {
     };
     for (request, peers) in [(request(1), 0), (on_arm, 1), (needing(1, 9 * GIB), 1)] {
         let mut bench = bench(1, &["p"][..peers]);
+        bench.scheduler.set_taker(taker("w", 16 * GIB));
         bench.submit(&request);
         for _ in 0..2 {
             let attempt = bench.claims(1);
@@ -130,6 +131,7 @@ fn a_peer_is_asked_again_when_this_node_drains() {
 #[test]
 fn a_closed_node_leaves_to_peers_what_they_may_run_and_runs_the_rest() {
     let mut bench = bench(2, &["p"]);
+    bench.scheduler.set_taker(taker("w", 16 * GIB));
     let on_arm = Request {
         platform: "arm".into(),
         ..request(3)
@@ -150,7 +152,11 @@ fn a_closed_node_leaves_to_peers_what_they_may_run_and_runs_the_rest() {
 #[test]
 fn a_node_that_hands_over_ends_what_no_peer_may_run() {
     let mut bench = bench(1, &["p", "q"]);
-    let ids = [request(1), needing(2, 9 * GIB), request(3)].map(|request| bench.submit(&request));
+    let on_arm = Request {
+        platform: "arm".into(),
+        ..request(2)
+    };
+    let ids = [request(1), on_arm, request(3)].map(|request| bench.submit(&request));
     let attempt = bench.claims(1);
     bench.scheduler.hand_over(bench.now);
     let stages = |bench: &Bench| ids.map(|id| bench.stage(id));
@@ -164,8 +170,46 @@ fn a_node_that_hands_over_ends_what_no_peer_may_run() {
 }
 
 #[test]
+fn an_action_that_needs_more_memory_than_any_node_has_is_left_to_each_peer_of_its_platform() {
+    for own in [8, 16] {
+        let mut bench = bench(1, &["p"]);
+        bench.scheduler.set_taker(taker("w", own * GIB));
+        // Its memory is of no use to the action.
+        let on_arm = Taker {
+            fits: Arc::new(|platform| platform == "arm"),
+            ..taker("q", 32 * GIB)
+        };
+        let peers = vec![taker("p", 8 * GIB), on_arm];
+        bench.scheduler.set_peers(peers, bench.now);
+        let need = Need::Memory(12 * GIB);
+        let id = bench.submit(&needing(1, 12 * GIB));
+        let asked = |bench: &Bench| bench.scheduler.peers_to_ask(|_| false, 8);
+        let is_large = own > 12;
+        assert_eq!(bench.counts_for("p"), usize::from(!is_large));
+        assert_eq!(asked(&bench).is_empty(), is_large);
+        // Without this node, no node has enough.
+        bench.scheduler.hand_over(bench.now);
+        assert_eq!(bench.stage(id), "queued");
+        assert_eq!(bench.counts_for("p"), 1);
+        assert_eq!(asked(&bench), [[worker("p")]]);
+        let fits = |platform: &str| platform == "linux";
+        let claim =
+            |bench: &mut Bench, now| bench.scheduler.claim_for(&worker("p"), need, fits, now);
+        let now = bench.now;
+        let grant = claim(&mut bench, now).unwrap();
+        bench.report(grant.attempt, failed());
+        // It is queued again, and nobody else is there.
+        let grant = claim(&mut bench, now).unwrap();
+        bench.report(grant.attempt, done(7));
+        assert_eq!(bench.stage(id), "done 7");
+    }
+}
+
+#[test]
 fn a_peer_becomes_free_for_each_action_but_one_that_this_node_runs() {
-    let mut bench = bench(1, &["p"]);
+    let mut bench = bench(1, &[]);
+    let now = bench.now;
+    bench.scheduler.set_peers(vec![taker("p", 16 * GIB)], now);
     for action in 1..=2 {
         bench.submit(&needing(action, 2 * GIB));
         bench.submit(&needing(10 + action, 9 * GIB));
