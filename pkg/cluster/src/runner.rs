@@ -112,6 +112,10 @@ enum Told<J, O> {
         result: Result<Generation, DialError>,
     },
     Found(Vec<String>),
+    Visited {
+        address: String,
+        result: Result<Generation, DialError>,
+    },
 }
 
 /// Passes slots to the task.

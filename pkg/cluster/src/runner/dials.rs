@@ -21,12 +21,15 @@ use super::{Told, View, host::Parts};
 use crate::{
     discovery::{Discovery, Schedule},
     link::DialError,
+    record::Record,
 };
 
 /// The most packets that wait for a link. Packets may be lost.
 const MAX_PACKETS: usize = 4;
 /// The most nodes for which packets wait.
 const MAX_WAITING: usize = 64;
+/// The most addresses whose nodes are known.
+const MAX_VISITED: usize = 4096;
 /// The interval in which it is checked whether the node is alone.
 const CHECK: Duration = Duration::from_secs(10);
 
@@ -35,6 +38,8 @@ const CHECK: Duration = Duration::from_secs(10);
 pub(super) struct Dials {
     nodes: HashSet<Generation>,
     packets: HashMap<Generation, VecDeque<Bytes>>,
+    /// The nodes that discovery found at addresses, whatever address they give themselves.
+    visited: HashMap<String, Generation>,
 }
 
 impl Dials {
@@ -96,15 +101,41 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
         }
     }
 
-    /// Opens a link to the node at an address, whose name the link provides.
-    pub(super) fn visit(&mut self, address: &str, is_alone: bool) {
-        let (links, address) = (Arc::clone(&self.links), address.to_owned());
-        self.tasks.spawn(async move {
-            match links.dial(&address, None).await {
-                Ok(_) | Err(DialError::Own | DialError::Duplicate) => {}
-                Err(why) => report(&address, &why, is_alone),
-            }
-        });
+    /// Opens links to the nodes at addresses, which provide their names. The nodes that are alive, this one included, are
+    /// not visited again: that would keep links open, so that each node had one to each other node.
+    pub(super) fn visit(&mut self, addresses: &[String], alive: &[&Record]) {
+        let nodes: HashSet<_> = alive.iter().map(|record| &record.node).collect();
+        self.dials.visited.retain(|_, node| nodes.contains(node));
+        let known: HashSet<_> = alive.iter().map(|record| &record.address).collect();
+        let visited = &self.dials.visited;
+        let new = |address: &&String| !known.contains(address) && !visited.contains_key(*address);
+        for address in addresses.iter().filter(new) {
+            let (links, told) = (Arc::clone(&self.links), self.told.clone());
+            let address = address.clone();
+            self.tasks.spawn(async move {
+                let result = links.dial(&address, None).await;
+                // This fails if this node has left the cluster.
+                let _ = told.send(Told::Visited { address, result });
+            });
+        }
+    }
+
+    /// Records which node is at an address, or logs why that is not known.
+    pub(super) fn visited(
+        &mut self,
+        address: String,
+        result: Result<Generation, DialError>,
+        is_alone: bool,
+    ) {
+        let node = match result {
+            Ok(node) => node,
+            Err(DialError::Own) => self.links.me().clone(),
+            Err(DialError::Duplicate) => return,
+            Err(why) => return report(&address, &why, is_alone),
+        };
+        if self.dials.visited.len() < MAX_VISITED {
+            self.dials.visited.insert(address, node);
+        }
     }
 }
 

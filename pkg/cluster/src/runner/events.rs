@@ -1,6 +1,6 @@
 //! The events of a node: its links, and the tasks that it started.
 
-use std::{collections::HashSet, time::Duration};
+use std::{iter, time::Duration};
 
 use gorego_limits::LogLimit;
 use gorego_scheduler::{Generation, Need};
@@ -97,16 +97,18 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
             Told::Fetched(entry) => self.handover.fetched(&entry, parts),
             Told::Dialed { node, result } => self.on_dialed(&node, result),
             Told::Found(addresses) => {
+                let members = self.membership.members();
+                let alive = members
+                    .iter()
+                    .filter(|(_, state)| *state == MemberState::Alive)
+                    .map(|(record, _)| &**record);
+                let alive = alive.chain(iter::once(self.membership.me()));
+                parts.visit(&addresses, &alive.collect::<Vec<_>>());
+            }
+            Told::Visited { address, result } => {
                 // Nodes that start together are not there yet.
                 let is_alone = now > ALONE && self.view.lock().is_alone();
-                // The visit of a member would keep a link to it open, so that each node had one to each other node.
-                let members = self.membership.members().into_iter();
-                let members = members.filter(|(_, state)| *state == MemberState::Alive);
-                let members: HashSet<_> =
-                    members.map(|(record, _)| record.address.clone()).collect();
-                for address in addresses.iter().filter(|it| !members.contains(*it)) {
-                    parts.visit(address, is_alone);
-                }
+                parts.visited(address, result, is_alone);
             }
         }
     }
