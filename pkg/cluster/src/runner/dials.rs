@@ -168,6 +168,7 @@ pub(super) async fn discover<J, O>(
 /// Logs why there is no link to the node at an address: at most once a minute if an operator has to act.
 fn report(address: &str, why: &DialError, is_alone: bool) {
     static NAMES: LogLimit = LogLimit::new();
+    static LIMITS: LogLimit = LogLimit::new();
     static REFUSALS: LogLimit = LogLimit::new();
     static ALONE: LogLimit = LogLimit::new();
     match why {
@@ -175,6 +176,11 @@ fn report(address: &str, why: &DialError, is_alone: bool) {
             address,
             %why,
             "another node already has the name of this one, so this node works alone: set another cluster.node_id here"
+        ),
+        DialError::Full(_) if LIMITS.is_due() => tracing::warn!(
+            address,
+            %why,
+            "no link to a node: stop one, or raise cluster.max_nodes at all nodes"
         ),
         DialError::Tls(_) | DialError::Foreign(_) | DialError::Rejected(_) if REFUSALS.is_due() => {
             tracing::warn!(
@@ -184,7 +190,9 @@ fn report(address: &str, why: &DialError, is_alone: bool) {
                  cluster.tls.ca_file issued"
             );
         }
-        DialError::Refused | DialError::Unreachable(_) if is_alone && ALONE.is_due() => {
+        DialError::Refused | DialError::Unreachable(_) | DialError::Busy(_)
+            if is_alone && ALONE.is_due() =>
+        {
             tracing::warn!(
                 address,
                 %why,

@@ -121,7 +121,13 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
             Ok(found) if found == *node => return,
             _ if self.parts.links.is_up(node) => return,
             // These are conditions of this node, and no news of the other.
-            Err(DialError::Duplicate | DialError::Rejected(_) | DialError::Own) => {
+            Err(
+                DialError::Duplicate
+                | DialError::Own
+                | DialError::Full(_)
+                | DialError::Busy(_)
+                | DialError::Rejected(_),
+            ) => {
                 let broken = Down::Broken;
                 return self.handover.link_down(node, broken, now, &mut self.parts);
             }
