@@ -96,7 +96,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
 
     pub(super) fn dialed(&mut self, node: &Generation) {
         self.dials.nodes.remove(node);
-        if !self.links.is_up(node) {
+        if !self.links.has(node) {
             self.dials.packets.remove(node);
         }
     }

@@ -117,11 +117,13 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
         let now = self.now();
         self.parts.dialed(node);
         let (loss, down) = match result {
-            // The link of this run is up.
-            Ok(found) if found == *node => return,
-            _ if self.parts.links.is_up(node) => return,
-            // These are conditions of this node, and no news of the other.
-            Err(
+            // The link is up, or its event follows.
+            _ if self.parts.links.has(node) => return,
+            Ok(ref found) if found != node => (Loss::Refused, Down::Refused),
+            Err(DialError::Refused) => (Loss::Refused, Down::Refused),
+            // The link has ended since, or this is a condition of this node, and no news of the other.
+            Ok(_)
+            | Err(
                 DialError::Duplicate
                 | DialError::Own
                 | DialError::Full(_)
@@ -131,7 +133,6 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
                 let broken = Down::Broken;
                 return self.handover.link_down(node, broken, now, &mut self.parts);
             }
-            Ok(_) | Err(DialError::Refused) => (Loss::Refused, Down::Refused),
             Err(why) => {
                 tracing::debug!(%node, %why, "failed to open a link to a node");
                 (Loss::Unreachable, Down::Broken)
