@@ -12,6 +12,24 @@ use tonic::Code;
 /// One action at a time on each node.
 const ONE: &str = "execution.concurrency=1";
 
+/// Returns the metrics of the actions that were queued again, by cause; 0 of the causes that are not given.
+fn requeued(counts: &[(&str, u64)]) -> Vec<(&'static str, u64)> {
+    let causes = [
+        ("declined", r#"requeued_actions_total{cause="declined"}"#),
+        ("failed", r#"requeued_actions_total{cause="failed"}"#),
+        ("lease", r#"requeued_actions_total{cause="lease"}"#),
+        ("node_lost", r#"requeued_actions_total{cause="node_lost"}"#),
+        ("stopped", r#"requeued_actions_total{cause="stopped"}"#),
+    ];
+    let count = |cause| {
+        counts
+            .iter()
+            .find(|count| count.0 == cause)
+            .map_or(0, |it| it.1)
+    };
+    causes.map(|(cause, metric)| (metric, count(cause))).into()
+}
+
 /// Starts as many actions at a node as wait at the gate at once; each prints its number.
 async fn crowd(node: &Node, gate: &Gate, count: usize) -> Vec<Messages> {
     let mut crowd = Vec::new();
@@ -44,6 +62,15 @@ async fn actions_of_one_node_run_on_all_nodes() {
     gate.wait_for_starts(3);
     assert_eq!(a.places().await, ["a", "b", "c"]);
     assert!(b.places().await.is_empty() && c.places().await.is_empty());
+    let members = (r#"members{state="alive"}"#, 2);
+    let elsewhere = ("actions_elsewhere", 2);
+    a.wait_for_metrics(&[members, elsewhere, ("handed_over_actions_total", 2)])
+        .await;
+    for node in [&b, &c] {
+        let taken = ("taken_actions_total", 1);
+        node.wait_for_metrics(&[members, taken, ("offered_actions", 2)])
+            .await;
+    }
     finish(&a, &mut gate, crowd).await;
     assert_eq!(gate.starts(), 5);
 }
@@ -59,6 +86,12 @@ async fn the_actions_of_a_killed_node_run_elsewhere() {
     a.wait_for_members(&["a", "c"]).await;
     finish(&a, &mut gate, crowd).await;
     assert_eq!(gate.starts(), 4);
+    let states = [
+        (r#"members{state="alive"}"#, 1),
+        (r#"members{state="down"}"#, 1),
+    ];
+    a.wait_for_metrics(&[&states[..], &requeued(&[("node_lost", 1)])].concat())
+        .await;
     drop(c);
 }
 
@@ -73,6 +106,7 @@ async fn the_actions_of_a_silent_node_run_elsewhere() {
     gate.open();
     gate.wait_for_starts(3);
     finish(&a, &mut gate, crowd).await;
+    a.wait_for_metrics(&requeued(&[("lease", 1)])).await;
     b.server.signal(Signal::CONT);
     a.wait_for_members(&["a", "b"]).await;
 }
@@ -84,9 +118,25 @@ async fn a_node_that_is_asked_to_stop_ends_what_it_runs_for_others() {
     let crowd = crowd(&a, &gate, 3).await;
     gate.wait_for_starts(2);
     b.server.ask_to_stop();
+    a.wait_for_metrics(&[(r#"members{state="draining"}"#, 1)])
+        .await;
     finish(&a, &mut gate, crowd).await;
     assert!(b.server.wait().success());
     assert_eq!(gate.starts(), 3);
+    a.wait_for_metrics(&requeued(&[])).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_actions_that_a_stopping_node_does_not_end_in_time_run_elsewhere() {
+    let [a, mut b] = cluster::start::<2>(&[ONE, "limits.drain_timeout=1s"]).await;
+    let mut gate = Gate::new();
+    let crowd = crowd(&a, &gate, 2).await;
+    gate.wait_for_starts(2);
+    b.server.ask_to_stop();
+    assert!(b.server.wait().success());
+    finish(&a, &mut gate, crowd).await;
+    assert_eq!(gate.starts(), 3);
+    a.wait_for_metrics(&requeued(&[("stopped", 1)])).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,7 @@ use std::{fs, io::Write as _};
 use gorego_integration::{
     cluster::{self, Node},
     executor::{Gate, TestAction, succeeded},
+    metrics::Metrics,
     server::Disk,
 };
 
@@ -54,8 +55,13 @@ async fn actions_that_fail_for_a_reason_of_one_node_succeed_at_others() {
         run_all(&a, &gate, &c).await;
         assert_eq!(gate.starts(), 60);
         wait_for_warning(&a, &bad.name);
+        let metrics = Metrics::of(a.server.metrics()).await;
+        let failed = metrics.get(r#"gorego_cluster_requeued_actions_total{cause="failed"}"#);
         if bad.name == "b" {
             a.wait_for_state("b", "failing").await;
+            assert!(failed >= Some(3), "{failed:?}");
+        } else {
+            assert_eq!(failed, Some(0));
         }
     }
 }

@@ -230,6 +230,13 @@ impl Links {
         link.is_some_and(|link| link.outbox.is_open())
     }
 
+    /// Returns whether there is a link to this run of a node, even if [`Event::Up`] was not received yet.
+    pub fn has(&self, peer: &Generation) -> bool {
+        let table = self.table.lock();
+        let link = table.link(peer);
+        link.is_some_and(|link| link.outbox.is_open())
+    }
+
     /// Returns the time since a frame other than gossip and pings was sent or received; `None` without a link.
     pub fn idle_for(&self, peer: &Generation) -> Option<Duration> {
         let table = self.table.lock();

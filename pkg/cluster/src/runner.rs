@@ -103,7 +103,7 @@ enum Told<J, O> {
     Claimed(ForeignSlot<J, O>),
     Progress(AttemptId, Phase, u16),
     Ended(AttemptId, Done),
-    Reported(Generation, AttemptId),
+    Reported(Generation, AttemptId, Option<Again>),
     Fetched(Generation),
     Measured(HashMap<AttemptId, ResourceUsage>),
     Dialed {
@@ -111,6 +111,17 @@ enum Told<J, O> {
         result: Result<Generation, DialError>,
     },
     Found(Vec<String>),
+    Visited {
+        address: String,
+        result: Result<Generation, DialError>,
+    },
+}
+
+/// The reason why an action is queued again after its attempt at another node.
+#[derive(Clone, Copy, Debug)]
+enum Again {
+    Stopped,
+    Failed,
 }
 
 /// Passes slots to the task.

@@ -15,6 +15,10 @@ use crate::{
 const MAX_TARGET_LEN: usize = 256;
 const MAX_MNEMONIC_LEN: usize = 64;
 
+/// The values by which executions are merged. The platform tells an action for one node only from the same action for
+/// any node.
+pub(crate) type MergeKey = (Arc<ActionKey>, Option<Arc<str>>);
+
 /// The action's state. The operations that share it are at least one.
 #[derive(Debug)]
 pub(crate) struct Execution<J> {
@@ -66,6 +70,10 @@ impl<J> Execution<J> {
             lost: Vec::new(),
             bypassed: 0,
         }
+    }
+
+    pub(crate) fn merge_key(&self) -> MergeKey {
+        (Arc::clone(&self.key), self.class.platform.clone())
     }
 
     /// Records an attempt that begins at a worker.

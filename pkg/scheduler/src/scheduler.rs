@@ -28,7 +28,7 @@ use std::{
 
 use self::{ahead::Named, foreign::ForeignQueue, recent::Recent, takers::Takers};
 use crate::{
-    execution::Execution,
+    execution::{Execution, MergeKey},
     ledger::Ledger,
     name::OperationId,
     operations::{Live, OperationState, Operations},
@@ -57,8 +57,8 @@ pub struct Scheduler<J, O> {
     operations: Operations<O>,
     /// The executions that have not ended, in the order of their submission.
     executions: BTreeMap<u64, Box<Execution<J>>>,
-    /// The executions that may be merged with.
-    mergeable: HashMap<Arc<ActionKey>, u64>,
+    /// The executions that may be merged with, by their actions and platforms.
+    mergeable: HashMap<MergeKey, u64>,
     /// The executions that have a current attempt.
     executing: usize,
     /// The queues of other nodes, under numbers that no execution has.
@@ -108,8 +108,8 @@ impl<J, O> Scheduler<J, O> {
         std::mem::take(&mut self.effects)
     }
 
-    /// Queues an action as a new operation with one watcher, or merges it with an execution of the same action.
-    /// `id` is random. Returns the operation's stage.
+    /// Queues an action as a new operation with one watcher, or merges it with an execution of the same action for the
+    /// same platform. `id` is random. Returns the operation's stage.
     pub fn submit(
         &mut self,
         id: OperationId,
@@ -128,13 +128,14 @@ impl<J, O> Scheduler<J, O> {
             return Err(Refused::Full(waiting));
         }
         self.next += 1;
-        let shared = self.mergeable.get(&request.key);
+        let new = Box::new(Execution::new(request, now));
+        let merge_key = new.merge_key();
+        let shared = self.mergeable.get(&merge_key);
         let shared = shared.filter(|_| !request.do_not_cache).copied();
         let number = shared.unwrap_or(self.next);
-        let execution = self.executions.entry(number);
-        let execution = execution.or_insert_with(|| Box::new(Execution::new(request, now)));
+        let execution = self.executions.entry(number).or_insert(new);
         if shared.is_none() && !request.do_not_cache {
-            self.mergeable.insert(Arc::clone(&execution.key), number);
+            self.mergeable.insert(merge_key, number);
         }
         let rank = Rank {
             first_run: true,
@@ -303,7 +304,7 @@ impl<J, O> Scheduler<J, O> {
             End::Cancelled | End::Abandoned | End::ShutDown => self.ends.cancelled += 1,
         }
         if !execution.do_not_cache {
-            self.mergeable.remove(&execution.key);
+            self.mergeable.remove(&execution.merge_key());
         }
         if let Some(running) = execution.running {
             self.executing -= 1;

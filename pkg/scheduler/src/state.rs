@@ -32,7 +32,7 @@ pub struct Options {
     pub max_losses: u32,
 }
 
-/// The key by which executions are merged.
+/// The action and its instance. Executions with the same key and platform are merged.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ActionKey {
     /// The instance; may be empty.

@@ -20,7 +20,7 @@ use reapi::gorego::cluster::mesh_client::MeshClient;
 use rustls::pki_types::ServerName;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use tonic::{Status, body::Body};
+use tonic::{Code, Status, body::Body};
 
 use super::{
     HANDSHAKE, Links, MAX_FRAME, MAX_HANDSHAKES,
@@ -61,7 +61,13 @@ pub enum DialError {
     /// A link to this node is up or being opened.
     #[error("a link to the node is up or being opened")]
     Duplicate,
-    /// The node refuses for another reason: it shuts down, or there are too many nodes.
+    /// One side knows as many nodes as it may.
+    #[error("{0}")]
+    Full(String),
+    /// One side takes no link for now: it shuts down, or opens too many connections at once.
+    #[error("{0}")]
+    Busy(String),
+    /// The node refuses for another reason.
     #[error("{0}")]
     Rejected(String),
 }
@@ -93,7 +99,7 @@ impl Links {
             }
             if table.dials_in_progress() >= MAX_HANDSHAKES {
                 let why = "too many connections are being opened";
-                return Err(DialError::Rejected(why.to_owned()));
+                return Err(DialError::Busy(why.to_owned()));
             }
             Dialing(self, table.dials(node, address))
         };
@@ -222,6 +228,8 @@ fn error_of(status: &Status) -> DialError {
         OWN => DialError::Own,
         SAME_NAME => DialError::SameName(why),
         DUPLICATE => DialError::Duplicate,
+        Code::ResourceExhausted => DialError::Full(why),
+        Code::Unavailable => DialError::Busy(why),
         _ => DialError::Rejected(why),
     }
 }

@@ -21,12 +21,15 @@ use super::{Told, View, parts::Parts};
 use crate::{
     discovery::{Discovery, Schedule},
     link::DialError,
+    record::Record,
 };
 
 /// The most packets that wait for a link. Packets may be lost.
 const MAX_PACKETS: usize = 4;
 /// The most nodes for which packets wait.
 const MAX_WAITING: usize = 64;
+/// The most addresses whose nodes are known.
+const MAX_VISITED: usize = 4096;
 /// The interval in which it is checked whether the node is alone.
 const CHECK: Duration = Duration::from_secs(10);
 
@@ -35,6 +38,8 @@ const CHECK: Duration = Duration::from_secs(10);
 pub(super) struct Dials {
     nodes: HashSet<Generation>,
     packets: HashMap<Generation, VecDeque<Bytes>>,
+    /// The nodes that discovery found at addresses, whatever address they give themselves.
+    visited: HashMap<String, Generation>,
 }
 
 impl Dials {
@@ -91,20 +96,46 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
 
     pub(super) fn dialed(&mut self, node: &Generation) {
         self.dials.nodes.remove(node);
-        if !self.links.is_up(node) {
+        if !self.links.has(node) {
             self.dials.packets.remove(node);
         }
     }
 
-    /// Opens a link to the node at an address, whose name the link provides.
-    pub(super) fn visit(&mut self, address: &str, is_alone: bool) {
-        let (links, address) = (Arc::clone(&self.links), address.to_owned());
-        self.tasks.spawn(async move {
-            match links.dial(&address, None).await {
-                Ok(_) | Err(DialError::Own | DialError::Duplicate) => {}
-                Err(why) => report(&address, &why, is_alone),
-            }
-        });
+    /// Opens links to the nodes at addresses, which provide their names. The nodes that are alive, this one included, are
+    /// not visited again: that would keep links open, so that each node had one to each other node.
+    pub(super) fn visit(&mut self, addresses: &[String], alive: &[&Record]) {
+        let nodes: HashSet<_> = alive.iter().map(|record| &record.node).collect();
+        self.dials.visited.retain(|_, node| nodes.contains(node));
+        let known: HashSet<_> = alive.iter().map(|record| &record.address).collect();
+        let visited = &self.dials.visited;
+        let new = |address: &&String| !known.contains(address) && !visited.contains_key(*address);
+        for address in addresses.iter().filter(new) {
+            let (links, told) = (Arc::clone(&self.links), self.told.clone());
+            let address = address.clone();
+            self.tasks.spawn(async move {
+                let result = links.dial(&address, None).await;
+                // This fails if this node has left the cluster.
+                let _ = told.send(Told::Visited { address, result });
+            });
+        }
+    }
+
+    /// Records which node is at an address, or logs why that is not known.
+    pub(super) fn visited(
+        &mut self,
+        address: String,
+        result: Result<Generation, DialError>,
+        is_alone: bool,
+    ) {
+        let node = match result {
+            Ok(node) => node,
+            Err(DialError::Own) => self.links.me().clone(),
+            Err(DialError::Duplicate) => return,
+            Err(why) => return report(&address, &why, is_alone),
+        };
+        if self.dials.visited.len() < MAX_VISITED {
+            self.dials.visited.insert(address, node);
+        }
     }
 }
 
@@ -137,6 +168,7 @@ pub(super) async fn discover<J, O>(
 /// Logs why there is no link to the node at an address: at most once a minute if an operator has to act.
 fn report(address: &str, why: &DialError, is_alone: bool) {
     static NAMES: LogLimit = LogLimit::new();
+    static LIMITS: LogLimit = LogLimit::new();
     static REFUSALS: LogLimit = LogLimit::new();
     static ALONE: LogLimit = LogLimit::new();
     match why {
@@ -144,6 +176,11 @@ fn report(address: &str, why: &DialError, is_alone: bool) {
             address,
             %why,
             "another node already has the name of this one, so this node works alone: set another cluster.node_id here"
+        ),
+        DialError::Full(_) if LIMITS.is_due() => tracing::warn!(
+            address,
+            %why,
+            "no link to a node: stop one, or raise cluster.max_nodes at all nodes"
         ),
         DialError::Tls(_) | DialError::Foreign(_) | DialError::Rejected(_) if REFUSALS.is_due() => {
             tracing::warn!(
@@ -153,7 +190,9 @@ fn report(address: &str, why: &DialError, is_alone: bool) {
                  cluster.tls.ca_file issued"
             );
         }
-        DialError::Refused | DialError::Unreachable(_) if is_alone && ALONE.is_due() => {
+        DialError::Refused | DialError::Unreachable(_) | DialError::Busy(_)
+            if is_alone && ALONE.is_due() =>
+        {
             tracing::warn!(
                 address,
                 %why,

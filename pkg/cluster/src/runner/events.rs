@@ -1,12 +1,12 @@
 //! The events of a node: its links, and the tasks that it started.
 
-use std::{collections::HashSet, time::Duration};
+use std::{iter, time::Duration};
 
 use gorego_limits::LogLimit;
 use gorego_scheduler::{Generation, Need};
 use reapi::gorego::cluster::frame::Content;
 
-use super::{Task, Told};
+use super::{Again, Task, Told};
 use crate::{
     handover::Down,
     link::{DialError, Event, How},
@@ -89,7 +89,14 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
                 parts.ended_here(slot);
                 self.handover.ended(slot, done, parts);
             }
-            Told::Reported(peer, attempt) => self.handover.received(&peer, attempt, parts),
+            Told::Reported(peer, attempt, again) => {
+                match again {
+                    Some(Again::Stopped) => parts.counts.stopped += 1,
+                    Some(Again::Failed) => parts.counts.failed += 1,
+                    None => {}
+                }
+                self.handover.received(&peer, attempt, parts);
+            }
             Told::Measured(usage) => {
                 parts.is_measuring = false;
                 self.handover.measured(&usage);
@@ -97,16 +104,18 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
             Told::Fetched(entry) => self.handover.fetched(&entry, parts),
             Told::Dialed { node, result } => self.on_dialed(&node, result),
             Told::Found(addresses) => {
+                let members = self.membership.members();
+                let alive = members
+                    .iter()
+                    .filter(|(_, state)| *state == MemberState::Alive)
+                    .map(|(record, _)| &**record);
+                let alive = alive.chain(iter::once(self.membership.me()));
+                parts.visit(&addresses, &alive.collect::<Vec<_>>());
+            }
+            Told::Visited { address, result } => {
                 // Nodes that start together are not there yet.
                 let is_alone = now > ALONE && self.view.lock().is_alone();
-                // The visit of a member would keep a link to it open, so that each node had one to each other node.
-                let members = self.membership.members().into_iter();
-                let members = members.filter(|(_, state)| *state == MemberState::Alive);
-                let members: HashSet<_> =
-                    members.map(|(record, _)| record.address.clone()).collect();
-                for address in addresses.iter().filter(|it| !members.contains(*it)) {
-                    parts.visit(address, is_alone);
-                }
+                parts.visited(address, result, is_alone);
             }
         }
     }
@@ -115,15 +124,22 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
         let now = self.now();
         self.parts.dialed(node);
         let (loss, down) = match result {
-            // The link of this run is up.
-            Ok(found) if found == *node => return,
-            _ if self.parts.links.is_up(node) => return,
-            // These are conditions of this node, and no news of the other.
-            Err(DialError::Duplicate | DialError::Rejected(_) | DialError::Own) => {
+            // The link is up, or its event follows.
+            _ if self.parts.links.has(node) => return,
+            Ok(ref found) if found != node => (Loss::Refused, Down::Refused),
+            Err(DialError::Refused) => (Loss::Refused, Down::Refused),
+            // The link has ended since, or this is a condition of this node, and no news of the other.
+            Ok(_)
+            | Err(
+                DialError::Duplicate
+                | DialError::Own
+                | DialError::Full(_)
+                | DialError::Busy(_)
+                | DialError::Rejected(_),
+            ) => {
                 let broken = Down::Broken;
                 return self.handover.link_down(node, broken, now, &mut self.parts);
             }
-            Ok(_) | Err(DialError::Refused) => (Loss::Refused, Down::Refused),
             Err(why) => {
                 tracing::debug!(%node, %why, "failed to open a link to a node");
                 (Loss::Unreachable, Down::Broken)

@@ -15,7 +15,7 @@ use reapi::gorego::{
 };
 
 use super::{
-    Told,
+    Again, Told,
     ahead::LinkFetches,
     parts::{Given, Parts, Taken, worker},
 };
@@ -131,6 +131,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
         // A node that stops is no loss, however often that happens to an action.
         let drains = |record: &Arc<Record>| record.draining;
         if done.end() == End::Stopped && self.records.get(peer).is_none_or(drains) {
+            self.counts.stopped += 1;
             self.scheduler.decline(attempt);
             return true;
         }
@@ -140,9 +141,16 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
         self.spawn(async move {
             let decoded = work.decode(&peer, &key, &job, done);
             let decoded = AssertUnwindSafe(decoded).catch_unwind().await;
-            scheduler.report(attempt, decoded.unwrap_or(Report::Stopped));
+            let report = decoded.unwrap_or(Report::Stopped);
+            let is_stop = matches!(report, Report::Stopped);
+            let why = if is_stop {
+                Again::Stopped
+            } else {
+                Again::Failed
+            };
+            let again = scheduler.report(attempt, report).then_some(why);
             // This fails if this node has left the cluster.
-            let _ = told.send(Told::Reported(peer, attempt));
+            let _ = told.send(Told::Reported(peer, attempt, again));
         });
         false
     }

@@ -113,7 +113,7 @@ async fn nodes_beyond_the_limit_are_refused() {
     }
     let refused = last.dial(&a).await;
     assert!(
-        matches!(&refused, Err(DialError::Rejected(why)) if why.contains("max_nodes")),
+        matches!(&refused, Err(DialError::Full(why)) if why.contains("max_nodes")),
         "{refused:?}"
     );
 }

@@ -138,7 +138,7 @@ async fn a_shutdown_closes_all_links() {
     a.links.shutdown("stopping").await;
     let bye = How::Bye("stopping".to_owned());
     assert_eq!((a.down().await, b.down().await), (bye.clone(), bye));
-    assert!(matches!(b.dial(&a).await, Err(DialError::Rejected(_))));
+    assert!(matches!(b.dial(&a).await, Err(DialError::Busy(_))));
 }
 
 #[tokio::test]

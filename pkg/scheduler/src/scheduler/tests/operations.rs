@@ -76,6 +76,25 @@ fn actions_of_different_instances_are_not_merged() {
 }
 
 #[test]
+fn actions_for_different_platforms_are_merged_with_their_like_only() {
+    let mut bench = Bench::new(4);
+    let here = Request {
+        platform: "here".into(),
+        ..request(1)
+    };
+    for request in [&request(1), &here, &request(1), &here] {
+        bench.submit(request);
+    }
+    assert_eq!(bench.scheduler.totals().queued, 2);
+    // The end of one leaves the other mergeable.
+    let attempt = bench.claims(1);
+    bench.report(attempt, done(7));
+    bench.submit(&request(1));
+    bench.submit(&here);
+    assert_eq!(bench.scheduler.totals().queued, 2);
+}
+
+#[test]
 fn an_action_runs_again_after_its_completion() {
     let mut bench = Bench::new(1);
     bench.submit(&request(1));
