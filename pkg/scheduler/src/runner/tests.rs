@@ -43,10 +43,10 @@ fn start(slots: usize) -> (Runner<u32, u32>, Attempts) {
 
 fn submit(runner: &Runner<u32, u32>, action: u32) -> Watch<u32, u32> {
     let request = Request {
-        key: ActionKey {
+        key: Arc::new(ActionKey {
             instance: InstanceName::default(),
             action: DigestFunction::Sha256.digest(&action.to_le_bytes()),
-        },
+        }),
         do_not_cache: true,
         build: String::new(),
         priority: 0,
