@@ -32,7 +32,7 @@ pub struct Call {
     sent: Option<Box<Sent>>,
 }
 
-/// What a client sent about itself.
+/// The metadata that a client sent about itself.
 #[derive(Debug)]
 struct Sent {
     /// The value of the header [`METADATA`].
