@@ -183,10 +183,7 @@ impl Admission<'_> {
                 + paths.sum::<u64>(),
         )?;
         Ok(Arc::new(Job {
-            key: Arc::new(ActionKey {
-                instance: self.instance,
-                action: self.digest,
-            }),
+            key: self.key(),
             kind: self.kind,
             command: PackedCommand::from(&command),
             inputs: Arc::new(inputs),
@@ -232,6 +229,13 @@ impl Admission<'_> {
         };
         let text = admit_platform(field, platform, self.options, nodes)?;
         Ok((network_of(platform), PersistentWish::of(platform), text))
+    }
+
+    fn key(&self) -> Arc<ActionKey> {
+        Arc::new(ActionKey {
+            instance: self.instance.clone(),
+            action: self.digest,
+        })
     }
 
     fn check_size(&self, inputs: &Inputs) -> Result<(), Failure> {
