@@ -33,7 +33,7 @@ pub const fn options() -> Options {
 /// Returns the request for an action, which may run on every node.
 pub fn request(action: u32) -> Request<u32> {
     Request {
-        key: key(action),
+        key: Arc::new(key(action)),
         do_not_cache: true,
         build: String::new(),
         priority: 0,

@@ -5,7 +5,7 @@ mod tests;
 
 use std::{collections::HashSet, sync::Arc, time::SystemTime};
 
-use gorego_scheduler::Kind;
+use gorego_scheduler::{ActionKey, Kind};
 use gorego_storage::{BlobStore, Digest, Error, InstanceName};
 use reapi::{
     shapes::Shaped,
@@ -29,7 +29,7 @@ const UNFOLDED: u64 = 8;
 /// The digests looked up at a time.
 const LOOKUP: usize = 10_000;
 /// The memory for each directory in a job beside its content, in bytes.
-const PER_DIRECTORY: u64 = 96;
+const PER_DIRECTORY: u64 = 8;
 /// The memory for each argument, variable, output or other text of a command beside its bytes, in bytes.
 const PER_TEXT: u64 = 32;
 
@@ -183,8 +183,7 @@ impl Admission<'_> {
                 + paths.sum::<u64>(),
         )?;
         Ok(Arc::new(Job {
-            instance: self.instance,
-            action: self.digest,
+            key: self.key(),
             kind: self.kind,
             command: PackedCommand::from(&command),
             inputs: Arc::new(inputs),
@@ -230,6 +229,13 @@ impl Admission<'_> {
         };
         let text = admit_platform(field, platform, self.options, nodes)?;
         Ok((network_of(platform), PersistentWish::of(platform), text))
+    }
+
+    fn key(&self) -> Arc<ActionKey> {
+        Arc::new(ActionKey {
+            instance: self.instance.clone(),
+            action: self.digest,
+        })
     }
 
     fn check_size(&self, inputs: &Inputs) -> Result<(), Failure> {

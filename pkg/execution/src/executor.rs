@@ -14,9 +14,7 @@ use std::{
 };
 
 use gorego_limits::Budget;
-use gorego_scheduler::{
-    ActionKey, Capacity, Generation, Refused, Request, Runner, Totals, Worker, WorkerId,
-};
+use gorego_scheduler::{Capacity, Generation, Refused, Request, Runner, Totals, Worker, WorkerId};
 use gorego_storage::{ActionCache, BlobStore, CachedResult, Digest, Error, InstanceName};
 use reapi::{
     longrunning::Operation,
@@ -340,10 +338,7 @@ fn to_schedule(
     let text = |field: fn(&RequestMetadata) -> &String| metadata.map(field).cloned();
     let priority = request.execution_policy.as_ref();
     Request {
-        key: ActionKey {
-            instance: job.instance.clone(),
-            action: job.action,
-        },
+        key: Arc::clone(&job.key),
         do_not_cache: job.do_not_cache,
         build: text(|metadata| &metadata.tool_invocation_id).unwrap_or_default(),
         priority: priority.map_or(0, |policy| policy.priority),

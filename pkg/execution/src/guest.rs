@@ -130,9 +130,9 @@ impl Publisher {
         from: &str,
     ) -> Result<ExecuteResponse, Failure> {
         let publish = async {
-            let held = self.hold(job.action, &response).await;
+            let held = self.hold(job.key.action, &response).await;
             held.map_err(|error| {
-                let action = job.action;
+                let action = job.key.action;
                 Failure::Unavailable(format!(
                     "node {from} ran action {action}, but its outputs are not available: {error}"
                 ))

@@ -2,18 +2,17 @@
 
 use std::{sync::Arc, time::Duration};
 
-use gorego_scheduler::Kind;
-use gorego_storage::{Digest, DigestFunction, InstanceName};
+use gorego_scheduler::{ActionKey, Kind};
+use gorego_storage::DigestFunction;
 
 use crate::{Counted, Inputs, Live, Origin, PackedCommand, PersistentWish};
 
 /// A checked action: what a worker needs to run it. Many are queued, so that it is compact.
 #[derive(Debug)]
 pub struct Job {
-    /// The instance; may be empty.
-    pub instance: InstanceName,
-    /// The digest of the action. Its function is that of all digests of the action and of its result.
-    pub action: Digest,
+    /// The instance and the digest of the action, whose function is that of all digests of the action and of its
+    /// result. Shared with the scheduler.
+    pub key: Arc<ActionKey>,
     /// The command. Its paths and names are checked.
     pub command: PackedCommand,
     /// The kind of the action, by which its memory is estimated.
@@ -61,6 +60,6 @@ pub enum Network {
 impl Job {
     /// The digest function of the action.
     pub fn function(&self) -> DigestFunction {
-        self.action.function()
+        self.key.action.function()
     }
 }

@@ -44,7 +44,7 @@ pub(crate) async fn renew(
 async fn renew_inputs(job: Arc<Job>, blobs: &dyn BlobStore) {
     for batch in job.inputs.all_blobs().await.chunks(BATCH) {
         if let Err(error) = blobs.find_missing(batch).await {
-            let action = job.action;
+            let action = job.key.action;
             debug!(%action, %error, "the leases of inputs were not renewed");
             return;
         }
@@ -98,13 +98,16 @@ mod tests {
         };
         let inputs = Inputs {
             root: digest,
-            directories: [(digest, Arc::new(root))].into_iter().collect(),
+            directories: [Arc::new((digest, root))].into_iter().collect(),
             entries: 0,
             bytes: 0,
         };
-        let job = Job {
+        let key = Arc::new(ActionKey {
             instance: InstanceName::default(),
             action: digest,
+        });
+        let job = Job {
+            key: Arc::clone(&key),
             command: PackedCommand::from(&Command::default()),
             inputs: Arc::new(inputs),
             timeout: Duration::ZERO,
@@ -123,10 +126,7 @@ mod tests {
             counted: crate::Counted::default(),
         };
         Request {
-            key: ActionKey {
-                instance: InstanceName::default(),
-                action: digest,
-            },
+            key,
             do_not_cache: false,
             build: String::new(),
             priority: 0,

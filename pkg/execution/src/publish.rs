@@ -95,10 +95,10 @@ pub(crate) async fn put_result(
         file.contents = Bytes::new();
     }
     let error = results
-        .put(job.instance.as_str(), &job.action, stored)
+        .put(job.key.instance.as_str(), &job.key.action, stored)
         .await
         .err()?;
-    let action = job.action;
+    let action = job.key.action;
     tracing::warn!(%action, %error, "the result of an action was not cached");
     Some(format!("the result was not cached: {error}"))
 }

@@ -92,7 +92,7 @@ impl VerifiedWorker {
         let outputs = Outputs::of(result);
         let permit = self.waiting.try_reserve(outputs.bytes())?;
         place.send(Check {
-            action: job.action,
+            action: job.key.action,
             kind: job.kind.clone(),
             target,
             memory,
@@ -147,7 +147,7 @@ impl Worker<Job, ExecuteResponse> for VerifiedWorker {
             && self.logged.is_due()
         {
             warn!(
-                action = %job.action,
+                action = %job.key.action,
                 outputs = found::count(result),
                 "an action is not verified: too many wait for their second run, or their outputs and its own are too many"
             );
@@ -275,8 +275,10 @@ mod tests {
         let digest = DigestFunction::Sha256.digest(b"action");
         Job {
             persistent: None,
-            instance: InstanceName::default(),
-            action: digest,
+            key: Arc::new(ActionKey {
+                instance: InstanceName::default(),
+                action: digest,
+            }),
             command: PackedCommand::from(&reapi::v2::Command::default()),
             kind: Kind::new("", "", ""),
             inputs: Arc::new(Inputs {
@@ -314,10 +316,7 @@ mod tests {
         let job = Arc::new(job());
         let inputs = Arc::downgrade(&job.inputs);
         let request = Request {
-            key: ActionKey {
-                instance: job.instance.clone(),
-                action: job.action,
-            },
+            key: Arc::clone(&job.key),
             do_not_cache: false,
             build: String::new(),
             priority: 0,

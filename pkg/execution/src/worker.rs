@@ -204,7 +204,7 @@ impl NodeWorker {
             }
             Err(Abort::NoSpace(why)) => Failure::NoSpace(why),
             Err(Abort::Own(why) | Abort::NoTree(why)) => {
-                let action = job.action;
+                let action = job.key.action;
                 tracing::warn!(%action, error = why, "an attempt to run an action failed");
                 let failure = Failure::Internal(why);
                 return Report::Failed(publish::outcome(publish::failed(&failure)));
@@ -247,7 +247,7 @@ impl NodeWorker {
 
     /// Runs an action, and once more after it altered its inputs, found the disk full, or could not use a prepared tree.
     async fn attempt(&self, run: &Run<'_>) -> Result<ExecuteResponse, Abort> {
-        let action = run.job.action;
+        let action = run.job.key.action;
         if let Some(response) = run.in_worker().await? {
             return Ok(response);
         }

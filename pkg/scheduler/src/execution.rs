@@ -50,7 +50,7 @@ pub(crate) struct Execution<J> {
 impl<J> Execution<J> {
     pub(crate) fn new(request: &Request<J>, now: Time) -> Self {
         Self {
-            key: Arc::new(request.key.clone()),
+            key: Arc::clone(&request.key),
             do_not_cache: request.do_not_cache,
             class: Class {
                 platform: Some(Arc::clone(&request.platform)),

@@ -17,6 +17,7 @@ mod queue;
 mod runner;
 mod scheduler;
 mod state;
+mod table;
 mod text;
 mod watch;
 mod worker;

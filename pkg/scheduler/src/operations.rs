@@ -9,6 +9,7 @@ use crate::{
     name::OperationId,
     queue::{LineId, Rank},
     state::{ActionKey, End, Options, Time},
+    table::shrink,
 };
 
 /// The operation of one call of Execute.
@@ -184,6 +185,7 @@ impl<O> Operations<O> {
         };
         self.completed_bytes = self.completed_bytes.saturating_sub(*bytes);
         self.all.remove(&id);
+        shrink(&mut self.all);
         true
     }
 

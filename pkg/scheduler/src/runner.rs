@@ -30,6 +30,7 @@ use crate::{
     name::OperationId,
     scheduler::{Claimed, EndedAction, ListedAction, Scheduler, Taker, Totals},
     state::{ActionKey, Effect, Grant, Options, Refused, Report, Request, Stage, Time},
+    table::shrink,
     watch::Watch,
     worker::{Attempt, Worker},
 };
@@ -133,6 +134,7 @@ impl<J, O> Shared<J, O> {
             let stages = state.stages.get(&id);
             if stages.is_some_and(|stages| stages.receiver_count() == 0) {
                 state.stages.remove(&id);
+                shrink(&mut state.stages);
             }
         });
     }
@@ -143,6 +145,7 @@ impl<J, O> RunnerState<J, O> {
         if matches!(stage, Stage::Completed(_)) {
             if let Some(stages) = self.stages.remove(&id) {
                 stages.send_replace(stage);
+                shrink(&mut self.stages);
             }
         } else if let Some(stages) = self.stages.get(&id) {
             stages.send_replace(stage);

@@ -34,6 +34,7 @@ use crate::{
     operations::{Live, OperationState, Operations},
     queue::{Queue, Rank},
     state::{ActionKey, Effect, End, Options, Refused, Request, Stage, Time},
+    table::shrink,
     text::truncated,
 };
 
@@ -305,6 +306,7 @@ impl<J, O> Scheduler<J, O> {
         }
         if !execution.do_not_cache {
             self.mergeable.remove(&execution.merge_key());
+            shrink(&mut self.mergeable);
         }
         if let Some(running) = execution.running {
             self.executing -= 1;

@@ -44,8 +44,8 @@ pub struct ActionKey {
 /// An action to execute.
 #[derive(Debug)]
 pub struct Request<J> {
-    /// The action.
-    pub key: ActionKey,
+    /// The action. One allocation should serve the request and the job.
+    pub key: Arc<ActionKey>,
     /// Set if the action is never merged with an equal one (REAPI `Action.do_not_cache`).
     pub do_not_cache: bool,
     /// The build (REAPI `RequestMetadata.tool_invocation_id`). Actions without one share a build.

@@ -24,10 +24,10 @@ fn a_queued_action_takes_at_most_a_kibibyte_besides_its_job() {
     let allocated = measure(|| {
         for action in 0..ACTIONS {
             let request = Request {
-                key: ActionKey {
+                key: Arc::new(ActionKey {
                     instance: InstanceName::default(),
                     action: DigestFunction::Sha256.digest(&action.to_le_bytes()),
-                },
+                }),
                 do_not_cache: false,
                 build: "b".repeat(36),
                 priority: 0,

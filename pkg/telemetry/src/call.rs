@@ -28,9 +28,29 @@ pub struct Call {
     pub(crate) parent: Option<Box<SpanContext>>,
     /// The context of this call's span, if the call is traced here.
     pub(crate) trace: OnceLock<Box<SpanContext>>,
-    /// The value of the header [`METADATA`], if it is not too long.
-    header: Option<Box<[u8]>>,
+    /// Boxed, since most clients but Bazel send none.
+    sent: Option<Box<Sent>>,
+}
+
+/// The metadata that a client sent about itself.
+#[derive(Debug)]
+struct Sent {
+    /// The value of the header [`METADATA`].
+    header: Box<[u8]>,
     metadata: OnceLock<Option<Box<RequestMetadata>>>,
+}
+
+impl Sent {
+    /// Returns the header, if it is not too long.
+    fn new(header: &[u8]) -> Option<Box<Self>> {
+        let is_accepted = header.len() <= metadata::MAX_LEN;
+        is_accepted.then(|| {
+            Box::new(Self {
+                header: header.into(),
+                metadata: OnceLock::new(),
+            })
+        })
+    }
 }
 
 impl Call {
@@ -43,10 +63,7 @@ impl Call {
             parent: context::read(headers).map(Box::new),
             trace: OnceLock::new(),
             // Copied, since the value shares its memory with the other headers.
-            header: header
-                .filter(|value| value.len() <= metadata::MAX_LEN)
-                .map(Box::from),
-            metadata: OnceLock::new(),
+            sent: header.and_then(Sent::new),
         }
     }
 
@@ -57,9 +74,9 @@ impl Call {
         peer: SocketAddr,
         sent: &RequestMetadata,
     ) -> Self {
-        let header = STANDARD.encode(sent.encode_to_vec()).into_bytes();
+        let header = STANDARD.encode(sent.encode_to_vec());
         Self {
-            header: (header.len() <= metadata::MAX_LEN).then(|| header.into()),
+            sent: Sent::new(header.as_bytes()),
             ..Self::new(method, headers, peer)
         }
     }
@@ -87,12 +104,13 @@ impl Call {
     /// Returns what the client sent about itself, without the user information of URLs: it is logged, traced and
     /// shown. `None` if it sent nothing, or nothing that can be decoded.
     pub fn metadata(&self) -> Option<&RequestMetadata> {
+        let sent = self.sent.as_deref()?;
         let decode = || {
-            let mut sent = metadata::decode(self.header.as_deref()?)?;
-            redact(&mut sent);
-            Some(Box::new(sent))
+            let mut decoded = metadata::decode(&sent.header)?;
+            redact(&mut decoded);
+            Some(Box::new(decoded))
         };
-        self.metadata.get_or_init(decode).as_deref()
+        sent.metadata.get_or_init(decode).as_deref()
     }
 
     /// Returns the id of the trace in which this call is recorded.
@@ -107,7 +125,7 @@ impl Call {
 
     /// Returns the header [`METADATA`] as the client sent it.
     pub fn metadata_header(&self) -> Option<&[u8]> {
-        self.header.as_deref()
+        Some(&self.sent.as_deref()?.header)
     }
 }
 

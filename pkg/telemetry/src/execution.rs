@@ -219,10 +219,10 @@ mod tests {
 
     fn request(number: u8) -> Request<u8> {
         Request {
-            key: ActionKey {
+            key: Arc::new(ActionKey {
                 instance: gorego_storage::InstanceName::default(),
                 action: DigestFunction::Sha256.digest(&[number]),
-            },
+            }),
             do_not_cache: true,
             build: String::new(),
             priority: 0,

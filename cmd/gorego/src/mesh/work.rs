@@ -201,7 +201,7 @@ impl Work<Job, ExecuteResponse> for NodeWork {
         };
         let node = self.executor.generation().node();
         if let Err(why) = self.publisher.publish(job, outcome.value, node).await {
-            let action = job.action;
+            let action = job.key.action;
             tracing::debug!(%action, %why, "the result of an action without an owner is not stored");
         }
     }

@@ -54,7 +54,7 @@ pub(super) fn banner(staged: &Staged, isolation: &Level, script: &str, is_kept: 
     let (entries, bytes, path) = (job.inputs.entries, job.inputs.bytes, dir.path().display());
     print(&format_args!(
         "action {}: {entries} files and directories of {bytes} bytes in {path}",
-        job.action
+        job.key.action
     ));
     level(isolation, staged);
     let directory = match job.command.working_directory.as_str() {

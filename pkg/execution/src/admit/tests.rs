@@ -123,7 +123,7 @@ async fn an_action_is_admitted_with_its_inputs() {
 async fn the_function_of_a_digest_without_one_is_that_of_the_stored_action() {
     for function in [DigestFunction::Sha256, DigestFunction::Blake3] {
         let mut fixture = Fixture::new(function).await;
-        let action = fixture.admit().await.unwrap().action;
+        let action = fixture.admit().await.unwrap().key.action;
         let named_none = Digest::parse(None, &action.hex(), action.size().try_into().unwrap());
         let job = fixture.admit_digest(&named_none.unwrap()).await.unwrap();
         assert_eq!(job.function(), function);
@@ -134,7 +134,7 @@ async fn the_function_of_a_digest_without_one_is_that_of_the_stored_action() {
 #[tokio::test]
 async fn every_missing_blob_is_reported_at_once() {
     let mut fixture = Fixture::new(DigestFunction::Sha256).await;
-    let action = fixture.admit().await.unwrap().action;
+    let action = fixture.admit().await.unwrap().key.action;
     let command = DigestFunction::Sha256.digest(&fixture.command.encode_to_vec());
     let [root, below, one, two] = fixture.needed.as_slice() else {
         panic!("{:?}", fixture.needed);

@@ -289,7 +289,7 @@ async fn the_entry_node_stores_results_whose_outputs_it_finds() {
     for (job, exit) in [(&uncached, 0), (&cached, 1)] {
         let report = publisher.report(job, done(response(&output, exit)), "node-1");
         assert_eq!(value(report.await), response(&output, exit));
-        assert_eq!(store.find("", &job.action).await.unwrap(), None);
+        assert_eq!(store.find("", &job.key.action).await.unwrap(), None);
     }
     let missing = SHA256.digest(b"missing");
     let report = publisher.report(&cached, done(response(&missing, 0)), "node-1");
@@ -301,11 +301,11 @@ async fn the_entry_node_stores_results_whose_outputs_it_finds() {
         why.contains("node-1") && why.contains(&missing.hex()),
         "{why}"
     );
-    assert_eq!(store.find("", &cached.action).await.unwrap(), None);
+    assert_eq!(store.find("", &cached.key.action).await.unwrap(), None);
 
     let report = publisher.report(&cached, done(response(&output, 0)), "node-1");
     assert_eq!(value(report.await), response(&output, 0));
-    let stored = store.find("", &cached.action).await.unwrap().unwrap();
+    let stored = store.find("", &cached.key.action).await.unwrap().unwrap();
     assert!(stored.output_files[0].contents.is_empty());
 }
 

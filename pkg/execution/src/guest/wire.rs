@@ -59,10 +59,10 @@ impl Job {
         let queued = queued.unwrap_or_default().as_nanos();
         let timeout = self.timeout.as_nanos().div_ceil(1_000_000);
         Grant {
-            instance: self.instance.as_str().to_owned(),
-            function: self.action.function().name().to_owned(),
-            hash: Bytes::copy_from_slice(self.action.hash()),
-            size: self.action.size(),
+            instance: self.key.instance.as_str().to_owned(),
+            function: self.key.action.function().name().to_owned(),
+            hash: Bytes::copy_from_slice(self.key.action.hash()),
+            size: self.key.action.size(),
             timeout_ms: u64::try_from(timeout).unwrap_or(u64::MAX),
             inline_stdout: self.inline_stdout,
             inline_stderr: self.inline_stderr,

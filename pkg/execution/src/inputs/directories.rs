@@ -5,15 +5,15 @@ use std::sync::Arc;
 use gorego_storage::Digest;
 use reapi::v2::Directory;
 
-/// Directories by their digests. Many actions with many directories are queued: a hash table would take two to four
-/// times the memory.
+/// Directories by their digests. Many actions with many directories are queued: a hash table, or digests of their own,
+/// would take several times the memory.
 #[derive(Debug, Default)]
-pub struct Directories(Box<[(Digest, Arc<Directory>)]>);
+pub struct Directories(Box<[Arc<(Digest, Directory)>]>);
 
-impl FromIterator<(Digest, Arc<Directory>)> for Directories {
-    fn from_iter<I: IntoIterator<Item = (Digest, Arc<Directory>)>>(directories: I) -> Self {
+impl FromIterator<Arc<(Digest, Directory)>> for Directories {
+    fn from_iter<I: IntoIterator<Item = Arc<(Digest, Directory)>>>(directories: I) -> Self {
         let mut sorted: Box<[_]> = directories.into_iter().collect();
-        sorted.sort_unstable_by_key(|(digest, _)| *digest);
+        sorted.sort_unstable_by_key(|directory| directory.0);
         Self(sorted)
     }
 }
@@ -21,7 +21,7 @@ impl FromIterator<(Digest, Arc<Directory>)> for Directories {
 impl Directories {
     /// Returns the directory with this digest.
     pub fn get(&self, digest: &Digest) -> Option<&Directory> {
-        let place = self.0.binary_search_by_key(digest, |(digest, _)| *digest);
+        let place = self.0.binary_search_by_key(digest, |directory| directory.0);
         Some(&self.0.get(place.ok()?)?.1)
     }
 
@@ -38,6 +38,6 @@ impl Directories {
     /// Returns the directories and their digests.
     pub fn iter(&self) -> impl Iterator<Item = (&Digest, &Directory)> {
         let directories = self.0.iter();
-        directories.map(|(digest, directory)| (digest, &**directory))
+        directories.map(|directory| (&directory.0, &directory.1))
     }
 }

@@ -74,7 +74,7 @@ pub(crate) async fn load(
 struct Found {
     digest: Digest,
     /// `None` until it is loaded, or if it is missing.
-    directory: Option<Arc<Directory>>,
+    directory: Option<Arc<(Digest, Directory)>>,
     /// The first directory that names it; `None` for the root.
     parent: Option<usize>,
     /// The number of directories on the path to it.
@@ -97,14 +97,14 @@ struct Loader<'a> {
 
 /// The content of a directory.
 enum Content {
-    Resident(Arc<Directory>),
+    Resident(Arc<(Digest, Directory)>),
     Encoded(Bytes),
     Missing,
 }
 
 /// A decoded and checked directory.
 struct Parsed {
-    directory: Arc<Directory>,
+    directory: Arc<(Digest, Directory)>,
     nodes: Nodes,
     /// Its memory in bytes, if it is not resident.
     memory: Option<u64>,
@@ -149,7 +149,7 @@ impl Loader<'_> {
         let (contents, _encoded) = self.contents(&batch).await?;
         let encoded = contents.iter().map(|content| match content {
             Content::Encoded(encoded) => encoded.len(),
-            Content::Resident(directory) => 64 * directory.files.len(),
+            Content::Resident(directory) => 64 * directory.1.files.len(),
             Content::Missing => 0,
         });
         let large = encoded.sum::<usize>() >= LARGE;
@@ -209,7 +209,7 @@ impl Loader<'_> {
         found.directory = Some(match memory {
             Some(memory) => {
                 let resident = self.resident;
-                resident.add_directory(found.digest, directory, memory)?
+                resident.add_directory(directory, memory)?
             }
             None => directory,
         });
@@ -249,7 +249,7 @@ impl Loader<'_> {
             place = found.parent.and_then(|parent| self.found.get(parent));
             let above = place.and_then(|above| above.directory.as_ref());
             let hash = found.digest.hex();
-            let nodes = above.into_iter().flat_map(|above| &above.directories);
+            let nodes = above.into_iter().flat_map(|above| &above.1.directories);
             let mut named = nodes.filter(|node| {
                 let digest = node.digest.as_ref();
                 digest.is_some_and(|digest| digest.hash == hash)
@@ -281,7 +281,7 @@ impl Loader<'_> {
         let missing = self.found.iter().filter(|found| found.directory.is_none());
         let missing = missing.map(|found| found.digest).collect();
         let directories = self.found.into_iter();
-        let directories = directories.filter_map(|found| Some((found.digest, found.directory?)));
+        let directories = directories.filter_map(|found| found.directory);
         let inputs = Inputs {
             root,
             directories: directories.collect(),
@@ -352,14 +352,17 @@ fn parse(digest: &Digest, content: Content) -> Result<Option<Parsed>, InvalidNod
             };
             let memory = Directory::SHAPE.decoded_bytes(&encoded, MAX_DECODED);
             let memory = memory.map_err(|why| malformed(why.to_string()))?;
-            let directory = Directory::decode(encoded).map_err(|why| malformed(why.to_string()))?;
-            (
-                Arc::new(directory),
-                Some((memory + size_of::<Directory>()) as u64),
-            )
+            let mut directory =
+                Directory::decode(encoded).map_err(|why| malformed(why.to_string()))?;
+            // Most directories are small, and lists have room for four nodes from the first on.
+            directory.files.shrink_to_fit();
+            directory.directories.shrink_to_fit();
+            directory.symlinks.shrink_to_fit();
+            let memory = memory + size_of::<(Digest, Directory)>();
+            (Arc::new((*digest, directory)), Some(memory as u64))
         }
     };
-    let nodes = Nodes::of(&directory, digest.function())?;
+    let nodes = Nodes::of(&directory.1, digest.function())?;
     Ok(Some(Parsed {
         directory,
         nodes,

@@ -32,7 +32,7 @@ const MAX_DECODING: usize = 4;
 
 #[derive(Debug, Default)]
 struct Entries {
-    directories: HashMap<Digest, (Weak<Directory>, u64)>,
+    directories: HashMap<Digest, (Weak<(Digest, Directory)>, u64)>,
     /// The bytes of jobs, and of trees that are being loaded.
     counted: u64,
     /// These bytes, and those of all directories, some of which no job has any longer.
@@ -56,7 +56,7 @@ impl Resident {
     }
 
     /// Returns a directory that some action has.
-    pub(crate) fn directory(&self, digest: &Digest) -> Option<Arc<Directory>> {
+    pub(crate) fn directory(&self, digest: &Digest) -> Option<Arc<(Digest, Directory)>> {
         let entries = self.entries.lock();
         let (directory, _) = entries.directories.get(digest)?;
         directory.upgrade()
@@ -65,18 +65,17 @@ impl Resident {
     /// Adds a directory of this many bytes. Returns the one that another action added meanwhile, if any.
     pub(crate) fn add_directory(
         &self,
-        digest: Digest,
-        directory: Arc<Directory>,
+        directory: Arc<(Digest, Directory)>,
         bytes: u64,
-    ) -> Result<Arc<Directory>, Failure> {
+    ) -> Result<Arc<(Digest, Directory)>, Failure> {
         let mut entries = self.entries.lock();
-        let before = entries.directories.get(&digest);
+        let before = entries.directories.get(&directory.0);
         if let Some(before) = before.and_then(|(directory, _)| directory.upgrade()) {
             return Ok(before);
         }
         self.make_room(&mut entries, bytes)?;
         let entry = (Arc::downgrade(&directory), bytes);
-        if let Some((_, before)) = entries.directories.insert(digest, entry) {
+        if let Some((_, before)) = entries.directories.insert(directory.0, entry) {
             entries.bytes = entries.bytes.saturating_sub(before);
         }
         Ok(directory)
@@ -154,9 +153,13 @@ mod tests {
 
     use super::*;
 
-    fn add(resident: &Resident, number: u32, bytes: u64) -> Result<Arc<Directory>, Failure> {
+    fn add(
+        resident: &Resident,
+        number: u32,
+        bytes: u64,
+    ) -> Result<Arc<(Digest, Directory)>, Failure> {
         let digest = DigestFunction::Sha256.digest(&number.to_le_bytes());
-        resident.add_directory(digest, Arc::default(), bytes)
+        resident.add_directory(Arc::new((digest, Directory::default())), bytes)
     }
 
     #[test]

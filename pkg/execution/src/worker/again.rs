@@ -46,7 +46,7 @@ impl NodeWorker {
             stop,
             begin: &|_| {},
         };
-        let copies = self.altering.lock().contains(&job.action);
+        let copies = self.altering.lock().contains(&job.key.action);
         let _pins = run.fetch().await?;
         let user = self.users.take()?.map(Arc::new);
         let staged = run.stage(copies, None, user).await?;

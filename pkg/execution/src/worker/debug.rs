@@ -68,7 +68,7 @@ impl Run<'_> {
             written.map_err(|error| Error::io("writing", SCRIPT, error))?;
             Ok(space_of(&directory))
         };
-        let action = self.job.action;
+        let action = self.job.key.action;
         let bytes = match block(write).await {
             Ok(bytes) => bytes,
             Err(error) => {
@@ -90,7 +90,7 @@ impl Run<'_> {
              above that may be in upper/.\n\
              # `gorego shell {0}` runs it in its sandbox, on new inputs.\n\
              copy=$(mktemp -d) && cp -a \"$(dirname \"$0\")/root/.\" \"$copy\" && cd \"$copy\" || exit\n",
-            job.action
+            job.key.action
         );
         let directory = match command.working_directory.as_str() {
             "" => ".",

@@ -129,7 +129,7 @@ impl Run<'_> {
         match self.in_worker_of(pool).await {
             Err(abort @ (Abort::Stopped | Abort::Final(_))) => Err(abort),
             Err(abort) => {
-                let action = self.job.action;
+                let action = self.job.key.action;
                 tracing::warn!(%action, error = %abort, "a persistent worker cannot run an action");
                 Ok(None)
             }
@@ -312,7 +312,7 @@ impl Run<'_> {
         pool.failed.fetch_add(1, Relaxed);
         let (home, uses) = (Arc::clone(&process.home), process.uses);
         process.end().await;
-        let (action, stderr) = (self.job.action, home.tail());
+        let (action, stderr) = (self.job.key.action, home.tail());
         tracing::warn!(
             %action, uses, %breach, stderr,
             "a persistent worker failed; the action runs by itself"

@@ -290,7 +290,7 @@ impl Run<'_> {
         if self.alone || ended.timed_out {
             return Ok(());
         }
-        let (action, why) = (self.job.action, publish::describe(excess));
+        let (action, why) = (self.job.key.action, publish::describe(excess));
         tracing::warn!(%action, "{why}; the action runs once more, alone");
         Err(Abort::OutOfMemory(why))
     }
@@ -308,8 +308,8 @@ impl Run<'_> {
             return Ok(false);
         };
         self.worker.inputs.altered.fetch_add(1, Relaxed);
-        self.worker.remember_altering(self.job.action);
-        let (action, inputs) = (self.job.action, altered.len());
+        self.worker.remember_altering(self.job.key.action);
+        let (action, inputs) = (self.job.key.action, altered.len());
         tracing::warn!(
             %action, inputs, %first,
             "inputs were altered while an action ran; it runs again on copies"
@@ -388,7 +388,7 @@ impl Run<'_> {
     /// Extends the leases of the outputs, of which the first were stored a while ago. Fails if one is missing.
     async fn hold(&self, response: &ExecuteResponse) -> Result<(), Abort> {
         let (blobs, trees) = (&self.worker.stores.blobs, &self.worker.trees);
-        match publish::hold(blobs, trees, self.job.action, response).await {
+        match publish::hold(blobs, trees, self.job.key.action, response).await {
             // Later ones displaced it.
             Err(error) if error.is_miss() => Err(Abort::NoSpace(format!(
                 "there is no room for all outputs of the action: {error}"

@@ -19,7 +19,7 @@ pub(super) fn of(attempt: &Attempt<Job>) -> Span {
         otel.name = "execution",
         otel.kind = "internal",
         otel.status_code = Empty,
-        digest = %grant.job.action,
+        digest = %grant.job.key.action,
         attempt = grant.attempt.number(),
         queued_ms = u64::try_from(grant.waited.as_millis()).unwrap_or(u64::MAX),
         exit_code = Empty,

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use gorego_execution::{
     Counted, Inputs, Job, Live, Network, Origin, PackedCommand, PersistentWish,
 };
-use gorego_scheduler::Kind;
+use gorego_scheduler::{ActionKey, Kind};
 use gorego_storage::{BlobStore, Digest, DigestFunction, InstanceName};
 use prost::Message as _;
 use reapi::v2::{
@@ -136,7 +136,7 @@ impl Action {
         let root = self.tree.encode(&mut directories, &mut blobs);
         let inputs = Inputs {
             root,
-            directories: directories.into_iter().collect(),
+            directories: directories.into_iter().map(Arc::new).collect(),
             entries: self.tree.entries(),
             bytes: 1,
         };
@@ -147,8 +147,10 @@ impl Action {
         name.extend(root.hash());
         Job {
             kind: Kind::new("", "", "command"),
-            instance: InstanceName::default(),
-            action: SHA256.digest(&name),
+            key: Arc::new(ActionKey {
+                instance: InstanceName::default(),
+                action: SHA256.digest(&name),
+            }),
             command: PackedCommand::from(&self.command),
             inputs: Arc::new(inputs),
             timeout: self.timeout,
@@ -188,7 +190,7 @@ impl Folder {
 
     fn encode(
         &self,
-        directories: &mut HashMap<Digest, Arc<Directory>>,
+        directories: &mut HashMap<Digest, Directory>,
         blobs: &mut BTreeMap<Digest, Bytes>,
     ) -> Digest {
         let mut directory = Directory {
@@ -207,7 +209,7 @@ impl Folder {
             });
         }
         let digest = SHA256.digest(&directory.encode_to_vec());
-        directories.insert(digest, Arc::new(directory));
+        directories.insert(digest, directory);
         digest
     }
 }

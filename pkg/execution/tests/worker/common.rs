@@ -16,7 +16,7 @@ use bytes::Bytes;
 use gorego_execution::{IsolationOptions, Job, NodeWorker, Options, Runner, Stores};
 use gorego_sandbox::{Launcher, Level, Means};
 use gorego_scheduler::{
-    self as scheduler, ActionKey, Capacity, End, OperationId, Request, Stage, Watch, WorkerId,
+    self as scheduler, Capacity, End, OperationId, Request, Stage, Watch, WorkerId,
 };
 use gorego_storage::{ActionCache, ActionCacheExt as _, BlobStore, Digest, Links, MemoryStore};
 use gorego_storage_local::{LocalOptions, LocalStore, SyncMode};
@@ -278,10 +278,7 @@ impl<S: Store> Node<S> {
     fn submit_needing(&self, job: Job, memory: u64) -> Watch<Job, ExecuteResponse> {
         let id = OperationId(self.next.fetch_add(1, Relaxed).into());
         let request = Request {
-            key: ActionKey {
-                instance: job.instance.clone(),
-                action: job.action,
-            },
+            key: Arc::clone(&job.key),
             do_not_cache: job.do_not_cache,
             build: String::new(),
             priority: 0,
@@ -326,7 +323,7 @@ impl<S: Store> Node<S> {
     /// Returns the cached result of an action.
     pub(crate) async fn cached(&self, action: &Action) -> Option<ActionResult> {
         let job = action.job(&*self.store).await;
-        self.store.find("", &job.action).await.unwrap()
+        self.store.find("", &job.key.action).await.unwrap()
     }
 
     /// Waits until no directory of an action is left.

@@ -47,10 +47,10 @@ fn submit(runner: &Runner<u32, u32>, action: u32) -> Watch<u32, u32> {
 
 fn submit_needing(runner: &Runner<u32, u32>, action: u32, memory: u64) -> Watch<u32, u32> {
     let request = Request {
-        key: ActionKey {
+        key: Arc::new(ActionKey {
             instance: InstanceName::default(),
             action: DigestFunction::Sha256.digest(&action.to_le_bytes()),
-        },
+        }),
         do_not_cache: true,
         build: String::new(),
         priority: 0,

@@ -37,10 +37,10 @@ fn options() -> Options {
 /// Returns a request for the action with this number, which is also its job.
 pub(super) fn request(action: u32) -> Request<u32> {
     Request {
-        key: ActionKey {
+        key: Arc::new(ActionKey {
             instance: InstanceName::default(),
             action: DigestFunction::Sha256.digest(&action.to_le_bytes()),
-        },
+        }),
         do_not_cache: false,
         build: "build".to_owned(),
         priority: 0,

@@ -1,6 +1,14 @@
 //! The misses of executed actions: the executor's lookups find them, and the client learns why its action ran.
 
-use std::{collections::HashMap, fmt, fmt::Write as _, sync::Arc, time::Duration};
+use std::{
+    borrow::Borrow,
+    collections::HashSet,
+    fmt,
+    fmt::Write as _,
+    hash::{Hash, Hasher},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use gorego_limits::Budget;
@@ -37,10 +45,47 @@ pub struct Misses {
     kept: Mutex<Kept>,
 }
 
+/// At most one miss for each digest of an action, whatever the instance: keys beside the events would double the memory.
 #[derive(Debug, Default)]
 struct Kept {
-    young: HashMap<ActionKey, Arc<Event>>,
-    old: HashMap<ActionKey, Arc<Event>>,
+    young: HashSet<KeptMiss>,
+    old: HashSet<KeptMiss>,
+}
+
+/// A lookup without a result, found by the digest of its action.
+#[derive(Debug)]
+struct KeptMiss {
+    /// The name of the instance; that in the event may be redacted.
+    instance: InstanceName,
+    event: Arc<Event>,
+}
+
+impl Borrow<Digest> for KeptMiss {
+    fn borrow(&self) -> &Digest {
+        &self.event.action
+    }
+}
+
+impl Hash for KeptMiss {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Hash::hash(&self.event.action, state);
+    }
+}
+
+impl PartialEq for KeptMiss {
+    fn eq(&self, other: &Self) -> bool {
+        self.event.action == other.event.action
+    }
+}
+
+impl Eq for KeptMiss {}
+
+impl Kept {
+    fn get(&self, key: &ActionKey) -> Option<&KeptMiss> {
+        let both = [&self.young, &self.old].into_iter();
+        let mut found = both.filter_map(|kept| kept.get(&key.action));
+        found.find(|miss| miss.instance == key.instance)
+    }
 }
 
 /// A miss, and its explanation if the records suffice for one.
@@ -59,22 +104,19 @@ impl Misses {
         }
     }
 
-    fn add(&self, key: ActionKey, mut event: Event) {
+    fn add(&self, instance: InstanceName, mut event: Event) {
         event.redact(&self.builds.0.redaction);
         let mut kept = self.kept.lock();
         if kept.young.len() >= MAX_MISSES / 2 {
             kept.old = std::mem::take(&mut kept.young);
         }
-        kept.young.insert(key, Arc::new(event));
+        let event = Arc::new(event);
+        kept.young.replace(KeptMiss { instance, event });
     }
 
     /// Returns the miss of an action that is about to run, and so has no result of its own yet.
     fn of(&self, key: &ActionKey) -> Option<Miss> {
-        let event = {
-            let kept = self.kept.lock();
-            let event = kept.young.get(key).or_else(|| kept.old.get(key));
-            Arc::clone(event?)
-        };
+        let event = Arc::clone(&self.kept.lock().get(key)?.event);
         let shared = &self.builds.0;
         let call = CallNames::of(event.call.as_deref(), &shared.redaction);
         let names = call.action_names(&event);
@@ -116,8 +158,10 @@ impl Misses {
 
     fn remove(&self, key: &ActionKey) {
         let mut kept = self.kept.lock();
-        kept.young.remove(key);
-        kept.old.remove(key);
+        if kept.get(key).is_some() {
+            kept.young.remove(&key.action);
+            kept.old.remove(&key.action);
+        }
     }
 
     /// Compares the action with the known ones; `None` if that takes too long.
@@ -219,10 +263,6 @@ impl ActionCache for MissedLookups {
         if let Ok(name) = InstanceName::parse(instance)
             && !matches!(outcome, LookupOutcome::Hit(_) | LookupOutcome::Error)
         {
-            let key = ActionKey {
-                instance: name,
-                action: *action,
-            };
             let event = Event {
                 at_ms: now_ms(),
                 call: Call::current(),
@@ -230,7 +270,7 @@ impl ActionCache for MissedLookups {
                 action: action.only(),
                 outcome,
             };
-            self.misses.add(key, event);
+            self.misses.add(name, event);
         }
         found
     }

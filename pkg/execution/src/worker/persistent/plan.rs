@@ -45,7 +45,7 @@ impl Plan {
         // Each worker has a folder for temporary files of its own.
         let environment = environment(command, options, Path::new(""));
         let identity = (
-            (&wish.key, wish.protocol, job.instance.as_str()),
+            (&wish.key, wish.protocol, job.key.instance.as_str()),
             (job.network == Network::Host, environment),
             (&arguments.start, tools),
         );

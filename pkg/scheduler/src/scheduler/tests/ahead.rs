@@ -17,7 +17,7 @@ impl Bench {
         let keys = self.scheduler.look_ahead(&worker(peer), GB, most, fits);
         let numbers = keys.iter().filter_map(|key| {
             let mut actions = 1..100;
-            actions.find(|action| request(*action).key == *key)
+            actions.find(|action| *request(*action).key == *key)
         });
         numbers.collect()
     }

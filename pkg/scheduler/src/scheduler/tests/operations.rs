@@ -69,7 +69,7 @@ fn the_end_of_an_action_that_forbids_caching_leaves_others_mergeable() {
 fn actions_of_different_instances_are_not_merged() {
     let mut bench = Bench::new(4);
     let mut other = request(1);
-    other.key.instance = InstanceName::parse("other").unwrap();
+    Arc::make_mut(&mut other.key).instance = InstanceName::parse("other").unwrap();
     bench.submit(&request(1));
     bench.submit(&other);
     assert_eq!(bench.scheduler.totals().queued, 2);
@@ -226,7 +226,7 @@ fn completed_operations_are_kept_for_the_configured_time() {
     assert_eq!(bench.scheduler.deadline(), Some(Duration::from_mins(10)));
     bench.pass(Duration::from_secs(599));
     assert_eq!(bench.stage(id), "done 7");
-    assert_eq!(bench.scheduler.key(id).unwrap(), &request(1).key);
+    assert_eq!(bench.scheduler.key(id).unwrap(), &*request(1).key);
     bench.pass(Duration::from_secs(1));
     assert_eq!(bench.stage(id), "unknown");
     assert_eq!(bench.scheduler.deadline(), None);

@@ -1,5 +1,6 @@
 use std::{sync::Arc, time::Duration};
 
+use gorego_scheduler::ActionKey;
 use gorego_storage::InstanceName;
 use prost::Message as _;
 use reapi::v2::{
@@ -56,7 +57,7 @@ fn inputs(flags: &str, tool: FileNode, link: &str) -> Inputs {
     let root_digest = SHA256.digest(&root.encode_to_vec());
     Inputs {
         root: root_digest,
-        directories: [(root_digest, Arc::new(root)), (bin_digest, Arc::new(bin))]
+        directories: [Arc::new((root_digest, root)), Arc::new((bin_digest, bin))]
             .into_iter()
             .collect(),
         entries: 5,
@@ -67,8 +68,10 @@ fn inputs(flags: &str, tool: FileNode, link: &str) -> Inputs {
 fn job(inputs: Inputs) -> Job {
     let arguments = ["bin/tool", "-a", "@flags"].map(str::to_owned).into();
     Job {
-        instance: InstanceName::default(),
-        action: SHA256.digest(b"action"),
+        key: Arc::new(ActionKey {
+            instance: InstanceName::default(),
+            action: SHA256.digest(b"action"),
+        }),
         command: PackedCommand::from(&Command {
             arguments,
             ..Command::default()
@@ -145,7 +148,7 @@ fn what_a_worker_is_started_with_is_part_of_the_key() {
     let changes: [fn(&mut Job); 6] = [
         |job| job.persistent.as_mut().unwrap().key = "other".to_owned(),
         |job| job.persistent.as_mut().unwrap().protocol = Protocol::Json,
-        |job| job.instance = InstanceName::parse("other").unwrap(),
+        |job| Arc::make_mut(&mut job.key).instance = InstanceName::parse("other").unwrap(),
         |job| job.network = Network::Host,
         |job| change_command(job, |command| command.arguments[1] = "-c".to_owned()),
         |job| {
@@ -188,7 +191,7 @@ fn a_tool_whose_files_are_not_marked_has_no_plan() {
     let without_links = unmarked.directories.iter().map(|(digest, directory)| {
         let mut directory = directory.clone();
         directory.symlinks.clear();
-        (*digest, Arc::new(directory))
+        Arc::new((*digest, directory))
     });
     unmarked.directories = without_links.collect();
     assert!(plan(&job(unmarked)).is_none());
