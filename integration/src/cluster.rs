@@ -12,6 +12,7 @@ pub use self::{certs::Certs, crowd::Crowd, wires::Wires};
 use crate::{
     binary,
     executor::{Executor, ON},
+    metrics::Metrics,
     process::{self, Process},
     server::{Server, User, forget_settings},
     web,
@@ -158,13 +159,22 @@ impl Node {
 
     /// Waits until this node has run this many actions of others.
     pub async fn wait_for_taken(&self, actions: u64) {
-        const NAME: &str = "gorego_cluster_taken_actions_total ";
-        let is_met = |response: &web::Response| {
-            let mut lines = response.content.lines();
-            let taken = lines.find_map(|line| line.strip_prefix(NAME));
-            taken.is_some_and(|taken| taken.parse::<u64>().expect("a number") >= actions)
+        let is_met = |metrics: &Metrics| {
+            let taken = metrics.get("gorego_cluster_taken_actions_total");
+            taken.is_some_and(|taken| taken >= actions)
         };
-        web::wait_for(self.server.metrics(), "/metrics", is_met).await;
+        Metrics::wait_for(self.server.metrics(), is_met).await;
+    }
+
+    /// Waits until the metrics of the cluster have these values. Their names are without `gorego_cluster_`.
+    pub async fn wait_for_metrics(&self, values: &[(&str, u64)]) {
+        let has = |metrics: &Metrics, name: &str| metrics.get(&format!("gorego_cluster_{name}"));
+        let is_met = |metrics: &Metrics| {
+            values
+                .iter()
+                .all(|(name, value)| has(metrics, name) == Some(*value))
+        };
+        Metrics::wait_for(self.server.metrics(), is_met).await;
     }
 
     /// Returns the names of the nodes that run the actions of this one now, sorted.

@@ -6,6 +6,7 @@ use std::fs;
 use gorego_integration::{
     cluster::{self, Node},
     executor::{Gate, Messages, TestAction, outcome, succeeded},
+    metrics::Metrics,
 };
 use reapi::v2::execution_stage::Value;
 use rustix::process::Signal;
@@ -13,6 +14,27 @@ use tonic::Code;
 
 /// One action at a time on each node.
 const ONE: &str = "execution.concurrency=1";
+
+/// The metric of the actions that were queued again.
+const REQUEUED: &str = "gorego_cluster_requeued_actions_total";
+
+/// Returns the metrics of the actions that were queued again, by cause; 0 of the causes that are not given.
+fn requeued(counts: &[(&str, u64)]) -> Vec<(&'static str, u64)> {
+    let causes = [
+        ("declined", r#"requeued_actions_total{cause="declined"}"#),
+        ("failed", r#"requeued_actions_total{cause="failed"}"#),
+        ("lease", r#"requeued_actions_total{cause="lease"}"#),
+        ("node_lost", r#"requeued_actions_total{cause="node_lost"}"#),
+        ("stopped", r#"requeued_actions_total{cause="stopped"}"#),
+    ];
+    let count = |cause| {
+        counts
+            .iter()
+            .find(|count| count.0 == cause)
+            .map_or(0, |it| it.1)
+    };
+    causes.map(|(cause, metric)| (metric, count(cause))).into()
+}
 
 /// Starts as many actions at a node as wait at the gate at once; each prints its number.
 async fn crowd(node: &Node, gate: &Gate, count: usize) -> Vec<Messages> {
@@ -46,6 +68,15 @@ async fn actions_of_one_node_run_on_all_nodes() {
     gate.wait_for_starts(3);
     assert_eq!(a.places().await, ["a", "b", "c"]);
     assert!(b.places().await.is_empty() && c.places().await.is_empty());
+    let members = (r#"members{state="alive"}"#, 2);
+    let elsewhere = ("actions_elsewhere", 2);
+    a.wait_for_metrics(&[members, elsewhere, ("handed_over_actions_total", 2)])
+        .await;
+    for node in [&b, &c] {
+        let taken = ("taken_actions_total", 1);
+        node.wait_for_metrics(&[members, taken, ("offered_actions", 2)])
+            .await;
+    }
     finish(&a, &mut gate, crowd).await;
     assert_eq!(gate.starts(), 5);
 }
@@ -61,6 +92,12 @@ async fn the_actions_of_a_killed_node_run_elsewhere() {
     a.wait_for_members(&["a", "c"]).await;
     finish(&a, &mut gate, crowd).await;
     assert_eq!(gate.starts(), 4);
+    let states = [
+        (r#"members{state="alive"}"#, 1),
+        (r#"members{state="down"}"#, 1),
+    ];
+    a.wait_for_metrics(&[&states[..], &requeued(&[("node_lost", 1)])].concat())
+        .await;
     drop(c);
 }
 
@@ -75,6 +112,12 @@ async fn the_actions_of_a_silent_node_run_elsewhere() {
     gate.open();
     gate.wait_for_starts(3);
     finish(&a, &mut gate, crowd).await;
+    // The lease ends before the link breaks, except if this machine is busy.
+    let is_counted = |metrics: &Metrics| {
+        let cause = |cause| metrics.get(&format!(r#"{REQUEUED}{{cause="{cause}"}}"#));
+        metrics.sum(REQUEUED) == 1 && cause("lease").max(cause("node_lost")) == Some(1)
+    };
+    Metrics::wait_for(a.server.metrics(), is_counted).await;
     b.server.signal(Signal::CONT);
     a.wait_for_members(&["a", "b"]).await;
 }
@@ -86,9 +129,25 @@ async fn a_node_that_is_asked_to_stop_ends_what_it_runs_for_others() {
     let crowd = crowd(&a, &gate, 3).await;
     gate.wait_for_starts(2);
     b.server.ask_to_stop();
+    a.wait_for_metrics(&[(r#"members{state="draining"}"#, 1)])
+        .await;
     finish(&a, &mut gate, crowd).await;
     assert!(b.server.wait().success());
     assert_eq!(gate.starts(), 3);
+    a.wait_for_metrics(&requeued(&[])).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_actions_that_a_stopping_node_does_not_end_in_time_run_elsewhere() {
+    let [a, mut b] = cluster::start::<2>(&[ONE, "limits.drain_timeout=1s"]).await;
+    let mut gate = Gate::new();
+    let crowd = crowd(&a, &gate, 2).await;
+    gate.wait_for_starts(2);
+    b.server.ask_to_stop();
+    assert!(b.server.wait().success());
+    finish(&a, &mut gate, crowd).await;
+    assert_eq!(gate.starts(), 3);
+    a.wait_for_metrics(&requeued(&[("stopped", 1)])).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -163,6 +222,9 @@ async fn actions_that_fail_for_a_reason_of_one_node_succeed_at_others() {
         assert!(log.contains(&format!(r#""node":"{}""#, bad.name)), "{log}");
         if bad.name == "b" {
             a.wait_for_state("b", "failing").await;
+            let failed = format!(r#"{REQUEUED}{{cause="failed"}}"#);
+            let is_counted = |metrics: &Metrics| metrics.get(&failed) >= Some(3);
+            Metrics::wait_for(a.server.metrics(), is_counted).await;
         }
     }
 }

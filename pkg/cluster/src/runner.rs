@@ -104,7 +104,7 @@ enum Told<J, O> {
     Claimed(ForeignSlot<J, O>),
     Progress(AttemptId, Phase, u16),
     Ended(AttemptId, Done),
-    Reported(Generation, AttemptId),
+    Reported(Generation, AttemptId, Option<Again>),
     Fetched(Generation),
     Measured(HashMap<AttemptId, ResourceUsage>),
     Dialed {
@@ -116,6 +116,13 @@ enum Told<J, O> {
         address: String,
         result: Result<Generation, DialError>,
     },
+}
+
+/// The reason why an action is queued again after its attempt at another node.
+#[derive(Clone, Copy, Debug)]
+enum Again {
+    Stopped,
+    Failed,
 }
 
 /// Passes slots to the task.

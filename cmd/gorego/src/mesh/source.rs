@@ -81,8 +81,10 @@ pub(crate) fn counts(cluster: &Cluster, counters: &Counters) -> ClusterReport {
         elsewhere: counts.elsewhere,
         requeued: vec![
             ("declined", counts.declined),
+            ("failed", counts.failed),
             ("lease", counts.lost),
             ("node_lost", counts.gone),
+            ("stopped", counts.stopped),
         ],
         starts: Arc::clone(&counters.starts),
         read_bytes: counters.traffic.read.load(Relaxed),

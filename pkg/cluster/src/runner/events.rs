@@ -6,7 +6,7 @@ use gorego_limits::LogLimit;
 use gorego_scheduler::{Generation, Need};
 use reapi::gorego::cluster::frame::Content;
 
-use super::{Task, Told};
+use super::{Again, Task, Told};
 use crate::{
     handover::Down,
     link::{DialError, Event, How},
@@ -89,7 +89,14 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
                 parts.ended_here(slot);
                 self.handover.ended(slot, done, parts);
             }
-            Told::Reported(peer, attempt) => self.handover.received(&peer, attempt, parts),
+            Told::Reported(peer, attempt, again) => {
+                match again {
+                    Some(Again::Stopped) => parts.counts.stopped += 1,
+                    Some(Again::Failed) => parts.counts.failed += 1,
+                    None => {}
+                }
+                self.handover.received(&peer, attempt, parts);
+            }
             Told::Measured(usage) => {
                 parts.is_measuring = false;
                 self.handover.measured(&usage);

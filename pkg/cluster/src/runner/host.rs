@@ -20,7 +20,7 @@ use reapi::gorego::{
 use tokio::{runtime::Handle, sync::mpsc, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Told, Work, ahead::LinkFetches, dials::Dials, view::Counts};
+use super::{Again, Told, Work, ahead::LinkFetches, dials::Dials, view::Counts};
 use crate::{
     choice,
     handover::{Host, Member, wire},
@@ -318,6 +318,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
         // A node that stops is no loss, however often that happens to an action.
         let drains = |record: &Arc<Record>| record.draining;
         if done.end() == End::Stopped && self.records.get(peer).is_none_or(drains) {
+            self.counts.stopped += 1;
             self.scheduler.decline(attempt);
             return true;
         }
@@ -327,9 +328,16 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
         self.spawn(async move {
             let decoded = work.decode(&peer, &key, &job, done);
             let decoded = AssertUnwindSafe(decoded).catch_unwind().await;
-            scheduler.report(attempt, decoded.unwrap_or(Report::Stopped));
+            let report = decoded.unwrap_or(Report::Stopped);
+            let is_stop = matches!(report, Report::Stopped);
+            let why = if is_stop {
+                Again::Stopped
+            } else {
+                Again::Failed
+            };
+            let again = scheduler.report(attempt, report).then_some(why);
             // This fails if this node has left the cluster.
-            let _ = told.send(Told::Reported(peer, attempt));
+            let _ = told.send(Told::Reported(peer, attempt, again));
         });
         false
     }

@@ -41,10 +41,13 @@ where
         receiver
     }
 
-    /// Records the end of an attempt at a peer.
-    pub fn report(&self, attempt: AttemptId, report: Report<O>) {
-        self.shared
-            .apply(|state, now| state.scheduler.report(attempt, report, now));
+    /// Records the end of an attempt at a peer. Returns whether the execution is queued again.
+    pub fn report(&self, attempt: AttemptId, report: Report<O>) -> bool {
+        self.shared.apply(|state, now| {
+            let before = state.scheduler.totals().ends.retries;
+            state.scheduler.report(attempt, report, now);
+            state.scheduler.totals().ends.retries > before
+        })
     }
 
     /// Records that a peer lost an attempt. The execution is queued again.
