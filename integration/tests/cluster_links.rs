@@ -82,6 +82,37 @@ async fn strangers_at_the_port_for_nodes_keep_neither_clients_nor_nodes_away() {
     drop(strangers);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_beyond_the_limit_works_alone_until_another_one_stops() {
+    let two = [ONE, "cluster.max_nodes=2"];
+    let a = Node::start("a", "", &two).await;
+    let mut b = Node::start("b", &a.mesh.to_string(), &two).await;
+    for node in [&a, &b] {
+        node.wait_for_members(&["a", "b"]).await;
+    }
+    let c = Node::start("c", &format!("{},{}", a.mesh, b.mesh), &two).await;
+    c.server
+        .wait_for_log("the cluster already has cluster.max_nodes and refuses this node");
+    let refusal = "a node is refused, since the cluster already has cluster.max_nodes";
+    let log = a.server.wait_for_log(refusal);
+    let line = log.lines().find(|line| line.contains(refusal)).unwrap();
+    assert!(line.contains(r#""node":"c"#), "{line}");
+    for (node, known) in [(&a, &["a", "b"][..]), (&b, &["a", "b"]), (&c, &["c"])] {
+        node.wait_for_members(known).await;
+        let action = TestAction::script(&format!("echo {}", node.name));
+        let result = succeeded(node.executor.execute(&action).await);
+        assert_eq!(
+            node.executor.stdout(&result).await,
+            format!("{}\n", node.name)
+        );
+    }
+    b.server.ask_to_stop();
+    assert!(b.server.wait().success());
+    for node in [&a, &c] {
+        node.wait_for_members(&["a", "c"]).await;
+    }
+}
+
 /// Two nodes whose links lead through toxiproxy. The first runs one action at a time, the second three.
 struct Pair {
     toxiproxy: Toxiproxy,
