@@ -68,37 +68,39 @@ fn ask_to_stop(server: &Server) {
     kill_process(server, Signal::TERM).unwrap();
 }
 
-/// Changes the nodes while a build uses them: one is killed and starts again, one joins, and one drains and stops.
-/// Returns those that run.
-async fn change([mut killed, mut stopped]: [Node; 2], join: &str, slots: &[&str]) -> [Node; 2] {
+/// Changes the nodes while a build uses them: one is killed, starts again, and is asked to stop while it takes actions;
+/// one joins; and one drains and stops. Returns the one that runs.
+async fn change([mut killed, mut drained]: [Node; 2], join: &str, slots: &[&str]) -> Node {
     killed.wait_for_taken(10).await;
     killed.server.kill();
-    let restarted = killed.restart().await;
+    let mut restarted = killed.restart().await;
     restarted.wait_for_taken(10).await;
+    ask_to_stop(&restarted.server);
+    assert!(restarted.server.wait().success());
     let joined = Node::start_in_root("d", join, slots).await;
     joined.wait_for_taken(10).await;
-    let mut drain = stopped.drain(&[]);
+    let mut drain = drained.drain(&[]);
     assert!(drain.wait().success());
-    ask_to_stop(&stopped.server);
-    assert!(stopped.server.wait().success());
-    [restarted, joined]
+    ask_to_stop(&drained.server);
+    assert!(drained.server.wait().success());
+    joined
 }
 
 #[test]
-fn a_build_is_the_same_though_nodes_are_killed_restarted_added_and_drained() {
+fn a_build_is_the_same_though_nodes_are_killed_restarted_stopped_added_and_drained() {
     let _lock = Lock::bazel();
     let runtime = Runtime::new().unwrap();
     let slots = ["execution.concurrency=2", "limits.drain_timeout=60s"];
-    let [entry, killed, stopped] = runtime.block_on(cluster::start_in_root::<3>(&slots));
+    let [entry, killed, drained] = runtime.block_on(cluster::start_in_root::<3>(&slots));
     let join = entry.mesh.to_string();
     let mut bazel = BazelServer::new(write_slow);
     let url = entry.server.grpc_url();
     let executor = format!("--remote_executor={url}");
     let broken = thread::scope(|scope| {
         let building = scope.spawn(|| bazel.build(&url, &arguments(&executor)));
-        let nodes = runtime.block_on(change([killed, stopped], &join, &slots));
+        let joined = runtime.block_on(change([killed, drained], &join, &slots));
         let built = building.join().unwrap();
-        drop(nodes);
+        drop(joined);
         built
     });
     assert_same(&broken, &mut bazel, &url);
