@@ -89,6 +89,17 @@ async fn the_local_cluster_of_the_readme_runs_actions() {
     script.wait_within(Duration::from_mins(1));
 }
 
+#[test]
+fn a_local_cluster_has_no_more_nodes_than_ports() {
+    let mut script = process::command("bash");
+    let arguments = ["deploy/local-cluster", "--nodes", "101"];
+    let output = script.args(arguments).current_dir(project::root()).output();
+    let output = output.unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(message.contains("accepted are 1 to 100"), "{message}");
+}
+
 /// Starts the node of this name with the configuration of the README, on loopback. Its files are in `dir`.
 async fn start(dir: &Path, name: &str, join: &str) -> Node {
     let config = block("cluster:\n  enabled: true\n");
