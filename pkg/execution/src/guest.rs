@@ -184,7 +184,7 @@ impl Publisher {
         match report {
             Report::Done(outcome) => match self.publish(job, outcome.value, from).await {
                 Ok(response) => Report::Done(publish::outcome(response)),
-                Err(failure) => failed_attempt(&failure),
+                Err(failure) => failed_attempt(failure),
             },
             report => report,
         }
@@ -192,8 +192,13 @@ impl Publisher {
 }
 
 /// Returns the report of an attempt that failed on its node, so that another one may follow.
-pub fn failed_attempt(failure: &Failure) -> Report<ExecuteResponse> {
-    unsuccessful(publish::failed(failure))
+pub fn failed_attempt(failure: Failure) -> Report<ExecuteResponse> {
+    unsuccessful(failed(failure))
+}
+
+/// Returns the response of an attempt that failed.
+fn failed(failure: Failure) -> ExecuteResponse {
+    publish::failed(&failure.of_begun())
 }
 
 /// Returns the report of an attempt with an error. That an action is invalid, or lacks blobs or a program, is no sign

@@ -158,18 +158,44 @@ async fn a_report_arrives_as_it_was_sent() {
         assert!(message.encoded_len() < 60_000);
         assert_eq!(value(decode_report(message, &store).await), response);
     }
-    let failed = encode_report(failed_attempt(&Failure::Internal("why".to_owned())), &store);
+    let failed = encode_report(failed_attempt(Failure::Internal("why".to_owned())), &store);
     let Report::Failed(outcome) = decode_report(failed.await, &store).await else {
         panic!("not failed");
     };
     assert_eq!(outcome.value.status.unwrap().message, "why");
     let missing = Failure::Missing(vec![DigestFunction::Sha256.digest(b"missing")]);
-    let unsuited = encode_report(failed_attempt(&missing), &store).await;
-    let unsuited = decode_report(unsuited, &store).await;
-    assert!(matches!(unsuited, Report::Unsuited(_)), "{unsuited:?}");
+    let unsuited = encode_report(failed_attempt(missing.clone()), &store).await;
+    let Report::Unsuited(outcome) = decode_report(unsuited, &store).await else {
+        panic!("not unsuited");
+    };
+    assert_eq!(outcome.value.status, Some(missing.status()));
     let stopped = encode_report(Report::Stopped, &store).await;
     let stopped = decode_report(stopped, &store).await;
     assert!(matches!(stopped, Report::Stopped));
+}
+
+/// The outcome of the last attempt is the end of the action.
+#[tokio::test]
+async fn no_attempt_ends_with_a_status_that_ends_builds_or_delays_retries() {
+    let store = MemoryStore::default();
+    let why = || "why".to_owned();
+    for (failure, code) in [
+        (Failure::Unavailable(why()), Code::Internal),
+        (Failure::QueueFull(why()), Code::Internal),
+        (Failure::Corrupt(why()), Code::Internal),
+        (Failure::Internal(why()), Code::Internal),
+        (Failure::NoSpace(why()), Code::ResourceExhausted),
+        (Failure::Unmet(why()), Code::FailedPrecondition),
+    ] {
+        let message = encode_report(failed_attempt(failure.clone()), &store).await;
+        let report = decode_report(message, &store).await;
+        let (Report::Failed(outcome) | Report::Unsuited(outcome)) = report else {
+            panic!("{failure}: {report:?}");
+        };
+        let status = outcome.value.status.unwrap();
+        assert_eq!(status.code, code as i32, "{failure}");
+        assert_eq!(status.details, [], "{failure}");
+    }
 }
 
 #[tokio::test]
@@ -185,8 +211,11 @@ async fn an_attempt_whose_response_is_unreadable_has_failed() {
     let mut huge = message.clone();
     huge.response_size = u64::MAX;
     for message in [message, malformed, huge] {
-        let report = decode_report(message, &reader).await;
-        assert!(matches!(report, Report::Failed(_)), "{report:?}");
+        let Report::Failed(outcome) = decode_report(message, &reader).await else {
+            panic!("not failed");
+        };
+        let status = outcome.value.status.unwrap();
+        assert_eq!(status.code, Code::Internal as i32, "{status:?}");
     }
 }
 
