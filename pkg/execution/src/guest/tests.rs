@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
 use async_trait::async_trait;
 use gorego_scheduler::{Generation, ScriptedWorker};
 use gorego_storage::{ActionCacheExt as _, Blob, DigestFunction, MemoryStore, Put};
@@ -244,11 +246,17 @@ struct Near {
     node: MemoryStore,
     /// A backing cache that the other node does not have.
     backing: Option<MemoryStore>,
+    /// The number of lookups that have yet to fail.
+    to_fail: AtomicU32,
 }
 
 #[async_trait]
 impl BlobStore for Near {
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>, Error> {
+        let count = |left: u32| left.checked_sub(1);
+        if self.to_fail.fetch_update(Relaxed, Relaxed, count).is_ok() {
+            return Err(Error::Unavailable("down".to_owned()));
+        }
         let backing = self.backing.as_ref().unwrap_or(&self.local);
         backing.find_missing(digests).await
     }
@@ -294,6 +302,33 @@ async fn outputs_that_only_the_other_node_has_are_read_from_it() {
         assert_eq!(value(report.await), response(&output, 0));
         assert_eq!(stores.find_missing(&[output]).await.unwrap(), []);
         assert!(results.find("a/b", &digest).await.unwrap().is_some());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_of_the_stores_of_the_entry_node_is_no_failure_of_the_other_node() {
+    let results = Arc::<MemoryStore>::default();
+    let (digest, _) = action(&results).await;
+    let job = executor(&results).guest(guest(digest)).await.unwrap();
+    let output = put(&results, b"output").await;
+    for (failures, succeeds) in [(2, true), (u32::MAX, false)] {
+        let stores = Arc::new(Near {
+            to_fail: failures.into(),
+            ..Near::default()
+        });
+        put(&stores.local, b"output").await;
+        let publisher = Publisher::new(stores, Arc::clone(&results) as _);
+        let report = publisher.report(&job, done(response(&output, 0)), "node-1");
+        match report.await {
+            Report::Done(_) => assert!(succeeds, "the stores are down"),
+            Report::Unsuited(outcome) => {
+                assert!(!succeeds, "the stores are up again");
+                let status = outcome.value.status.unwrap();
+                assert_eq!(status.code, Code::Internal as i32, "{status:?}");
+                assert_eq!(status.details, []);
+            }
+            report => panic!("{report:?}"),
+        }
     }
 }
 
