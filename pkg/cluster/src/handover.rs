@@ -269,7 +269,7 @@ impl Handover {
                 peer.on_nothing(node, nothing, host);
                 self.end_fetches(node, host);
             }
-            Content::Received(received) => peer.on_received(&received),
+            Content::Received(received) => peer.on_received(&received, host),
             Content::Cancel(cancel) => peer.on_cancel(&cancel, host),
             Content::Hello(_) | Content::Gossip(_) | Content::Ping(_) | Content::Bye(_) => {}
         }

@@ -77,7 +77,7 @@ pub(super) struct Taken<J> {
     /// The job, once it is ready to run.
     pub(super) job: Arc<OnceLock<Arc<J>>>,
     stop: CancellationToken,
-    pub(super) ended: Option<Instant>,
+    pub(super) has_ended: bool,
 }
 
 /// An action of this node at another one.
@@ -202,7 +202,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
     /// Records that an action of another node has ended at this node.
     pub(super) fn ended_here(&mut self, slot: AttemptId) {
         if let Some(taken) = self.taken.get_mut(&slot) {
-            taken.ended = Some(Instant::now());
+            taken.has_ended = true;
         }
     }
 
@@ -399,7 +399,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
             attempt: grant.attempt,
             job: Arc::clone(&job),
             stop: stop.clone(),
-            ended: None,
+            has_ended: false,
         };
         self.taken.insert(slot, taken);
         let (work, told, entry) = (Arc::clone(&self.work), self.told.clone(), entry.clone());
@@ -432,6 +432,10 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
         if let Some(taken) = self.taken.get(&slot) {
             taken.stop.cancel();
         }
+    }
+
+    fn forget(&mut self, slot: AttemptId) {
+        self.taken.remove(&slot);
     }
 
     fn orphaned(&mut self, entry: &Generation, done: &Done) {

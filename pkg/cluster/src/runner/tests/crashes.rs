@@ -165,6 +165,18 @@ fn assert_ends(sim: &mut Sim<'_>, world: &World, may_fail: impl Fn(&str) -> bool
     }
 }
 
+#[test]
+fn a_node_forgets_the_actions_of_others_once_these_received_the_ends() {
+    let (mut sim, world) = simulate(1);
+    wait_for_answers(&mut sim, &world, 0..ACTIONS);
+    steps(&mut sim, 100);
+    let state = world.lock();
+    let foreign = state.jobs.iter().filter(|(name, _)| *name != NAMES[0]);
+    let (held, forgotten): (Vec<_>, Vec<_>) = foreign.partition(|(_, job)| job.strong_count() > 0);
+    assert!(held.is_empty(), "{held:?}");
+    assert!(!forgotten.is_empty(), "{state:?}");
+}
+
 /// Crashes a node after this many steps. Some attempts fail at one node. Returns whether a node knew that it kept
 /// failing.
 fn assert_survives_crash(victim: &'static str, at: u64) -> bool {
