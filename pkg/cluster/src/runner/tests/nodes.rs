@@ -57,6 +57,8 @@ pub(super) struct State {
     pub(super) to_fail: u32,
     /// Set once a node has known that a node keeps failing.
     pub(super) knows_failing: bool,
+    /// The last number of ends at each node that others have yet to receive.
+    pub(super) unreceived: BTreeMap<&'static str, usize>,
     /// The jobs that ran at each node.
     pub(super) jobs: Vec<(&'static str, Weak<u32>)>,
 }
