@@ -15,7 +15,10 @@ use gorego_integration::{
     web::{self, PATIENCE},
 };
 use rustix::process::Signal;
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::{
+    task::{JoinSet, spawn_blocking},
+    time::timeout,
+};
 use tonic::Code;
 
 /// One action at a time on each node.
@@ -135,6 +138,52 @@ async fn an_action_fails_with_the_names_of_the_nodes_after_it_lost_six() {
     assert_eq!(status.code, Code::Internal as i32, "{status:?}");
     assert!(status.message.ends_with(": b, b, b, b, b, b"), "{status:?}");
     assert!(status.details.is_empty(), "no retry is advised: {status:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_action_whose_entry_node_died_may_be_cached_and_is_killed_after_a_while() {
+    let mut a = Node::start("a", "", &[ENTRY]).await;
+    let b = Node::start("b", &a.mesh.to_string(), &["execution.concurrency=3"]).await;
+    let c = Node::start("c", &b.mesh.to_string(), &[ENTRY]).await;
+    for node in [&a, &b, &c] {
+        node.wait_for_members(&["a", "b", "c"]).await;
+    }
+    let mut gates = [Gate::new(), Gate::new(), Gate::new()];
+    let script = |gate: &Gate| format!("{}; echo made | tee file", gate.pass());
+    let [uncached, cached, long] = gates.each_ref().map(|gate| {
+        let action = TestAction::script(&script(gate));
+        action.output("file")
+    });
+    let uncached = uncached.uncached();
+    for (gate, action) in gates.iter().zip([&uncached, &cached, &long]) {
+        a.executor.start(action).await;
+        gate.wait_for_starts(1);
+    }
+    a.server.kill();
+    for node in [&b, &c] {
+        node.wait_for_members(&["b", "c"]).await;
+    }
+    gates[0].open();
+    gates[0].wait_for_end_of_processes();
+    gates[1].open();
+    let client = &c.executor.client;
+    let digest = cached.blobs().0;
+    let found = timeout(PATIENCE, async {
+        loop {
+            match client.get_action(&digest).await {
+                Ok(found) => break found,
+                Err(error) => assert_eq!(error.code(), Code::NotFound, "{error}"),
+            }
+        }
+    });
+    let found = found.await.expect("the result is stored");
+    assert_eq!(c.executor.file(&found, "file").await, "made\n");
+
+    gates[2].wait_for_end_of_processes();
+    for action in [&uncached, &long] {
+        let missed = client.get_action(&action.blobs().0).await.unwrap_err();
+        assert_eq!(missed.code(), Code::NotFound, "{missed}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

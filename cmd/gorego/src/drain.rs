@@ -133,7 +133,11 @@ impl Control {
         drop(changing);
         let mut told = None;
         while *self.draining.borrow() {
-            let left = scheduler.unfinished();
+            let left = match scheduler.unfinished() {
+                // Until then, an action whose end is lost would run again.
+                0 => self.cluster.unreceived().await,
+                left => left,
+            };
             if left == 0 {
                 tracing::info!("drained");
                 return say(stream, DONE).await;

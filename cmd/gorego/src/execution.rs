@@ -26,6 +26,7 @@ use gorego_scheduler::{Generation, NameError};
 use gorego_telemetry::{
     self as telemetry, AttemptCounts, MeteredWorker, builds::ExplainedWorker, web::ActionSource,
 };
+use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::{
@@ -262,8 +263,12 @@ impl LocalExecutor {
             cluster.drain().await;
             self.executor.scheduler().hand_over(self.drain).await;
         }
-        let left = self.drain.saturating_sub(begin.elapsed());
-        self.executor.shut_down(left).await;
+        let left = || self.drain.saturating_sub(begin.elapsed());
+        self.executor.shut_down(left()).await;
+        if let Some(cluster) = cluster {
+            // At the time limit, other nodes run the actions again.
+            let _ = timeout(left(), cluster.delivered()).await;
+        }
         self.tasks.close();
         self.tasks.wait().await;
         if let Some(worker) = &self.worker {

@@ -266,7 +266,7 @@ impl Handover {
                 peer.on_nothing(node, nothing, host);
                 self.end_fetches(node, host);
             }
-            Content::Received(received) => peer.on_received(&received),
+            Content::Received(received) => peer.on_received(&received, host),
             Content::Cancel(cancel) => peer.on_cancel(&cancel, host),
             Content::Hello(_) | Content::Gossip(_) | Content::Ping(_) | Content::Bye(_) => {}
         }
@@ -340,10 +340,11 @@ impl Handover {
         }
     }
 
-    /// Returns whether peers with a link have yet to receive the ends of their actions.
-    pub fn has_ends(&self) -> bool {
-        let mut peers = self.peers.values().filter(|peer| peer.is_up());
-        peers.any(|peer| peer.taken.values().any(|taken| taken.done.is_some()))
+    /// Returns the number of actions of peers that run at this node, or whose ends the peers have yet to receive. Peers
+    /// that are gone do not count.
+    pub fn unreceived(&self) -> usize {
+        let peers = self.peers.values().filter(|peer| !peer.is_gone());
+        peers.map(|peer| peer.taken.len()).sum()
     }
 
     /// Drops the state that depends on one link: offers and claims.

@@ -94,6 +94,8 @@ pub struct Cluster {
 enum Order {
     /// Take no more work, or take it again.
     Drain(bool),
+    /// Count the actions of other nodes here whose ends these have yet to receive.
+    Count(oneshot::Sender<usize>),
     /// Leave the cluster.
     Leave(oneshot::Sender<()>),
 }
@@ -276,6 +278,10 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
                 biased;
                 Some(order) = orders.recv() => match order {
                     Order::Drain(draining) => self.drain(draining),
+                    Order::Count(count) => {
+                        // This fails if the caller does not wait.
+                        let _ = count.send(self.handover.unreceived());
+                    }
                     Order::Leave(left) => return self.leave(&mut events, &mut tells, left).await,
                 },
                 Some(event) = events.recv() => self.on_link(event),

@@ -31,11 +31,9 @@ pub(crate) enum Abort {
 
 impl From<Error> for Abort {
     fn from(error: Error) -> Self {
-        match Failure::from_store(error) {
+        match Failure::from_store(error).of_begun() {
             Failure::NoSpace(why) => Self::NoSpace(why),
-            Failure::Unavailable(why) | Failure::Internal(why) | Failure::Corrupt(why) => {
-                Self::Own(why)
-            }
+            Failure::Internal(why) => Self::Own(why),
             failure => Self::Final(failure),
         }
     }

@@ -99,6 +99,17 @@ impl Failure {
         }
     }
 
+    /// Returns the failure as the end of an action that a node began: a client that gets `UNAVAILABLE` ends its whole
+    /// build, and one that gets a delay repeats more than by itself.
+    pub(crate) fn of_begun(self) -> Self {
+        match self {
+            Self::Unavailable(why) | Self::QueueFull(why) | Self::Corrupt(why) => {
+                Self::Internal(why)
+            }
+            failure => failure,
+        }
+    }
+
     /// Returns whether the action may succeed on another node, which has other blobs, another disk or other programs.
     pub(crate) const fn may_be_of_node(&self) -> bool {
         matches!(self, Self::Missing(_) | Self::Unmet(_)) || self.is_of_machine()

@@ -25,6 +25,7 @@ use reapi::{
     rpc::Code,
     v2::{ExecuteRequest, ExecuteResponse, RequestMetadata},
 };
+use tokio::time::sleep;
 
 use crate::{
     Executor, Failure, Job,
@@ -33,6 +34,10 @@ use crate::{
     command::check_inline,
     publish,
 };
+
+/// The most tries to store the outputs of an action that another node ran, and the pause between them.
+const TRIES: u32 = 3;
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// An action that another node granted to this one.
 #[derive(Clone, Debug, PartialEq)]
@@ -120,7 +125,7 @@ impl Publisher {
     }
 
     /// Stores the result of an action that the node `from` ran, if it succeeded and may be cached. Returns the response
-    /// for clients. Fails if an output is missing.
+    /// for clients. Fails if an output is missing, or cannot be stored.
     ///
     /// The entry node calls this. If the entry node is gone, the node that ran the action calls it.
     pub async fn publish(
@@ -128,15 +133,18 @@ impl Publisher {
         job: &Job,
         mut response: ExecuteResponse,
         from: &str,
-    ) -> Result<ExecuteResponse, Failure> {
+    ) -> Result<ExecuteResponse, Error> {
         let publish = async {
-            let held = self.hold(job.key.action, &response).await;
-            held.map_err(|error| {
-                let action = job.key.action;
-                Failure::Unavailable(format!(
-                    "node {from} ran action {action}, but its outputs are not available: {error}"
-                ))
-            })?;
+            let mut tries = 1;
+            loop {
+                match self.hold(job.key.action, &response).await {
+                    Err(error) if tries < TRIES && !lacks_outputs(&error) => {
+                        tries += 1;
+                        sleep(PAUSE).await;
+                    }
+                    held => break held?,
+                }
+            }
             let note = publish::put_result(&*self.results, job, &response).await;
             if let Some(note) = note {
                 publish::add_line(&mut response.message, &note);
@@ -181,19 +189,37 @@ impl Publisher {
         report: Report<ExecuteResponse>,
         from: &str,
     ) -> Report<ExecuteResponse> {
-        match report {
-            Report::Done(outcome) => match self.publish(job, outcome.value, from).await {
-                Ok(response) => Report::Done(publish::outcome(response)),
-                Err(failure) => failed_attempt(&failure),
-            },
-            report => report,
+        let Report::Done(outcome) = report else {
+            return report;
+        };
+        let error = match self.publish(job, outcome.value, from).await {
+            Ok(response) => return Report::Done(publish::outcome(response)),
+            Err(error) => error,
+        };
+        let action = job.key.action;
+        if lacks_outputs(&error) {
+            let why = format!("node {from} ran action {action}, but its outputs are not available");
+            return failed_attempt(Failure::Internal(format!("{why}: {error}")));
         }
+        tracing::warn!(%action, node = from, %error, "the outputs of an action that another node ran are not stored");
+        // This node may be the cause, so the other one is not called failing.
+        Report::Unsuited(publish::outcome(failed(Failure::from_store(error))))
     }
 }
 
+/// Returns whether outputs are missing at the node that ran the action, and at all others that were asked.
+const fn lacks_outputs(error: &Error) -> bool {
+    error.is_miss() && !matches!(error, Error::Outage { .. })
+}
+
 /// Returns the report of an attempt that failed on its node, so that another one may follow.
-pub fn failed_attempt(failure: &Failure) -> Report<ExecuteResponse> {
-    unsuccessful(publish::failed(failure))
+pub fn failed_attempt(failure: Failure) -> Report<ExecuteResponse> {
+    unsuccessful(failed(failure))
+}
+
+/// Returns the response of an attempt that failed.
+fn failed(failure: Failure) -> ExecuteResponse {
+    publish::failed(&failure.of_begun())
 }
 
 /// Returns the report of an attempt with an error. That an action is invalid, or lacks blobs or a program, is no sign

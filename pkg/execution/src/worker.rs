@@ -213,7 +213,7 @@ impl NodeWorker {
         // The node that handed the action over may do better, or know another node.
         let is_guest = job.entry.is_some();
         if is_guest && failure.may_be_of_node() || failure.is_of_machine() && self.has_peers(job) {
-            return guest::failed_attempt(&failure);
+            return guest::failed_attempt(failure);
         }
         Report::Done(publish::outcome(publish::failed(&failure)))
     }

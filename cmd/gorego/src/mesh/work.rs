@@ -126,13 +126,13 @@ impl Work<Job, ExecuteResponse> for NodeWork {
         let guest = GuestAction::from_grant(entry.node(), grant);
         let guest = guest.map_err(|why| {
             let why = format!("a grant of node {} is malformed: {why}", entry.node());
-            failed_attempt(&gorego_execution::Failure::Internal(why))
+            failed_attempt(gorego_execution::Failure::Internal(why))
         })?;
         let metadata = guest.metadata.clone().unwrap_or_default();
         let (instance, action) = (guest.instance.clone(), guest.action);
         let prepared = self.executor.guest(guest);
         let job = handed_over::prepare(&metadata, &grant.traceparent, prepared).await;
-        let job = job.map_err(|failure| failed_attempt(&failure))?;
+        let job = job.map_err(failed_attempt)?;
         if let Some(attempt) = &grant.attempt {
             let attempt = AttemptId::new(attempt.execution, attempt.number);
             self.executor.show_guest(entry, attempt, &job);

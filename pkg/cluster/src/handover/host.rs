@@ -79,6 +79,8 @@ pub trait Host {
     fn start(&mut self, slot: AttemptId, entry: &Generation, grant: proto::Grant);
     /// Stops the action in a slot. It may be stopped already.
     fn stop(&mut self, slot: AttemptId);
+    /// Forgets the ended action in a slot: its entry node received the end, or has been away for too long.
+    fn forget(&mut self, slot: AttemptId);
     /// Publishes the result of an action whose entry node is gone, if the node may publish it.
     fn orphaned(&mut self, entry: &Generation, done: &Done);
 }

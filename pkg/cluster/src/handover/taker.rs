@@ -164,11 +164,12 @@ impl Peer {
         }
     }
 
-    pub(super) fn on_received(&mut self, received: &Received) {
+    pub(super) fn on_received(&mut self, received: &Received, host: &mut impl Host) {
         if let Some(attempt) = wire::attempt(received.attempt.as_ref())
             && let Some(taken) = self.taken.get(&attempt)
             && taken.done.is_some()
         {
+            host.forget(taken.slot);
             self.taken.remove(&attempt);
         }
     }
@@ -210,10 +211,13 @@ impl Peer {
     /// Stops the attempts of a peer that has been away for [`ORPHAN`](super::ORPHAN), and drops their ends.
     pub(super) fn end_orphans(&mut self, host: &mut impl Host) {
         self.taken.retain(|_, taken| {
-            if taken.done.is_none() {
+            let runs = taken.done.is_none();
+            if runs {
                 host.stop(taken.slot);
+            } else {
+                host.forget(taken.slot);
             }
-            taken.done.is_none()
+            runs
         });
     }
 }

@@ -220,7 +220,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
             attempt: grant.attempt,
             job: Arc::clone(&job),
             stop: stop.clone(),
-            ended: None,
+            has_ended: false,
         };
         self.taken.insert(slot, taken);
         let (work, told, entry) = (Arc::clone(&self.work), self.told.clone(), entry.clone());
@@ -253,6 +253,10 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
         if let Some(taken) = self.taken.get(&slot) {
             taken.stop.cancel();
         }
+    }
+
+    fn forget(&mut self, slot: AttemptId) {
+        self.taken.remove(&slot);
     }
 
     fn orphaned(&mut self, entry: &Generation, done: &Done) {

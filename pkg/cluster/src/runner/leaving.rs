@@ -1,14 +1,35 @@
 //! The end of a node's part in the cluster: draining and leaving.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
-use super::{FAREWELL, Task, Told};
+use super::{Cluster, FAREWELL, Order, Task, Told};
 use crate::link::Events;
+
+/// The interval in which the ends that were not received are counted.
+const POLL: Duration = Duration::from_millis(50);
+
+impl Cluster {
+    /// Returns the number of actions of other nodes that run here, or whose ends these nodes have yet to receive: they
+    /// may still read outputs from this node. Nodes that are gone do not count.
+    pub async fn unreceived(&self) -> usize {
+        let (count, counted) = oneshot::channel();
+        // This fails if the task has ended.
+        let _ = self.orders.send(Order::Count(count)).await;
+        counted.await.unwrap_or_default()
+    }
+
+    /// Waits until no action of another node is [left](Self::unreceived).
+    pub async fn delivered(&self) {
+        while self.unreceived().await > 0 {
+            sleep(POLL).await;
+        }
+    }
+}
 
 impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
     /// Announces to other nodes that this one takes no more work, or that it takes work again.
@@ -33,7 +54,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
     ) {
         let end = Instant::now() + FAREWELL;
         let is_time = || Instant::now() < end;
-        while is_time() && (self.handover.has_ends() || self.parts.runs_for_others()) {
+        while is_time() && (self.handover.unreceived() > 0 || self.parts.runs_for_others()) {
             tokio::select! {
                 biased;
                 Some(event) = events.recv() => self.on_link(event),

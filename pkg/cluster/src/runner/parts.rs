@@ -64,7 +64,7 @@ pub(super) struct Taken<J> {
     /// The job, once it is ready to run.
     pub(super) job: Arc<OnceLock<Arc<J>>>,
     pub(super) stop: CancellationToken,
-    pub(super) ended: Option<Instant>,
+    pub(super) has_ended: bool,
 }
 
 /// An action of this node at another one.
@@ -189,7 +189,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
     /// Records that an action of another node has ended at this node.
     pub(super) fn ended_here(&mut self, slot: AttemptId) {
         if let Some(taken) = self.taken.get_mut(&slot) {
-            taken.ended = Some(Instant::now());
+            taken.has_ended = true;
         }
     }
 

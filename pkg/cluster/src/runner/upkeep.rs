@@ -8,9 +8,6 @@ use gorego_scheduler::Generation;
 use super::{Told, parts::Parts};
 use crate::{membership::MemberState, record::Record};
 
-/// The time for which the grant of an ended action is kept, in case its owner is found to be gone.
-const KEEP: Duration = Duration::from_mins(1);
-
 impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
     /// Returns whether a link was unused for `time`.
     pub(super) fn is_idle(&self, peer: &Generation, time: Duration) -> bool {
@@ -24,7 +21,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
 
     /// Measures the running actions of other nodes, unless an earlier measurement has not ended.
     pub(super) fn start_measuring(&mut self) {
-        let running = self.taken.iter().filter(|(_, taken)| taken.ended.is_none());
+        let running = self.taken.iter().filter(|(_, taken)| !taken.has_ended);
         let running =
             running.filter_map(|(slot, taken)| Some((*slot, Arc::clone(taken.job.get()?))));
         let (slots, jobs): (Vec<_>, Vec<_>) = running.unzip();
@@ -40,10 +37,8 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
         });
     }
 
-    /// Removes actions of and at other nodes that are no longer needed.
-    pub(super) fn forget(&mut self) {
-        self.taken
-            .retain(|_, taken| taken.ended.is_none_or(|ended| ended.elapsed() < KEEP));
+    /// Removes actions at other nodes that are no longer needed.
+    pub(super) fn forget_given(&mut self) {
         let scheduler = &self.scheduler;
         self.given
             .retain(|attempt, _| scheduler.is_awaited(*attempt));
@@ -75,13 +70,13 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
         let given = self.given.values();
         let given = given.filter(|given| given.node == *peer && !given.has_ended);
         let taken = self.taken.values();
-        let taken = taken.filter(|taken| taken.entry == *peer && taken.ended.is_none());
+        let taken = taken.filter(|taken| taken.entry == *peer && !taken.has_ended);
         (given.count() as u64, taken.count() as u64)
     }
 
     /// Returns whether an action of another node runs at this one.
     pub(super) fn runs_for_others(&self) -> bool {
-        self.taken.values().any(|taken| taken.ended.is_none())
+        self.taken.values().any(|taken| !taken.has_ended)
     }
 
     /// Returns the state of a member as text for users.

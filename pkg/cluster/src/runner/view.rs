@@ -100,7 +100,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
         me: &Record,
         members: &[(Arc<Record>, MemberState)],
     ) -> View {
-        self.forget();
+        self.forget_given();
         self.update_failing();
         let own = NodeView {
             load: Some(self.own_load()),

@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
 use async_trait::async_trait;
 use gorego_scheduler::{Generation, ScriptedWorker};
 use gorego_storage::{ActionCacheExt as _, Blob, DigestFunction, MemoryStore, Put};
@@ -158,18 +160,44 @@ async fn a_report_arrives_as_it_was_sent() {
         assert!(message.encoded_len() < 60_000);
         assert_eq!(value(decode_report(message, &store).await), response);
     }
-    let failed = encode_report(failed_attempt(&Failure::Internal("why".to_owned())), &store);
+    let failed = encode_report(failed_attempt(Failure::Internal("why".to_owned())), &store);
     let Report::Failed(outcome) = decode_report(failed.await, &store).await else {
         panic!("not failed");
     };
     assert_eq!(outcome.value.status.unwrap().message, "why");
     let missing = Failure::Missing(vec![DigestFunction::Sha256.digest(b"missing")]);
-    let unsuited = encode_report(failed_attempt(&missing), &store).await;
-    let unsuited = decode_report(unsuited, &store).await;
-    assert!(matches!(unsuited, Report::Unsuited(_)), "{unsuited:?}");
+    let unsuited = encode_report(failed_attempt(missing.clone()), &store).await;
+    let Report::Unsuited(outcome) = decode_report(unsuited, &store).await else {
+        panic!("not unsuited");
+    };
+    assert_eq!(outcome.value.status, Some(missing.status()));
     let stopped = encode_report(Report::Stopped, &store).await;
     let stopped = decode_report(stopped, &store).await;
     assert!(matches!(stopped, Report::Stopped));
+}
+
+/// The outcome of the last attempt is the end of the action.
+#[tokio::test]
+async fn no_attempt_ends_with_a_status_that_ends_builds_or_delays_retries() {
+    let store = MemoryStore::default();
+    let why = || "why".to_owned();
+    for (failure, code) in [
+        (Failure::Unavailable(why()), Code::Internal),
+        (Failure::QueueFull(why()), Code::Internal),
+        (Failure::Corrupt(why()), Code::Internal),
+        (Failure::Internal(why()), Code::Internal),
+        (Failure::NoSpace(why()), Code::ResourceExhausted),
+        (Failure::Unmet(why()), Code::FailedPrecondition),
+    ] {
+        let message = encode_report(failed_attempt(failure.clone()), &store).await;
+        let report = decode_report(message, &store).await;
+        let (Report::Failed(outcome) | Report::Unsuited(outcome)) = report else {
+            panic!("{failure}: {report:?}");
+        };
+        let status = outcome.value.status.unwrap();
+        assert_eq!(status.code, code as i32, "{failure}");
+        assert_eq!(status.details, [], "{failure}");
+    }
 }
 
 #[tokio::test]
@@ -185,8 +213,11 @@ async fn an_attempt_whose_response_is_unreadable_has_failed() {
     let mut huge = message.clone();
     huge.response_size = u64::MAX;
     for message in [message, malformed, huge] {
-        let report = decode_report(message, &reader).await;
-        assert!(matches!(report, Report::Failed(_)), "{report:?}");
+        let Report::Failed(outcome) = decode_report(message, &reader).await else {
+            panic!("not failed");
+        };
+        let status = outcome.value.status.unwrap();
+        assert_eq!(status.code, Code::Internal as i32, "{status:?}");
     }
 }
 
@@ -215,11 +246,17 @@ struct Near {
     node: MemoryStore,
     /// A backing cache that the other node does not have.
     backing: Option<MemoryStore>,
+    /// The number of lookups that have yet to fail.
+    to_fail: AtomicU32,
 }
 
 #[async_trait]
 impl BlobStore for Near {
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>, Error> {
+        let count = |left: u32| left.checked_sub(1);
+        if self.to_fail.fetch_update(Relaxed, Relaxed, count).is_ok() {
+            return Err(Error::Unavailable("down".to_owned()));
+        }
         let backing = self.backing.as_ref().unwrap_or(&self.local);
         backing.find_missing(digests).await
     }
@@ -265,6 +302,33 @@ async fn outputs_that_only_the_other_node_has_are_read_from_it() {
         assert_eq!(value(report.await), response(&output, 0));
         assert_eq!(stores.find_missing(&[output]).await.unwrap(), []);
         assert!(results.find("a/b", &digest).await.unwrap().is_some());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_of_the_stores_of_the_entry_node_is_no_failure_of_the_other_node() {
+    let results = Arc::<MemoryStore>::default();
+    let (digest, _) = action(&results).await;
+    let job = executor(&results).guest(guest(digest)).await.unwrap();
+    let output = put(&results, b"output").await;
+    for (failures, succeeds) in [(2, true), (u32::MAX, false)] {
+        let stores = Arc::new(Near {
+            to_fail: failures.into(),
+            ..Near::default()
+        });
+        put(&stores.local, b"output").await;
+        let publisher = Publisher::new(stores, Arc::clone(&results) as _);
+        let report = publisher.report(&job, done(response(&output, 0)), "node-1");
+        match report.await {
+            Report::Done(_) => assert!(succeeds, "the stores are down"),
+            Report::Unsuited(outcome) => {
+                assert!(!succeeds, "the stores are up again");
+                let status = outcome.value.status.unwrap();
+                assert_eq!(status.code, Code::Internal as i32, "{status:?}");
+                assert_eq!(status.details, []);
+            }
+            report => panic!("{report:?}"),
+        }
     }
 }
 

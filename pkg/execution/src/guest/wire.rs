@@ -11,7 +11,7 @@ use reapi::{
     v2::{ExecuteResponse, RequestMetadata},
 };
 
-use super::{GuestAction, failed_attempt, unsuccessful};
+use super::{GuestAction, failed, failed_attempt, unsuccessful};
 use crate::{Failure, Job, publish};
 
 /// The most bytes of a response in a message, of which links take 64 KiB.
@@ -94,7 +94,7 @@ pub async fn encode_report(report: Report<ExecuteResponse>, blobs: &dyn BlobStor
             ..of(end, Bytes::new())
         },
         Err(error) => {
-            let response = publish::failed(&Failure::from_store(error));
+            let response = failed(Failure::from_store(error));
             of(End::Failed, response.encode_to_vec().into())
         }
     }
@@ -119,7 +119,7 @@ pub async fn decode_report(done: Done, blobs: &dyn BlobStore) -> Report<ExecuteR
         Ok(response) => response,
         Err(why) => {
             let why = format!("the response of another node is unreadable: {why}");
-            return failed_attempt(&Failure::Unavailable(why));
+            return failed_attempt(Failure::Unavailable(why));
         }
     };
     match end {

@@ -219,6 +219,8 @@ impl Host for NodeHost<'_> {
         }
     }
 
+    fn forget(&mut self, _slot: AttemptId) {}
+
     fn orphaned(&mut self, _entry: &Generation, _done: &Done) {}
 }
 

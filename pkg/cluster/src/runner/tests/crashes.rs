@@ -80,6 +80,8 @@ async fn run(name: &'static str, generation: u64, world: World) {
     let mut meets = false;
     loop {
         sleep(TICK).await;
+        let unreceived = node.cluster.unreceived().await;
+        world.lock().unreceived.insert(name, unreceived);
         world.lock().totals.insert(name, node.runner.totals());
         world.lock().knows_failing |= !node.runner.failing().is_empty();
         if name == NAMES[0] && !meets && world.lock().meets {
@@ -162,7 +164,41 @@ fn assert_ends(sim: &mut Sim<'_>, world: &World, may_fail: impl Fn(&str) -> bool
             totals.live,
         );
         assert_eq!(counts, (0, 0, 0), "{name}: {state:?}");
+        assert_eq!(state.unreceived[name], 0, "{name}: {state:?}");
     }
+}
+
+#[test]
+fn an_ended_action_of_another_node_is_left_until_that_node_received_the_end() {
+    let (mut sim, world) = simulate(1);
+    let left = || world.lock().unreceived.get("b").copied();
+    let mut most = PATIENCE.as_millis() / TICK.as_millis();
+    while left() != Some(1) {
+        assert!(most > 0, "{:?}", world.lock());
+        most -= 1;
+        steps(&mut sim, 1);
+    }
+    sim.hold("a", "b");
+    // The action ends, and the link is not yet given up.
+    steps(&mut sim, 50);
+    assert_eq!(world.lock().totals["b"].running, 0);
+    assert_eq!(left(), Some(1));
+    sim.release("a", "b");
+    wait_for_answers(&mut sim, &world, 0..ACTIONS);
+    steps(&mut sim, 100);
+    assert_eq!(left(), Some(0));
+}
+
+#[test]
+fn a_node_forgets_the_actions_of_others_once_these_received_the_ends() {
+    let (mut sim, world) = simulate(1);
+    wait_for_answers(&mut sim, &world, 0..ACTIONS);
+    steps(&mut sim, 100);
+    let state = world.lock();
+    let foreign = state.jobs.iter().filter(|(name, _)| *name != NAMES[0]);
+    let (held, forgotten): (Vec<_>, Vec<_>) = foreign.partition(|(_, job)| job.strong_count() > 0);
+    assert!(held.is_empty(), "{held:?}");
+    assert!(!forgotten.is_empty(), "{state:?}");
 }
 
 /// Crashes a node after this many steps. Some attempts fail at one node. Returns whether a node knew that it kept

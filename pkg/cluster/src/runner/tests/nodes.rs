@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -57,6 +57,10 @@ pub(super) struct State {
     pub(super) to_fail: u32,
     /// Set once a node has known that a node keeps failing.
     pub(super) knows_failing: bool,
+    /// The last number of ends at each node that others have yet to receive.
+    pub(super) unreceived: BTreeMap<&'static str, usize>,
+    /// The jobs that ran at each node.
+    pub(super) jobs: Vec<(&'static str, Weak<u32>)>,
 }
 
 pub(super) type World = Arc<Mutex<State>>;
@@ -83,7 +87,12 @@ impl Worker<u32, u32> for Script {
 
     async fn run(&self, attempt: Attempt<u32>) -> Report<u32> {
         let action = *attempt.grant.job;
-        *self.world.lock().runs.entry(action).or_default() += 1;
+        {
+            let mut state = self.world.lock();
+            *state.runs.entry(action).or_default() += 1;
+            let job = Arc::downgrade(&attempt.grant.job);
+            state.jobs.push((self.name, job));
+        }
         attempt.begin(Phase::Run);
         let work = async {
             if action < MEETING {

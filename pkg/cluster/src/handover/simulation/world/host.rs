@@ -202,6 +202,8 @@ impl Host for SimulatedHost<'_> {
         self.out.push(Out::Stop(slot));
     }
 
+    fn forget(&mut self, _slot: AttemptId) {}
+
     fn orphaned(&mut self, _entry: &Generation, _done: &Done) {
         self.out.push(Out::Orphan);
     }
