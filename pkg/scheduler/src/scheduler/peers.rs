@@ -63,8 +63,11 @@ impl<J, O> Scheduler<J, O> {
         fits: impl Fn(&str) -> bool,
     ) -> Vec<(Need, usize)> {
         let mut counts = BTreeMap::new();
+        // Peers without a link are not known.
+        let taker = self.peer(peer);
+        let has_memory = |class| taker.is_none_or(|taker| self.has_memory_at(taker, class));
         for (class, executions) in self.queue.executions() {
-            if self.suits(peer, class, &fits) && self.has_memory_at(peer, class) {
+            if self.suits(peer, class, &fits) && has_memory(class) {
                 *counts.entry(class.need).or_default() += executions;
             }
         }

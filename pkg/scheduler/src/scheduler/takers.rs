@@ -154,14 +154,16 @@ impl<J, O> Scheduler<J, O> {
         peers.any(|peer| peer.has_memory(need))
     }
 
-    /// Returns whether a peer has the memory for the executions of a class, whose platform it has.
-    pub(super) fn has_memory_at(&self, peer: &WorkerId, class: &Class) -> bool {
+    /// Returns a peer that takes actions.
+    pub(super) fn peer(&self, worker: &WorkerId) -> Option<&Taker> {
         let mut peers = self.takers.peers.iter().flat_map(|group| &group.0);
-        let peer = peers.find(|other| other.worker == *peer);
-        peer.is_none_or(|peer| {
-            let fitting = || self.takers.fitting(class.platform.as_deref().unwrap_or(""));
-            peer.has_memory(class.need) || peer.has_memory(self.required(class, &fitting()))
-        })
+        peers.find(|peer| peer.worker == *worker)
+    }
+
+    /// Returns whether a peer has the memory for the executions of a class, whose platform it has.
+    pub(super) fn has_memory_at(&self, peer: &Taker, class: &Class) -> bool {
+        let fitting = || self.takers.fitting(class.platform.as_deref().unwrap_or(""));
+        peer.has_memory(class.need) || peer.has_memory(self.required(class, &fitting()))
     }
 
     /// Returns the need for which a worker must have the memory to run the executions of a class. If no worker of their

@@ -142,29 +142,26 @@ fn omit(frame: &mut Frame) {
 
 /// Adds a field to the frame, and to the message that it contains.
 fn add(frame: &Frame) -> Bytes {
-    let content = match &frame.content {
+    let content = if let Some(Content::Hello(hello)) = &frame.content {
         // The record within has another field, too.
-        Some(Content::Hello(hello)) => {
-            let record = hello.record.as_ref().unwrap().encode_to_vec();
-            let newer = Hello {
-                version: hello.version + 1,
-                record: None,
-                ..hello.clone()
-            };
-            let mut bytes = newer.encode_to_vec();
-            put(&mut bytes, 4, &[&record[..], &FIELD].concat());
-            let mut all = Vec::new();
-            put(&mut all, 1, &[&bytes[..], &FIELD].concat());
-            all
-        }
-        _ => {
-            let mut encoded = Bytes::from(frame.encode_to_vec());
-            let (tag, _) = encoding::decode_key(&mut encoded).unwrap();
-            encoding::decode_varint(&mut encoded).unwrap();
-            let mut all = Vec::new();
-            put(&mut all, tag, &[encoded.chunk(), &FIELD].concat());
-            all
-        }
+        let record = hello.record.as_ref().unwrap().encode_to_vec();
+        let newer = Hello {
+            version: hello.version + 1,
+            record: None,
+            ..hello.clone()
+        };
+        let mut bytes = newer.encode_to_vec();
+        put(&mut bytes, 4, &[&record[..], &FIELD].concat());
+        let mut all = Vec::new();
+        put(&mut all, 1, &[&bytes[..], &FIELD].concat());
+        all
+    } else {
+        let mut encoded = Bytes::from(frame.encode_to_vec());
+        let (tag, _) = encoding::decode_key(&mut encoded).unwrap();
+        encoding::decode_varint(&mut encoded).unwrap();
+        let mut all = Vec::new();
+        put(&mut all, tag, &[encoded.chunk(), &FIELD].concat());
+        all
     };
     [&content[..], &FIELD].concat().into()
 }
