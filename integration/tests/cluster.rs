@@ -136,7 +136,7 @@ async fn a_node_that_is_asked_to_stop_ends_what_it_runs_for_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_actions_that_a_stopping_node_does_not_end_in_time_run_elsewhere() {
+async fn actions_that_outlast_the_drain_timeout_of_their_node_run_elsewhere() {
     let [a, mut b] = cluster::start::<2>(&[ONE, "limits.drain_timeout=1s"]).await;
     let mut gate = Gate::new();
     let crowd = crowd(&a, &gate, 2).await;

@@ -90,7 +90,7 @@ async fn the_local_cluster_of_the_readme_runs_actions() {
 }
 
 #[test]
-fn a_local_cluster_has_no_more_nodes_than_ports() {
+fn local_cluster_refuses_more_than_100_nodes() {
     let mut script = process::command("bash");
     let arguments = ["deploy/local-cluster", "--nodes", "101"];
     let output = script.args(arguments).current_dir(project::root()).output();

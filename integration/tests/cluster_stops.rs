@@ -141,7 +141,7 @@ async fn an_action_fails_with_the_names_of_the_nodes_after_it_lost_six() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_action_whose_entry_node_died_may_be_cached_and_is_killed_after_a_while() {
+async fn actions_of_a_dead_entry_node_are_cached_if_they_end_soon_and_killed_otherwise() {
     let mut a = Node::start("a", "", &[ENTRY]).await;
     let b = Node::start("b", &a.mesh.to_string(), &["execution.concurrency=3"]).await;
     let c = Node::start("c", &b.mesh.to_string(), &[ENTRY]).await;

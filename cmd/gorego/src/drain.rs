@@ -134,8 +134,8 @@ impl Control {
         let mut told = None;
         while *self.draining.borrow() {
             let left = match scheduler.unfinished() {
-                // Until then, an action whose end is lost would run again.
-                0 => self.cluster.unreceived().await,
+                // An action runs again if its entry node does not receive the end.
+                0 => self.cluster.unfinished_foreign().await,
                 left => left,
             };
             if left == 0 {

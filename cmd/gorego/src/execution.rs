@@ -266,8 +266,8 @@ impl LocalExecutor {
         let left = || self.drain.saturating_sub(begin.elapsed());
         self.executor.shut_down(left()).await;
         if let Some(cluster) = cluster {
-            // At the time limit, other nodes run the actions again.
-            let _ = timeout(left(), cluster.delivered()).await;
+            // If the time runs out, the entry nodes queue these actions again.
+            let _ = timeout(left(), cluster.finish_foreign()).await;
         }
         self.tasks.close();
         self.tasks.wait().await;

@@ -340,9 +340,9 @@ impl Handover {
         }
     }
 
-    /// Returns the number of actions of peers that run at this node, or whose ends the peers have yet to receive. Peers
-    /// that are gone do not count.
-    pub fn unreceived(&self) -> usize {
+    /// Returns the number of unfinished actions of peers: those that run at this node, and those whose end the peer has
+    /// not received. Peers that are gone do not count.
+    pub fn unfinished_foreign(&self) -> usize {
         let peers = self.peers.values().filter(|peer| !peer.is_gone());
         peers.map(|peer| peer.taken.len()).sum()
     }

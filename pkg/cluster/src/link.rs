@@ -231,7 +231,7 @@ impl Links {
     }
 
     /// Returns whether there is a link to this run of a node, even if [`Event::Up`] was not received yet.
-    pub fn has(&self, peer: &Generation) -> bool {
+    pub fn has_link(&self, peer: &Generation) -> bool {
         let table = self.table.lock();
         let link = table.link(peer);
         link.is_some_and(|link| link.outbox.is_open())

@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn record_of_a_newer_version_is_read_without_the_fields_that_are_not_known() {
+    fn record_of_a_newer_version_is_read_without_its_unknown_fields() {
         let mut bytes = record().encode().unwrap();
         encoding::uint64::encode(99, &7, &mut bytes);
         encoding::string::encode(100, &"a text".to_owned(), &mut bytes);

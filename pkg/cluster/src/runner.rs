@@ -94,8 +94,8 @@ pub struct Cluster {
 enum Order {
     /// Take no more work, or take it again.
     Drain(bool),
-    /// Count the actions of other nodes here whose ends these have yet to receive.
-    Count(oneshot::Sender<usize>),
+    /// Count the unfinished actions of other nodes: see [`Cluster::unfinished_foreign`].
+    CountForeign(oneshot::Sender<usize>),
     /// Leave the cluster.
     Leave(oneshot::Sender<()>),
 }
@@ -105,7 +105,7 @@ enum Told<J, O> {
     Claimed(ForeignSlot<J, O>),
     Progress(AttemptId, Phase, u16),
     Ended(AttemptId, Done),
-    Reported(Generation, AttemptId, Option<Again>),
+    Reported(Generation, AttemptId, Option<RequeueCause>),
     Fetched(Generation),
     Measured(HashMap<AttemptId, ResourceUsage>),
     Dialed {
@@ -119,9 +119,9 @@ enum Told<J, O> {
     },
 }
 
-/// The reason why an action is queued again after its attempt at another node.
+/// The cause for which an action is queued again after its attempt at another node.
 #[derive(Clone, Copy, Debug)]
-enum Again {
+enum RequeueCause {
     Stopped,
     Failed,
 }
@@ -278,9 +278,9 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
                 biased;
                 Some(order) = orders.recv() => match order {
                     Order::Drain(draining) => self.drain(draining),
-                    Order::Count(count) => {
+                    Order::CountForeign(count) => {
                         // This fails if the caller does not wait.
-                        let _ = count.send(self.handover.unreceived());
+                        let _ = count.send(self.handover.unfinished_foreign());
                     }
                     Order::Leave(left) => return self.leave(&mut events, &mut tells, left).await,
                 },

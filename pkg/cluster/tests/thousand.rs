@@ -1,10 +1,10 @@
-//! A cluster of a thousand nodes in virtual time recovers from each incident of one node. Partitions of
-//! that size take minutes; smaller clusters have them among the tests of the membership.
+//! A cluster of a thousand nodes in virtual time recovers from each incident of one node. Partitions of a thousand nodes
+//! take minutes; `membership/tests/matrix.rs` tests them in smaller clusters.
 
 use gorego_cluster::membership::simulation::{Incident, recover};
 
 #[test]
-fn thousand_nodes_recover_from_the_end_of_a_process() {
+fn thousand_nodes_recover_from_a_killed_process() {
     recover(1000, 0.01, 11, Incident::Kill).unwrap();
 }
 
@@ -19,11 +19,11 @@ fn thousand_nodes_recover_from_a_move() {
 }
 
 #[test]
-fn thousand_nodes_recover_from_a_stop() {
-    recover(1000, 0.01, 11, Incident::Stop).unwrap();
+fn thousand_nodes_recover_from_a_paused_process() {
+    recover(1000, 0.01, 11, Incident::Pause).unwrap();
 }
 
 #[test]
-fn thousand_nodes_recover_from_a_step_of_a_clock() {
+fn thousand_nodes_recover_from_a_clock_jump() {
     recover(1000, 0.0, 11, Incident::Clock).unwrap();
 }

@@ -79,8 +79,8 @@ section! {
         /// that an action loads into it, can carry something over from one action to the next; so all clients of an
         /// instance have to trust each other.
         enabled: bool = false,
-        /// The most workers, idle or not. 0 for `execution.concurrency`. The idle ones together keep at most a quarter of
-        /// `execution.memory`, which running actions do not get, except for one that needs more than the rest.
+        /// The most workers, idle or not. 0 for `execution.concurrency`. Up to a quarter of `execution.memory` is reserved
+        /// for idle workers. An action that needs more than the rest ends them and gets all of the memory.
         max: u32 = 0,
         /// The time after which an idle worker ends.
         idle_timeout: Duration = Duration::from_mins(5),

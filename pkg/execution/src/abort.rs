@@ -31,7 +31,7 @@ pub(crate) enum Abort {
 
 impl From<Error> for Abort {
     fn from(error: Error) -> Self {
-        match Failure::from_store(error).of_begun() {
+        match Failure::from_store(error).without_retry_advice() {
             Failure::NoSpace(why) => Self::NoSpace(why),
             Failure::Internal(why) => Self::Own(why),
             failure => Self::Final(failure),

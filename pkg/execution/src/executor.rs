@@ -108,7 +108,7 @@ impl Executor {
                 memory: options.memory.saturating_sub(options.idle_memory()),
             };
             let (id, most) = (WorkerId::new(&options.node), options.memory);
-            runner.add_worker_with_most(id, capacity, most, worker);
+            runner.add_worker_with_max_memory(id, capacity, most, worker);
         } else {
             (options.concurrency, options.memory) = (0, 0);
             options.platform.clear();

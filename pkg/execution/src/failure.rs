@@ -99,9 +99,9 @@ impl Failure {
         }
     }
 
-    /// Returns the failure as the end of an action that a node began: a client that gets `UNAVAILABLE` ends its whole
-    /// build, and one that gets a delay repeats more than by itself.
-    pub(crate) fn of_begun(self) -> Self {
+    /// Converts the failure for the end of an attempt. Clients retry `INTERNAL` by themselves. `UNAVAILABLE` would make a
+    /// client end its whole build, and a retry delay would make it retry more often.
+    pub(crate) fn without_retry_advice(self) -> Self {
         match self {
             Self::Unavailable(why) | Self::QueueFull(why) | Self::Corrupt(why) => {
                 Self::Internal(why)

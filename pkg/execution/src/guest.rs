@@ -35,9 +35,10 @@ use crate::{
     publish,
 };
 
-/// The most tries to store the outputs of an action that another node ran, and the pause between them.
-const TRIES: u32 = 3;
-const PAUSE: Duration = Duration::from_secs(1);
+/// The most tries to store the outputs of an action that another node ran.
+const STORE_TRIES: u32 = 3;
+/// The pause between two of these tries.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
 
 /// An action that another node granted to this one.
 #[derive(Clone, Debug, PartialEq)]
@@ -138,9 +139,9 @@ impl Publisher {
             let mut tries = 1;
             loop {
                 match self.hold(job.key.action, &response).await {
-                    Err(error) if tries < TRIES && !lacks_outputs(&error) => {
+                    Err(error) if tries < STORE_TRIES && may_pass(&error) => {
                         tries += 1;
-                        sleep(PAUSE).await;
+                        sleep(STORE_PAUSE).await;
                     }
                     held => break held?,
                 }
@@ -201,13 +202,18 @@ impl Publisher {
             let why = format!("node {from} ran action {action}, but its outputs are not available");
             return failed_attempt(Failure::Internal(format!("{why}: {error}")));
         }
-        tracing::warn!(%action, node = from, %error, "the outputs of an action that another node ran are not stored");
-        // This node may be the cause, so the other one is not called failing.
+        tracing::warn!(%action, node = from, %error, "failed to store the outputs of an action that another node ran");
+        // The cause may be this node, so the attempt does not count as a failure of the other node.
         Report::Unsuited(publish::outcome(failed(Failure::from_store(error))))
     }
 }
 
-/// Returns whether outputs are missing at the node that ran the action, and at all others that were asked.
+/// Returns whether the same call may succeed later.
+fn may_pass(error: &Error) -> bool {
+    error.may_pass() || matches!(error, Error::Outage { .. })
+}
+
+/// Returns whether an output is missing at the node that ran the action and in all other stores, which all answered.
 const fn lacks_outputs(error: &Error) -> bool {
     error.is_miss() && !matches!(error, Error::Outage { .. })
 }
@@ -219,7 +225,7 @@ pub fn failed_attempt(failure: Failure) -> Report<ExecuteResponse> {
 
 /// Returns the response of an attempt that failed.
 fn failed(failure: Failure) -> ExecuteResponse {
-    publish::failed(&failure.of_begun())
+    publish::failed(&failure.without_retry_advice())
 }
 
 /// Returns the report of an attempt with an error. That an action is invalid, or lacks blobs or a program, is no sign

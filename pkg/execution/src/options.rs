@@ -108,8 +108,8 @@ impl Options {
         self.concurrency.saturating_add(workers)
     }
 
-    /// Returns the most memory that idle persistent workers may have, in bytes. Running actions have the rest, and one that
-    /// needs more has all.
+    /// Returns the memory that is reserved for idle persistent workers, in bytes. Running actions share the rest. An
+    /// action that needs more than the rest gets all of the memory, after the idle workers have ended.
     pub fn idle_memory(&self) -> u64 {
         self.persistent
             .as_ref()

@@ -59,7 +59,7 @@ impl ProxyActions {
         Self::with_local(store, local)
     }
 
-    /// Creates the action cache of `store`'s two tiers, of which `local` has the results of the local one.
+    /// Creates the action cache of `store`'s two tiers. Results of the local tier are read and written through `local`.
     pub fn with_local(store: &ProxyStore, local: Arc<dyn ActionCache>) -> Self {
         let tiers = store.uploads.tiers.clone();
         let prefetch = || Prefetch::new(Arc::clone(&store.fetches));

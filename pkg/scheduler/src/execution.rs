@@ -15,8 +15,8 @@ use crate::{
 const MAX_TARGET_LEN: usize = 256;
 const MAX_MNEMONIC_LEN: usize = 64;
 
-/// The values by which executions are merged. The platform tells an action for one node only from the same action for
-/// any node.
+/// The key by which executions are merged: the action, its instance and the platform. An action that only this node may
+/// run has another text of the platform than the same action for any node, so these two are never merged.
 pub(crate) type MergeKey = (Arc<ActionKey>, Option<Arc<str>>);
 
 /// The action's state. The operations that share it are at least one.

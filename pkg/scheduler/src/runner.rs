@@ -185,21 +185,21 @@ where
 
     /// Adds a worker, which gets attempts from now on.
     pub fn add_worker(&self, id: WorkerId, capacity: Capacity, worker: Arc<dyn Worker<J, O>>) {
-        self.add_worker_with_most(id, capacity, capacity.memory, worker);
+        self.add_worker_with_max_memory(id, capacity, capacity.memory, worker);
     }
 
-    /// Adds a worker that can make more of its memory free for one attempt with nothing beside: `most` bytes.
-    pub fn add_worker_with_most(
+    /// Adds a worker that can make `max_memory` bytes free for one attempt, which may be more than `capacity.memory`.
+    pub fn add_worker_with_max_memory(
         &self,
         id: WorkerId,
         capacity: Capacity,
-        most: u64,
+        max_memory: u64,
         worker: Arc<dyn Worker<J, O>>,
     ) {
         let fitting = Arc::clone(&worker);
         let taker = Taker {
             worker: id.clone(),
-            memory: most,
+            memory: max_memory,
             fits: Arc::new(move |platform| fitting.fits(platform)),
         };
         self.shared.apply(|state, _| {

@@ -1,12 +1,12 @@
-//! Hash tables that grow with the queue.
+//! Hash tables that shrink once a long queue has ended.
 
 use std::{collections::HashMap, hash::Hash};
 
-/// The entries up to which a table keeps its memory.
+/// The capacity up to which a table is not shrunk.
 const SMALL: usize = 1024;
 
-/// Returns the memory of a table that is mostly empty, to be called when entries were removed. So rarely does it shrink
-/// that the cost for an entry is small.
+/// Shrinks a table that is mostly empty, to be called after a removal. It shrinks so rarely that the cost per entry is
+/// small.
 pub(crate) fn shrink<K: Eq + Hash, V>(table: &mut HashMap<K, V>) {
     if table.capacity() > SMALL.max(8 * table.len()) {
         table.shrink_to(2 * table.len());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 /// Copies the first `most` bytes of `text`, or fewer.
 pub(crate) fn bounded(text: &str, most: usize) -> Arc<str> {
     if text.is_empty() {
-        // Shared: most clients but Bazel name neither targets nor mnemonics.
+        // Most clients other than Bazel send neither targets nor mnemonics: these share one empty text.
         return Arc::default();
     }
     truncated(text, most).into()

@@ -28,20 +28,20 @@ pub struct Call {
     pub(crate) parent: Option<Box<SpanContext>>,
     /// The context of this call's span, if the call is traced here.
     pub(crate) trace: OnceLock<Box<SpanContext>>,
-    /// Boxed, since most clients but Bazel send none.
-    sent: Option<Box<Sent>>,
+    /// The metadata that the client sent. Boxed, since most clients other than Bazel send none.
+    client: Option<Box<ClientMetadata>>,
 }
 
 /// The metadata that a client sent about itself.
 #[derive(Debug)]
-struct Sent {
+struct ClientMetadata {
     /// The value of the header [`METADATA`].
     header: Box<[u8]>,
     metadata: OnceLock<Option<Box<RequestMetadata>>>,
 }
 
-impl Sent {
-    /// Returns the header, if it is not too long.
+impl ClientMetadata {
+    /// Creates the metadata from the value of its header. `None` if that is too long.
     fn new(header: &[u8]) -> Option<Box<Self>> {
         let is_accepted = header.len() <= metadata::MAX_LEN;
         is_accepted.then(|| {
@@ -63,7 +63,7 @@ impl Call {
             parent: context::read(headers).map(Box::new),
             trace: OnceLock::new(),
             // Copied, since the value shares its memory with the other headers.
-            sent: header.and_then(Sent::new),
+            client: header.and_then(ClientMetadata::new),
         }
     }
 
@@ -76,7 +76,7 @@ impl Call {
     ) -> Self {
         let header = STANDARD.encode(sent.encode_to_vec());
         Self {
-            sent: Sent::new(header.as_bytes()),
+            client: ClientMetadata::new(header.as_bytes()),
             ..Self::new(method, headers, peer)
         }
     }
@@ -104,7 +104,7 @@ impl Call {
     /// Returns what the client sent about itself, without the user information of URLs: it is logged, traced and
     /// shown. `None` if it sent nothing, or nothing that can be decoded.
     pub fn metadata(&self) -> Option<&RequestMetadata> {
-        let sent = self.sent.as_deref()?;
+        let sent = self.client.as_deref()?;
         let decode = || {
             let mut decoded = metadata::decode(&sent.header)?;
             redact(&mut decoded);
@@ -125,7 +125,7 @@ impl Call {
 
     /// Returns the header [`METADATA`] as the client sent it.
     pub fn metadata_header(&self) -> Option<&[u8]> {
-        Some(&self.sent.as_deref()?.header)
+        Some(&self.client.as_deref()?.header)
     }
 }
 

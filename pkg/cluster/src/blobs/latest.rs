@@ -20,7 +20,8 @@ const LOCKS: usize = 64;
 const SKEW: Duration = Duration::from_mins(1);
 
 /// An action cache of an owner, in which a result does not replace one whose action completed later
-/// (`execution_completed_timestamp`), unless that is in the future: such a result would stay after its outputs are lost.
+/// (`execution_completed_timestamp`). A stored result with a time in the future is always replaced: otherwise it would
+/// stay even after its outputs are lost.
 #[derive(Debug)]
 pub struct LatestResults {
     actions: Arc<dyn ActionCache>,
@@ -58,7 +59,7 @@ impl ActionCache for LatestResults {
     }
 }
 
-/// Returns whether an action completed after now, by the clock of this node.
+/// Returns whether an action completed more than [`SKEW`] after the present time of this node's clock.
 fn is_in_future(result: &ActionResult) -> bool {
     let metadata = result.execution_metadata.as_ref();
     let completed = metadata.and_then(|it| it.execution_completed_timestamp.as_ref());

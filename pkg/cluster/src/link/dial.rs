@@ -61,10 +61,10 @@ pub enum DialError {
     /// A link to this node is up or being opened.
     #[error("a link to the node is up or being opened")]
     Duplicate,
-    /// One side knows as many nodes as it may.
+    /// One of the two nodes has links to `cluster.max_nodes` nodes already.
     #[error("{0}")]
     Full(String),
-    /// One side takes no link for now: it shuts down, or opens too many connections at once.
+    /// One of the two nodes takes no link now: it shuts down, or opens too many connections at once.
     #[error("{0}")]
     Busy(String),
     /// The node refuses for another reason.

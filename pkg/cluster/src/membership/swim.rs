@@ -80,7 +80,7 @@ impl Membership {
         packet.updates.retain(|_| accepted.next().unwrap_or(false));
         if feed {
             // The answer to an announcement is no news for others.
-            let updates = self.unknown(mem::take(&mut packet.updates));
+            let updates = self.without_known(mem::take(&mut packet.updates));
             self.drive(|foca, runtime| foca.apply_many(updates.into_iter(), false, runtime));
         }
         let rewritten = (packet.updates.len() < sent)
@@ -107,9 +107,9 @@ impl Membership {
         result.map_err(|error| PacketError::Protocol(error.to_string()))
     }
 
-    /// Returns the updates without those that name a live node as foca already knows it. foca searches all its members
-    /// for each update, and the answer to an announcement names all nodes.
-    fn unknown(&self, mut updates: Vec<Member<Identity>>) -> Vec<Member<Identity>> {
+    /// Drops the updates that repeat what foca knows of a live node. foca searches all its members for each update, and
+    /// the answer to an announcement names all nodes.
+    fn without_known(&self, mut updates: Vec<Member<Identity>>) -> Vec<Member<Identity>> {
         let members = self.foca.iter_membership_state();
         let known: HashMap<_, _> = members.map(|it| (it.id().key(), it)).collect();
         updates.retain(|update| {

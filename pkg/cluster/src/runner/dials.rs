@@ -28,7 +28,10 @@ use crate::{
 const MAX_PACKETS: usize = 4;
 /// The most nodes for which packets wait.
 const MAX_WAITING: usize = 64;
-/// The most addresses whose nodes are known.
+/// The time after which an address is visited again: a balancer or a DNS name may lead to another node then. It is longer
+/// than an idle link lives.
+const VISIT_AGAIN: Duration = Duration::from_mins(10);
+/// The most addresses in [`Dials::visited`].
 const MAX_VISITED: usize = 4096;
 /// The interval in which it is checked whether the node is alone.
 const CHECK: Duration = Duration::from_secs(10);
@@ -38,8 +41,8 @@ const CHECK: Duration = Duration::from_secs(10);
 pub(super) struct Dials {
     nodes: HashSet<Generation>,
     packets: HashMap<Generation, VecDeque<Bytes>>,
-    /// The nodes that discovery found at addresses, whatever address they give themselves.
-    visited: HashMap<String, Generation>,
+    /// The node that discovery found at each address, and the time. The record of the node may have another address.
+    visited: HashMap<String, (Generation, Instant)>,
 }
 
 impl Dials {
@@ -96,16 +99,21 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
 
     pub(super) fn dialed(&mut self, node: &Generation) {
         self.dials.nodes.remove(node);
-        if !self.links.has(node) {
+        if !self.links.has_link(node) {
             self.dials.packets.remove(node);
         }
     }
 
-    /// Opens links to the nodes at addresses, which provide their names. The nodes that are alive, this one included, are
-    /// not visited again: that would keep links open, so that each node had one to each other node.
+    /// Opens links to the nodes at `addresses`, whose names are not known yet. Skips the nodes in `alive`, which includes
+    /// this one: visits of them would keep a link open between each two nodes. A node that is alone skips none, since the
+    /// address at which it found itself may lead to others, too.
     pub(super) fn visit(&mut self, addresses: &[String], alive: &[&Record]) {
         let nodes: HashSet<_> = alive.iter().map(|record| &record.node).collect();
-        self.dials.visited.retain(|_, node| nodes.contains(node));
+        let is_alone = nodes.len() == 1;
+        let stays = |_: &String, (node, at): &mut (Generation, Instant)| {
+            !is_alone && nodes.contains(node) && at.elapsed() < VISIT_AGAIN
+        };
+        self.dials.visited.retain(stays);
         let known: HashSet<_> = alive.iter().map(|record| &record.address).collect();
         let visited = &self.dials.visited;
         let new = |address: &&String| !known.contains(address) && !visited.contains_key(*address);
@@ -120,7 +128,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
         }
     }
 
-    /// Records which node is at an address, or logs why that is not known.
+    /// Records the node that was found at an address, or logs why there is no link.
     pub(super) fn visited(
         &mut self,
         address: String,
@@ -134,7 +142,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
             Err(why) => return report(&address, &why, is_alone),
         };
         if self.dials.visited.len() < MAX_VISITED {
-            self.dials.visited.insert(address, node);
+            self.dials.visited.insert(address, (node, Instant::now()));
         }
     }
 }
@@ -180,7 +188,8 @@ fn report(address: &str, why: &DialError, is_alone: bool) {
         DialError::Full(_) if LIMITS.is_due() => tracing::warn!(
             address,
             %why,
-            "no link to a node: stop one, or raise cluster.max_nodes at all nodes"
+            "no link to a node, since the cluster has cluster.max_nodes nodes already: stop a node, or raise \
+             cluster.max_nodes at all nodes"
         ),
         DialError::Tls(_) | DialError::Foreign(_) | DialError::Rejected(_) if REFUSALS.is_due() => {
             tracing::warn!(

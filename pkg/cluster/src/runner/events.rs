@@ -6,7 +6,7 @@ use gorego_limits::LogLimit;
 use gorego_scheduler::{Generation, Need};
 use reapi::gorego::cluster::frame::Content;
 
-use super::{Again, Task, Told};
+use super::{RequeueCause, Task, Told};
 use crate::{
     handover::Down,
     link::{DialError, Event, How},
@@ -89,10 +89,10 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
                 parts.ended_here(slot);
                 self.handover.ended(slot, done, parts);
             }
-            Told::Reported(peer, attempt, again) => {
-                match again {
-                    Some(Again::Stopped) => parts.counts.stopped += 1,
-                    Some(Again::Failed) => parts.counts.failed += 1,
+            Told::Reported(peer, attempt, cause) => {
+                match cause {
+                    Some(RequeueCause::Stopped) => parts.counts.stopped += 1,
+                    Some(RequeueCause::Failed) => parts.counts.failed += 1,
                     None => {}
                 }
                 self.handover.received(&peer, attempt, parts);
@@ -125,10 +125,10 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
         self.parts.dialed(node);
         let (loss, down) = match result {
             // The link is up, or its event follows.
-            _ if self.parts.links.has(node) => return,
+            _ if self.parts.links.has_link(node) => return,
             Ok(ref found) if found != node => (Loss::Refused, Down::Refused),
             Err(DialError::Refused) => (Loss::Refused, Down::Refused),
-            // The link has ended since, or this is a condition of this node, and no news of the other.
+            // The link has ended since, or one of the two nodes refused it. Neither means that the other node is gone.
             Ok(_)
             | Err(
                 DialError::Duplicate

@@ -1,4 +1,4 @@
-//! The needs of the hand-over, met by the links and the scheduler of a node.
+//! The host of the hand-over, implemented by the links and the scheduler of a node.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +15,7 @@ use reapi::gorego::{
 };
 
 use super::{
-    Again, Told,
+    RequeueCause, Told,
     ahead::LinkFetches,
     parts::{Given, Parts, Taken, worker},
 };
@@ -131,7 +131,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
         // A node that stops is no loss, however often that happens to an action.
         let drains = |record: &Arc<Record>| record.draining;
         if done.end() == End::Stopped && self.records.get(peer).is_none_or(drains) {
-            self.counts.stopped += 1;
+            self.counts.stopped += u64::from(self.scheduler.is_awaited(attempt));
             self.scheduler.decline(attempt);
             return true;
         }
@@ -143,14 +143,14 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Host for Parts<J, O> {
             let decoded = AssertUnwindSafe(decoded).catch_unwind().await;
             let report = decoded.unwrap_or(Report::Stopped);
             let is_stop = matches!(report, Report::Stopped);
-            let why = if is_stop {
-                Again::Stopped
+            let cause = if is_stop {
+                RequeueCause::Stopped
             } else {
-                Again::Failed
+                RequeueCause::Failed
             };
-            let again = scheduler.report(attempt, report).then_some(why);
+            let cause = scheduler.report(attempt, report).then_some(cause);
             // This fails if this node has left the cluster.
-            let _ = told.send(Told::Reported(peer, attempt, again));
+            let _ = told.send(Told::Reported(peer, attempt, cause));
         });
         false
     }

@@ -10,22 +10,22 @@ use tokio::{
 use super::{Cluster, FAREWELL, Order, Task, Told};
 use crate::link::Events;
 
-/// The interval in which the ends that were not received are counted.
+/// The interval between two counts of the unfinished actions of other nodes.
 const POLL: Duration = Duration::from_millis(50);
 
 impl Cluster {
-    /// Returns the number of actions of other nodes that run here, or whose ends these nodes have yet to receive: they
-    /// may still read outputs from this node. Nodes that are gone do not count.
-    pub async fn unreceived(&self) -> usize {
+    /// Returns the number of unfinished actions of other nodes: those that run here, and those whose end the other node
+    /// has not received. It may still read their outputs from this node. Nodes that are gone do not count.
+    pub async fn unfinished_foreign(&self) -> usize {
         let (count, counted) = oneshot::channel();
         // This fails if the task has ended.
-        let _ = self.orders.send(Order::Count(count)).await;
+        let _ = self.orders.send(Order::CountForeign(count)).await;
         counted.await.unwrap_or_default()
     }
 
-    /// Waits until no action of another node is [left](Self::unreceived).
-    pub async fn delivered(&self) {
-        while self.unreceived().await > 0 {
+    /// Waits until this node has no unfinished action of another node.
+    pub async fn finish_foreign(&self) {
+        while self.unfinished_foreign().await > 0 {
             sleep(POLL).await;
         }
     }
@@ -54,7 +54,8 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
     ) {
         let end = Instant::now() + FAREWELL;
         let is_time = || Instant::now() < end;
-        while is_time() && (self.handover.unreceived() > 0 || self.parts.runs_for_others()) {
+        while is_time() && (self.handover.unfinished_foreign() > 0 || self.parts.runs_for_others())
+        {
             tokio::select! {
                 biased;
                 Some(event) = events.recv() => self.on_link(event),

@@ -53,9 +53,9 @@ pub struct Counts {
     pub gone: u64,
     /// The attempts that a node did not begin.
     pub declined: u64,
-    /// The attempts that a node stopped, since it shut down or for another reason of its own.
+    /// The attempts that a node stopped because it shut down, or for another reason of its own.
     pub stopped: u64,
-    /// The attempts that failed at a node and are made again.
+    /// The attempts that failed at a node, after which the action was queued again.
     pub failed: u64,
     /// The queued actions of other nodes that this one may run.
     pub offered: BTreeMap<Generation, u64>,

@@ -5,7 +5,7 @@ use std::{ops::Deref, sync::OnceLock};
 use prost::Message as _;
 use reapi::v2::Command;
 
-/// The length in bytes from which on an encoded command is compressed. Those of compilers shrink to a third or less.
+/// The length from which on an encoded command is compressed, in bytes. Commands of compilers shrink to a third or less.
 const LARGE: usize = 512;
 /// The level of compression: the fastest one.
 const LEVEL: i32 = 1;
@@ -41,7 +41,7 @@ impl From<&Command> for PackedCommand {
 
 impl Packed {
     fn unpack(&self) -> Command {
-        // What was compressed and encoded here can be decoded.
+        // Decoding cannot fail: the bytes were encoded and compressed by this process.
         match self {
             Self::Plain(encoded) => Command::decode(&**encoded).unwrap_or_default(),
             Self::Compressed(compressed) => {

@@ -178,7 +178,7 @@ async fn a_report_arrives_as_it_was_sent() {
 
 /// The outcome of the last attempt is the end of the action.
 #[tokio::test]
-async fn no_attempt_ends_with_a_status_that_ends_builds_or_delays_retries() {
+async fn failed_attempts_report_neither_unavailable_nor_a_retry_delay() {
     let store = MemoryStore::default();
     let why = || "why".to_owned();
     for (failure, code) in [

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use gorego_storage::Digest;
 use reapi::v2::Directory;
 
-/// Directories by their digests. Many actions with many directories are queued: a hash table, or digests of their own,
-/// would take several times the memory.
+/// Directories by their digests. Many actions with many directories are queued: a hash table, or a copy of the digest for
+/// each action, would take several times the memory.
 #[derive(Debug, Default)]
 pub struct Directories(Box<[Arc<(Digest, Directory)>]>);
 

@@ -354,7 +354,7 @@ fn parse(digest: &Digest, content: Content) -> Result<Option<Parsed>, InvalidNod
             let memory = memory.map_err(|why| malformed(why.to_string()))?;
             let mut directory =
                 Directory::decode(encoded).map_err(|why| malformed(why.to_string()))?;
-            // Most directories are small, and lists have room for four nodes from the first on.
+            // Decoded lists have capacity for at least four nodes, and most directories have fewer.
             directory.files.shrink_to_fit();
             directory.directories.shrink_to_fit();
             directory.symlinks.shrink_to_fit();

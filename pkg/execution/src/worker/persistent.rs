@@ -102,7 +102,7 @@ impl NodeWorker {
         pool.map_or_else(PersistentCounts::default, |pool| pool.counts())
     }
 
-    /// Returns whether an action with this memory takes all that idle persistent workers leave, and may need theirs, too.
+    /// Returns whether an action may need the memory of idle persistent workers, since it takes all of the rest.
     pub(super) fn needs_idle_memory(&self, memory: u64) -> bool {
         let idle = self.options.idle_memory();
         idle > 0 && memory.saturating_add(idle) >= self.options.memory

@@ -87,7 +87,8 @@ where
         self.shared.state.lock().scheduler.is_awaited(attempt)
     }
 
-    /// Returns the numbers of queued executions by need that a peer may run, whose platform meets `fits`.
+    /// Returns the numbers of queued executions by need that a peer may run: it has the memory for them, and their
+    /// platform meets `fits`.
     pub fn queued_by_need(
         &self,
         peer: &WorkerId,

@@ -55,15 +55,15 @@ impl<J, O> Scheduler<J, O> {
         class.platform.as_deref().is_some_and(fits) && !self.leaves(peer, class)
     }
 
-    /// Returns the numbers of queued executions by need that a peer may run, whose platform meets `fits`, and for which it
-    /// has the memory. The cost grows with the number of different platforms and needs.
+    /// Returns the numbers of queued executions by need that a peer may run: it has the memory for them, and their
+    /// platform meets `fits`. The cost grows with the number of different platforms and needs.
     pub fn queued_by_need(
         &self,
         peer: &WorkerId,
         fits: impl Fn(&str) -> bool,
     ) -> Vec<(Need, usize)> {
         let mut counts = BTreeMap::new();
-        // Peers without a link are not known.
+        // The memory of a peer that cannot be reached is not known, so it excludes nothing.
         let taker = self.peer(peer);
         let has_memory = |class| taker.is_none_or(|taker| self.has_memory_at(taker, class));
         for (class, executions) in self.queue.executions() {

@@ -166,8 +166,9 @@ impl<J, O> Scheduler<J, O> {
         peer.has_memory(class.need) || peer.has_memory(self.required(class, &fitting()))
     }
 
-    /// Returns the need for which a worker must have the memory to run the executions of a class. If no worker of their
-    /// platform has enough, any of them may run them, with nothing beside. `fitting` are the peers of the platform.
+    /// Returns the memory that a worker must have to run the executions of a class. If no worker of the platform has as
+    /// much as they need, returns none: any of these workers may run them, once nothing else runs there. `fitting` are the peers of the
+    /// platform.
     fn required(&self, class: &Class, fitting: &[&Group]) -> Need {
         let fits = |own: &&Taker| {
             let platform = class.platform.as_deref();

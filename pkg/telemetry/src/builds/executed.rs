@@ -45,43 +45,44 @@ pub struct Misses {
     kept: Mutex<Kept>,
 }
 
-/// At most one miss for each digest of an action, whatever the instance: keys beside the events would double the memory.
+/// The last misses, at most one for each digest of an action: misses of different instances replace each other. Keys
+/// beside the events would double the memory.
 #[derive(Debug, Default)]
 struct Kept {
-    young: HashSet<KeptMiss>,
-    old: HashSet<KeptMiss>,
+    young: HashSet<MissEntry>,
+    old: HashSet<MissEntry>,
 }
 
-/// A lookup without a result, found by the digest of its action.
+/// An entry for a lookup without a result. Its key is the digest of the action.
 #[derive(Debug)]
-struct KeptMiss {
+struct MissEntry {
     /// The name of the instance; that in the event may be redacted.
     instance: InstanceName,
     event: Arc<Event>,
 }
 
-impl Borrow<Digest> for KeptMiss {
+impl Borrow<Digest> for MissEntry {
     fn borrow(&self) -> &Digest {
         &self.event.action
     }
 }
 
-impl Hash for KeptMiss {
+impl Hash for MissEntry {
     fn hash<H: Hasher>(&self, state: &mut H) {
         Hash::hash(&self.event.action, state);
     }
 }
 
-impl PartialEq for KeptMiss {
+impl PartialEq for MissEntry {
     fn eq(&self, other: &Self) -> bool {
         self.event.action == other.event.action
     }
 }
 
-impl Eq for KeptMiss {}
+impl Eq for MissEntry {}
 
 impl Kept {
-    fn get(&self, key: &ActionKey) -> Option<&KeptMiss> {
+    fn get(&self, key: &ActionKey) -> Option<&MissEntry> {
         let both = [&self.young, &self.old].into_iter();
         let mut found = both.filter_map(|kept| kept.get(&key.action));
         found.find(|miss| miss.instance == key.instance)
@@ -111,7 +112,7 @@ impl Misses {
             kept.old = std::mem::take(&mut kept.young);
         }
         let event = Arc::new(event);
-        kept.young.replace(KeptMiss { instance, event });
+        kept.young.replace(MissEntry { instance, event });
     }
 
     /// Returns the miss of an action that is about to run, and so has no result of its own yet.

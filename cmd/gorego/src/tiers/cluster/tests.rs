@@ -101,7 +101,7 @@ async fn a_node_serves_what_was_written_to_another_that_is_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_results_each_owner_keeps_that_of_the_later_action() {
+async fn each_owner_stores_the_result_that_completed_last() {
     let (one, two) = (Node::new("one").await, Node::new("two").await);
     one.knows("two", &two);
     two.knows("one", &one);

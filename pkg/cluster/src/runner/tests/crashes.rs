@@ -80,8 +80,11 @@ async fn run(name: &'static str, generation: u64, world: World) {
     let mut meets = false;
     loop {
         sleep(TICK).await;
-        let unreceived = node.cluster.unreceived().await;
-        world.lock().unreceived.insert(name, unreceived);
+        let unfinished_foreign = node.cluster.unfinished_foreign().await;
+        world
+            .lock()
+            .unfinished_foreign
+            .insert(name, unfinished_foreign);
         world.lock().totals.insert(name, node.runner.totals());
         world.lock().knows_failing |= !node.runner.failing().is_empty();
         if name == NAMES[0] && !meets && world.lock().meets {
@@ -164,14 +167,14 @@ fn assert_ends(sim: &mut Sim<'_>, world: &World, may_fail: impl Fn(&str) -> bool
             totals.live,
         );
         assert_eq!(counts, (0, 0, 0), "{name}: {state:?}");
-        assert_eq!(state.unreceived[name], 0, "{name}: {state:?}");
+        assert_eq!(state.unfinished_foreign[name], 0, "{name}: {state:?}");
     }
 }
 
 #[test]
-fn an_ended_action_of_another_node_is_left_until_that_node_received_the_end() {
+fn an_ended_action_is_unfinished_until_its_entry_node_received_the_end() {
     let (mut sim, world) = simulate(1);
-    let left = || world.lock().unreceived.get("b").copied();
+    let left = || world.lock().unfinished_foreign.get("b").copied();
     let mut most = PATIENCE.as_millis() / TICK.as_millis();
     while left() != Some(1) {
         assert!(most > 0, "{:?}", world.lock());

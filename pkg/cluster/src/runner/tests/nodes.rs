@@ -58,7 +58,7 @@ pub(super) struct State {
     /// Set once a node has known that a node keeps failing.
     pub(super) knows_failing: bool,
     /// The last number of ends at each node that others have yet to receive.
-    pub(super) unreceived: BTreeMap<&'static str, usize>,
+    pub(super) unfinished_foreign: BTreeMap<&'static str, usize>,
     /// The jobs that ran at each node.
     pub(super) jobs: Vec<(&'static str, Weak<u32>)>,
 }

@@ -101,8 +101,8 @@ impl Pool {
         }
     }
 
-    /// Keeps a worker for later actions, unless it has served its last one or has not started. Ends those that have been idle for longest
-    /// while the idle ones together have too much memory.
+    /// Keeps a worker for later actions, unless it has served its last one or has not started. Ends those that have been
+    /// idle for longest while the idle ones together have too much memory.
     pub(super) fn put(&self, mut process: Process) {
         if process.uses >= self.max_uses || !process.has_started() {
             return;

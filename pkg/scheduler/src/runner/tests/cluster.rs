@@ -131,7 +131,7 @@ async fn no_peer_becomes_free_for_an_action_for_which_this_node_can_make_memory_
         slots: 1,
         memory: 3 << 20,
     };
-    runner.add_worker_with_most(WorkerId::new("w"), capacity, most, worker);
+    runner.add_worker_with_max_memory(WorkerId::new("w"), capacity, most, worker);
     runner.set_peers(vec![Taker {
         worker: WorkerId::new("peer"),
         memory: most,

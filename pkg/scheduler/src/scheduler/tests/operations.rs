@@ -76,7 +76,7 @@ fn actions_of_different_instances_are_not_merged() {
 }
 
 #[test]
-fn actions_for_different_platforms_are_merged_with_their_like_only() {
+fn actions_for_different_platforms_are_not_merged() {
     let mut bench = Bench::new(4);
     let here = Request {
         platform: "here".into(),

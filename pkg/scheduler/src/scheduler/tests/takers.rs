@@ -170,7 +170,7 @@ fn a_node_that_hands_over_ends_what_no_peer_may_run() {
 }
 
 #[test]
-fn an_action_that_needs_more_memory_than_any_node_has_is_left_to_each_peer_of_its_platform() {
+fn an_action_that_needs_more_memory_than_any_node_has_may_run_on_any_peer_of_its_platform() {
     for own in [8, 16] {
         let mut bench = bench(1, &["p"]);
         bench.scheduler.set_taker(taker("w", own * GIB));
