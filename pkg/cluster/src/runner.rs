@@ -27,7 +27,7 @@ use reapi::gorego::{
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -209,28 +209,6 @@ impl Cluster {
     /// other nodes.
     pub async fn failed(&self) {
         self.failed.cancelled().await;
-    }
-
-    /// Notifies other nodes that this one takes no more work.
-    pub async fn drain(&self) {
-        // This fails if the task has ended.
-        let _ = self.orders.send(Order::Drain(true)).await;
-    }
-
-    /// Notifies other nodes that this one takes work again.
-    pub async fn resume(&self) {
-        let _ = self.orders.send(Order::Drain(false)).await;
-    }
-
-    /// Delivers the ends of actions of others, notifies the other nodes that this one leaves, and ends its tasks. Takes
-    /// a few seconds at most.
-    pub async fn leave(&self) {
-        let (left, leaving) = oneshot::channel();
-        if self.orders.send(Order::Leave(left)).await.is_ok() {
-            let _ = leaving.await;
-        }
-        self.tasks.close();
-        let _ = timeout(FAREWELL, self.tasks.wait()).await;
     }
 }
 

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::{Cluster, FAREWELL, Order, Task, Told};
@@ -14,6 +14,28 @@ use crate::link::Events;
 const POLL: Duration = Duration::from_millis(50);
 
 impl Cluster {
+    /// Notifies other nodes that this one takes no more work.
+    pub async fn drain(&self) {
+        // This fails if the task has ended.
+        let _ = self.orders.send(Order::Drain(true)).await;
+    }
+
+    /// Notifies other nodes that this one takes work again.
+    pub async fn resume(&self) {
+        let _ = self.orders.send(Order::Drain(false)).await;
+    }
+
+    /// Delivers the ends of actions of others, notifies the other nodes that this one leaves, and ends its tasks. Takes
+    /// a few seconds at most.
+    pub async fn leave(&self) {
+        let (left, leaving) = oneshot::channel();
+        if self.orders.send(Order::Leave(left)).await.is_ok() {
+            let _ = leaving.await;
+        }
+        self.tasks.close();
+        let _ = timeout(FAREWELL, self.tasks.wait()).await;
+    }
+
     /// Returns the number of unfinished actions of other nodes: those that run here, and those whose end the other node
     /// has not received. It may still read their outputs from this node. Nodes that are gone do not count.
     pub async fn unfinished_foreign(&self) -> usize {
