@@ -5,7 +5,7 @@ mod network;
 
 use std::time::Duration;
 
-pub use incidents::{Incident, agree, network, recover};
+pub use incidents::{Incident, agree, network, recover, recover_from_each};
 pub use network::Network;
 
 use super::MembershipOptions;

@@ -36,19 +36,24 @@ impl Incident {
         Self::Clock,
     ];
 
-    fn happen(self, network: &mut Network, nodes: usize) -> Result<(), String> {
+    /// Lets the incident happen to the node with the number `victim`, or to all.
+    fn happen(self, network: &mut Network, nodes: usize, victim: usize) -> Result<(), String> {
         let half = nodes / 2;
         match self {
-            Self::Kill => network.kill(1, true),
-            Self::Vanish => network.kill(1, false),
+            Self::Kill => network.kill(victim, true),
+            Self::Vanish => network.kill(victim, false),
             Self::Move => {
-                network.kill(1, false);
-                network.start("node-1", 2, "10.0.1.1:7946");
+                network.kill(victim, false);
+                network.start(
+                    &format!("node-{victim}"),
+                    2,
+                    &format!("10.0.1.{victim}:7946"),
+                );
             }
             Self::Pause => {
-                network.stop(1, true);
+                network.stop(victim, true);
                 network.run(Duration::from_secs(3));
-                network.stop(1, false);
+                network.stop(victim, false);
             }
             Self::Partition => {
                 network.cut = Box::new(move |a, b| (a < half) != (b < half));
@@ -67,7 +72,7 @@ impl Incident {
                 }
                 network.cut = Box::new(|_, _| false);
             }
-            Self::Clock => network.step_clock(1, Duration::from_hours(1)),
+            Self::Clock => network.step_clock(victim, Duration::from_hours(1)),
         }
         Ok(())
     }
@@ -93,24 +98,49 @@ pub fn agree(network: &mut Network, seconds: u64) -> Result<Duration, String> {
 /// Lets an incident happen to a cluster. Fails unless all nodes know all others again within a minute. Except after a
 /// partition, or with a bridge that the membership may miss, it also fails if a live node was declared down.
 pub fn recover(nodes: usize, loss: f64, seed: u64, incident: Incident) -> Result<(), String> {
-    let fail = |error| format!("{incident:?}, {nodes} nodes, loss {loss}, seed {seed}: {error}");
-    let mut network = network(nodes, loss, seed).map_err(fail)?;
-    incident.happen(&mut network, nodes).map_err(fail)?;
-    let known = agree(&mut network, 60).map_err(fail)?;
+    recover_from_each(nodes, loss, seed, &[incident])
+}
+
+/// Lets incidents happen to one cluster, each to another node. Fails as [`recover`] does.
+pub fn recover_from_each(
+    nodes: usize,
+    loss: f64,
+    seed: u64,
+    incidents: &[Incident],
+) -> Result<(), String> {
+    let mut network = network(nodes, loss, seed)?;
+    for (victim, incident) in (1..).zip(incidents) {
+        let result = recover_in(&mut network, nodes, victim, *incident);
+        let context = format!("{incident:?}, {nodes} nodes, loss {loss}, seed {seed}");
+        result.map_err(|error| format!("{context}: {error}"))?;
+    }
+    Ok(())
+}
+
+fn recover_in(
+    network: &mut Network,
+    nodes: usize,
+    victim: usize,
+    incident: Incident,
+) -> Result<(), String> {
+    incident.happen(network, nodes, victim)?;
+    let known = agree(network, 60)?;
     if incident == Incident::Move && known >= Duration::from_secs(10) {
-        return Err(fail(format!("known after {known:?}")));
+        return Err(format!("known after {known:?}"));
     }
     let may_miss = match incident {
         // Nodes are down to those that they do not reach.
         Incident::Partition => true,
         // The bridge may not be among the nodes that are asked about a silent one, or packets through it are lost.
-        Incident::Bridge => nodes > MembershipOptions::default().partners + 1 || loss > 0.01,
+        Incident::Bridge => {
+            nodes > MembershipOptions::default().partners + 1 || network.loss > 0.01
+        }
         _ => false,
     };
     if !may_miss {
         network.run(Duration::from_secs(10));
         if network.false_downs > 0 {
-            return Err(fail(format!("{} false downs", network.false_downs)));
+            return Err(format!("{} false downs", network.false_downs));
         }
     }
     Ok(())

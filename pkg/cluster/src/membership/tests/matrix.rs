@@ -1,4 +1,4 @@
-//! Each incident in clusters of several sizes, at several rates of lost packets. `tests/thousand.rs` has a larger cluster.
+//! Each incident in clusters of several sizes, at several rates of lost packets. `tests/large.rs` has larger clusters.
 
 use super::super::simulation::{Incident, recover};
 
@@ -18,32 +18,6 @@ fn clusters_of_each_size_recover_from_each_incident_at_each_rate_of_loss() {
             }
         }
     }
-}
-
-#[test]
-fn hundred_nodes_recover_from_each_incident_of_one_node() {
-    for loss in [0.0, 0.05] {
-        for incident in Incident::ALL {
-            if ![Incident::Partition, Incident::Bridge].contains(&incident) {
-                recover(100, loss, 11, incident).unwrap();
-            }
-        }
-    }
-}
-
-#[test]
-fn hundred_nodes_recover_from_a_partition() {
-    recover(100, 0.05, 11, Incident::Partition).unwrap();
-}
-
-#[test]
-fn hundred_nodes_recover_from_a_partition_with_a_bridge() {
-    recover(100, 0.01, 11, Incident::Bridge).unwrap();
-}
-
-#[test]
-fn three_hundred_nodes_recover_from_a_partition() {
-    recover(300, 0.01, 11, Incident::Partition).unwrap();
 }
 
 #[test]
