@@ -273,7 +273,8 @@ impl Server {
         self.process.id()
     }
 
-    /// Returns the greatest resident memory of the server so far, in bytes.
+    /// Returns the greatest resident memory of the server so far, in bytes. It may decline by a few pages, since Linux
+    /// keeps an approximate maximum.
     pub fn peak_memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.id()));
         let status = status.expect("the server runs");

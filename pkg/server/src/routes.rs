@@ -32,7 +32,7 @@ pub trait Routes: fmt::Debug + Send + Sync {
     fn nodes(&self) -> Vec<Generation>;
 
     /// Makes a call at another node with one message, encoded in `request`. Fails with `NOT_FOUND` if this run of the
-    /// node is not up, and with `UNAVAILABLE` if it cannot be reached for five seconds.
+    /// node is not up, and with `UNAVAILABLE` if it cannot be reached for ten seconds.
     async fn call(&self, node: &Generation, path: &str, request: Bytes)
     -> Result<Messages, Status>;
 }

@@ -24,8 +24,9 @@ use tonic::{Code, Status, transport::Channel};
 
 /// The interval in which it is checked whether a node is still there.
 const CHECK: Duration = Duration::from_millis(500);
-/// The longest time for which a call waits until a node that cannot be reached is up again, or known to be gone.
-const NEWS: Duration = Duration::from_secs(5);
+/// The longest time for which a call waits until a node that cannot be reached is up again, or known to be gone: twice
+/// the time in which a stopped node is found to be down.
+const NEWS: Duration = Duration::from_secs(10);
 
 /// A function that returns the TLS settings of connections to a node.
 type Settings = Box<dyn Fn(&Member) -> Option<watch::Receiver<ClientTls>> + Send + Sync>;
@@ -118,15 +119,22 @@ fn until(
         tokio::select! {
             biased;
             message = messages.next() => Some((message?, Some((messages, gone, node)))),
-            () = &mut gone => Some((Err(lost(&node)), None)),
+            () = &mut gone => Some((Err(went_down(&node)), None)),
         }
     });
     next.boxed()
 }
 
-fn lost(node: &Generation) -> Status {
+fn went_down(node: &Generation) -> Status {
     Status::unavailable(format!(
         "node {} went down during the call: retry",
+        node.node()
+    ))
+}
+
+fn is_gone(node: &Generation) -> Status {
+    Status::not_found(format!(
+        "node {} is down or has started again, so its operations are lost: execute the action again",
         node.node()
     ))
 }
@@ -167,19 +175,14 @@ impl ClusterRoutes {
     ) -> Result<Messages, Status> {
         let members = self.members();
         let to = members.iter().find(|member| member.node == *node);
-        let to = to.ok_or_else(|| {
-            Status::not_found(format!(
-                "node {} is down or has started again, so its operations are lost: execute the action again",
-                node.node()
-            ))
-        })?;
+        let to = to.ok_or_else(|| is_gone(node))?;
         let channel = self.channel(to, &members)?;
         let gone = self.gone(node.clone());
         tokio::select! {
             messages = calls::call(channel, path, request, self.responses.clone()) => {
                 Ok(until(messages?, self.gone(node.clone()), node.clone()))
             }
-            () = gone => Err(lost(node)),
+            () = gone => Err(is_gone(node)),
         }
     }
 }
