@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, File},
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
     thread,
@@ -18,6 +18,7 @@ use tonic::{Status, transport::Endpoint};
 
 use crate::{
     install,
+    port::Reservation,
     process::{self, Process, describe},
     root, server,
 };
@@ -28,9 +29,6 @@ const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The pause between two attempts to reach a server that does not report when it listens.
 const RETRY: Duration = Duration::from_millis(5);
-
-/// The number of ports tried, in case another process takes the free one first.
-const PORTS: usize = 5;
 
 /// The server's program.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -44,7 +42,7 @@ enum Kind {
 #[derive(Debug)]
 pub struct Backing {
     kind: Kind,
-    address: SocketAddr,
+    port: Reservation,
     dir: TempDir,
     process: Process,
 }
@@ -68,33 +66,27 @@ impl Backing {
 
     fn start(kind: Kind) -> Self {
         let dir = TempDir::new().expect("a temporary directory");
-        let mut last = String::new();
-        for _ in 0..PORTS {
-            let address = free_address();
-            let mut process = kind.spawn(dir.path(), address);
-            match wait_until_ready(&mut process, address) {
-                Ok(()) => {
-                    return Self {
-                        kind,
-                        address,
-                        dir,
-                        process,
-                    };
-                }
-                Err(reason) => last = reason,
-            }
+        let port = Reservation::any();
+        let mut process = kind.spawn(dir.path(), port.address());
+        if let Err(reason) = wait_until_ready(&mut process, port.address()) {
+            panic!("{kind:?} does not start: {reason}\n{}", log_in(dir.path()));
         }
-        panic!("{kind:?} does not start: {last}\n{}", log_in(dir.path()));
+        Self {
+            kind,
+            port,
+            dir,
+            process,
+        }
     }
 
     /// Returns the address, which a restart keeps.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.port.address()
     }
 
     /// Returns the address as a gRPC target, for `backing_cache` and Bazel.
     pub fn grpc_url(&self) -> String {
-        format!("grpc://{}", self.address)
+        format!("grpc://{}", self.address())
     }
 
     /// Returns the server's data directory.
@@ -116,7 +108,7 @@ impl Backing {
     /// Kills the server with SIGKILL, as a crash would, and waits until its port is closed.
     pub fn kill(&mut self) {
         self.process.kill();
-        wait_until_gone(self.address);
+        wait_until_gone(self.address());
     }
 
     /// Sends SIGTERM and waits until the server ends; casd is killed by its wrapper. This blocks while
@@ -124,7 +116,7 @@ impl Backing {
     pub fn stop(&mut self) -> ExitStatus {
         self.process.signal(Signal::TERM);
         let status = self.process.wait_within(PATIENCE);
-        wait_until_gone(self.address);
+        wait_until_gone(self.address());
         status
     }
 
@@ -143,8 +135,8 @@ impl Backing {
     /// Starts the server again on the same port and directory, after killing it (SIGKILL) if it runs.
     pub fn restart(&mut self) {
         self.kill();
-        self.process = self.kind.spawn(self.dir.path(), self.address);
-        if let Err(reason) = wait_until_ready(&mut self.process, self.address) {
+        self.process = self.kind.spawn(self.dir.path(), self.address());
+        if let Err(reason) = wait_until_ready(&mut self.process, self.port.address()) {
             panic!("{:?} does not start again: {reason}", self.kind);
         }
     }
@@ -154,7 +146,7 @@ impl Drop for Backing {
     fn drop(&mut self) {
         self.process.kill();
         if thread::panicking() {
-            eprintln!("--- log of {:?} on {}:", self.kind, self.address);
+            eprintln!("--- log of {:?} on {}:", self.kind, self.address());
             eprintln!("{}--- end of log", self.log());
         }
     }
@@ -224,13 +216,6 @@ fn log_file(dir: &Path) -> PathBuf {
 fn log_in(dir: &Path) -> String {
     let log = fs::read(log_file(dir)).unwrap_or_default();
     String::from_utf8_lossy(&log).into_owned()
-}
-
-/// Returns a port that was free a moment ago. If another process takes it, the server ends, and the
-/// next port is tried.
-fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    listener.local_addr().expect("a bound port")
 }
 
 /// Waits until the port is closed: a server inside the root ends later than its wrapper.

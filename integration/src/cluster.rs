@@ -4,7 +4,13 @@ mod certs;
 mod crowd;
 mod wires;
 
-use std::{net::SocketAddr, path::Path};
+use std::{
+    fs::File,
+    io::{BufRead as _, BufReader, Write as _},
+    net::SocketAddr,
+    os::{fd::AsRawFd as _, unix::net::UnixStream},
+    path::Path,
+};
 
 use serde_json::Value;
 
@@ -13,6 +19,7 @@ use crate::{
     binary,
     executor::{Executor, ON},
     metrics::Metrics,
+    port::Reservation,
     process::{self, Process},
     server::{Disk, Server, User, forget_settings},
     web,
@@ -32,15 +39,16 @@ pub struct Node {
     pub executor: Executor,
     /// The address for other nodes.
     pub mesh: SocketAddr,
+    port: Reservation,
 }
 
 /// The settings of nodes: addresses, names, and the nodes to join.
-fn settings(name: &str, join: &str) -> Vec<String> {
+fn settings(name: &str, port: &Reservation, join: &str) -> Vec<String> {
     let own = [
         "telemetry.metrics_addr=127.0.0.1:0".to_owned(),
         "cluster.enabled=true".to_owned(),
         "cluster.bind_addr=127.0.0.1".to_owned(),
-        "cluster.bind_port=0".to_owned(),
+        format!("cluster.bind_port={}", port.address().port()),
         format!("cluster.node_id={name}"),
         format!("cluster.join_peers={join}"),
     ];
@@ -84,13 +92,14 @@ impl Node {
         join: &str,
         more: &[&str],
     ) -> Self {
-        let mut all = settings(name, join);
+        let port = Reservation::any();
+        let mut all = settings(name, &port, join);
         all.extend(more.iter().map(|&setting| setting.to_owned()));
         let all: Vec<_> = all.iter().map(String::as_str).collect();
-        Self::over(start(&all), name).await
+        Self::over(start(&all), name, port).await
     }
 
-    async fn over(server: Server, name: &str) -> Self {
+    async fn over(server: Server, name: &str, port: Reservation) -> Self {
         let log = server.wait_for_log(FOR_NODES);
         let (_, address) = log.rsplit_once(FOR_NODES).expect("the words are there");
         let line = address.lines().next().unwrap_or_default();
@@ -100,6 +109,7 @@ impl Node {
             name: name.to_owned(),
             mesh: mesh.parse().unwrap_or_else(|e| panic!("{e}: {line}")),
             server,
+            port,
         }
     }
 
@@ -111,11 +121,10 @@ impl Node {
     /// Like [`Self::restart`], with these settings in addition.
     pub async fn restart_with(self, more: &[&str]) -> Self {
         let mut settings = self.server.settings().to_vec();
-        settings.push(format!("cluster.bind_port={}", self.mesh.port()));
         settings.extend(more.iter().map(|&setting| setting.to_owned()));
         let settings: Vec<_> = settings.iter().map(String::as_str).collect();
         let server = self.server.restart_with(&settings);
-        Self::over(server, &self.name).await
+        Self::over(server, &self.name, self.port).await
     }
 
     /// Starts `gorego drain` for the node, with these arguments in addition.
@@ -125,6 +134,19 @@ impl Node {
         let dir = format!("local_cache.dir={}", self.server.data().display());
         command.current_dir("/").arg("drain").args(more);
         Process::spawn(command.args(["--set", &dir]))
+    }
+
+    /// Begins to drain the node, and interrupts the command after its first line, which it returns.
+    pub fn begin_drain(&self) -> String {
+        // The path of the socket itself may be too long.
+        let folder = File::open(self.server.data().join("control")).expect("the server runs");
+        let socket = format!("/proc/self/fd/{}/socket", folder.as_raw_fd());
+        let mut command = UnixStream::connect(&socket).expect("the server listens");
+        writeln!(command, "drain").expect("the server reads");
+        let mut line = String::new();
+        let read = BufReader::new(command).read_line(&mut line);
+        read.expect("the server answers");
+        line
     }
 
     /// Waits until `/readyz` has this status.

@@ -26,6 +26,7 @@ pub mod lock;
 pub mod metrics;
 pub mod package;
 pub mod peer;
+mod port;
 pub mod process;
 pub mod project;
 pub mod readme;

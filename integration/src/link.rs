@@ -22,11 +22,8 @@ use tokio::{
 };
 
 pub use self::rate::{Rate, parse_latency};
-use self::{
-    carry::{Change, PortReservation},
-    quota::Quotas,
-    rate::Pacer,
-};
+use self::{carry::Change, quota::Quotas, rate::Pacer};
+use crate::port::Reservation;
 
 /// The longest wait for a condition; far more than it needs, so that only a condition that never comes
 /// true fails.
@@ -124,7 +121,7 @@ impl Link {
             stalled: watch::Sender::new(false),
             counts: watch::Sender::default(),
         });
-        let port = PortReservation::new(settings.listen)
+        let port = Reservation::new(settings.listen)
             .unwrap_or_else(|e| panic!("binding {}: {e}", settings.listen));
         let address = port.address();
         let (orders, receiver) = mpsc::unbounded_channel();

@@ -319,6 +319,16 @@ impl Server {
         self.process.signal(signal);
     }
 
+    /// Stops the server (SIGSTOP) and waits until all its threads have stopped.
+    pub fn freeze(&self) {
+        self.process.freeze();
+    }
+
+    /// Continues a frozen server.
+    pub fn thaw(&self) {
+        self.process.signal(Signal::CONT);
+    }
+
     /// Waits until the server ends by itself.
     pub fn wait(&mut self) -> ExitStatus {
         self.process.wait_within(PATIENCE)

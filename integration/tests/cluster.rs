@@ -7,7 +7,6 @@ use gorego_integration::{
     metrics::Metrics,
 };
 use reapi::v2::execution_stage::Value;
-use rustix::process::Signal;
 use tonic::Code;
 
 /// One action at a time on each node.
@@ -105,7 +104,7 @@ async fn the_actions_of_a_silent_node_run_elsewhere() {
     let mut gate = Gate::new();
     let crowd = crowd(&a, &gate, 2).await;
     gate.wait_for_starts(2);
-    b.server.signal(Signal::STOP);
+    b.server.freeze();
     gate.open();
     gate.open();
     gate.wait_for_starts(3);
@@ -116,7 +115,7 @@ async fn the_actions_of_a_silent_node_run_elsewhere() {
         metrics.sum(REQUEUED) == 1 && cause("lease").max(cause("node_lost")) == Some(1)
     };
     Metrics::wait_for(a.server.metrics(), is_counted).await;
-    b.server.signal(Signal::CONT);
+    b.server.thaw();
     a.wait_for_members(&["a", "b"]).await;
 }
 

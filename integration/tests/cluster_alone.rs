@@ -8,15 +8,16 @@ use gorego_integration::{
     metrics::Metrics,
 };
 use reapi::v2::execution_stage::Value;
-use rustix::process::Signal;
 
 /// One action at a time on each node.
 const ONE: &str = "execution.concurrency=1";
+/// A node that runs no actions itself.
+const ENTRY: &str = "execution.enabled=false";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_pauses_shortly_keeps_its_action() {
     let _lock = Lock::take("alone");
-    let a = Node::start("a", "", &["execution.enabled=false"]).await;
+    let a = Node::start("a", "", &[ENTRY]).await;
     let b = Node::start("b", &a.mesh.to_string(), &[ONE]).await;
     a.wait_for_members(&["a", "b"]).await;
     let mut gate = Gate::new();
@@ -25,9 +26,9 @@ async fn a_node_that_pauses_shortly_keeps_its_action() {
     // Has a slot for the action if that is queued again.
     let c = Node::start("c", &a.mesh.to_string(), &[ONE]).await;
     a.wait_for_members(&["a", "b", "c"]).await;
-    b.server.signal(Signal::STOP);
+    b.server.freeze();
     a.wait_for_state("b", "suspect").await;
-    b.server.signal(Signal::CONT);
+    b.server.thaw();
     a.wait_for_state("b", "alive").await;
     gate.open();
     crowd.finish(&c).await;
@@ -66,4 +67,29 @@ async fn nodes_whose_processors_are_all_busy_are_not_suspected() {
     for node in [&a, &b] {
         assert!(!node.server.log().contains("a node is down"));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_not_drained_until_the_entry_node_received_the_end_of_its_action() {
+    let _lock = Lock::take("alone");
+    let a = Node::start("a", "", &[ENTRY]).await;
+    let b = Node::start("b", &a.mesh.to_string(), &[ONE]).await;
+    for node in [&a, &b] {
+        node.wait_for_members(&["a", "b"]).await;
+    }
+    let mut gate = Gate::new();
+    // It has no outputs, of which the paused node would get copies.
+    let mut action = a.executor.start(&TestAction::script(&gate.pass())).await;
+    gate.wait_for_starts(1);
+    a.server.freeze();
+    gate.open();
+    Metrics::wait_for(b.server.metrics(), |metrics| {
+        metrics.get("gorego_execution_running") == Some(0)
+    })
+    .await;
+    assert_eq!(b.begin_drain(), "1 actions left\n");
+    a.server.thaw();
+    succeeded(action.response().await);
+    assert!(b.drain(&[]).wait().success());
+    assert_eq!(gate.starts(), 1);
 }

@@ -52,7 +52,7 @@ fn write_slow(dir: &Path) {
     workspace::write_large(dir);
     let file = dir.join("wide/BUILD.bazel");
     let build = fs::read_to_string(&file).unwrap();
-    let slow = build.replace("cmd = \"echo", "cmd = \"sleep 0.2; echo");
+    let slow = build.replace("cmd = \"echo", "cmd = \"sleep 0.5; echo");
     assert_ne!(slow, build);
     fs::write(file, slow).unwrap();
 }

@@ -13,7 +13,6 @@ use reapi::{
     },
     v2::execution_stage::Value,
 };
-use rustix::process::Signal;
 use tonic::{Code, Status, transport::Channel};
 
 /// One action at a time on each node.
@@ -177,14 +176,14 @@ async fn calls_about_the_operations_of_a_stopped_node_end_and_it_answers_when_it
     let mut own = running(&c, &a, &gate, 0).await;
     let mut waiting = b.executor.wait(&own.name).await.unwrap();
     waiting.reach(Value::Executing).await;
-    c.server.signal(Signal::STOP);
+    c.server.freeze();
     // The system still accepts connections for it.
     let found = get(&b.executor, &own.name);
     let (broken, found) = tokio::join!(waiting.ended(), found);
     assert_eq!(broken.unwrap_err().code(), Code::Unavailable);
     assert_eq!(found.unwrap_err().code(), Code::NotFound);
     is_unknown(&[&a, &b], &own.name).await;
-    c.server.signal(Signal::CONT);
+    c.server.thaw();
     for node in [&a, &b, &c] {
         node.wait_for_members(&["a", "b", "c"]).await;
     }

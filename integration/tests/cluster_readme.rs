@@ -45,13 +45,12 @@ fn base() -> u16 {
     bases.find(is_base).expect("some ports are free")
 }
 
-/// Returns the output of `gorego peers` for the page at a port.
+/// Returns the output of `gorego peers` for the page at a port; nothing if the page is not served yet.
 fn peers(port: u16) -> String {
     let mut peers = process::command(binary::gorego());
     let url = format!("http://127.0.0.1:{port}");
     let output = peers.args(["peers", "--url", &url]).output();
     let output = output.expect("gorego starts");
-    assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).expect("the output is UTF-8")
 }
 

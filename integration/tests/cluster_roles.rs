@@ -1,12 +1,6 @@
 //! Tests of nodes with different roles.
 #![cfg(test)]
 
-use std::{
-    fs::File,
-    io::{BufRead as _, BufReader, Write as _},
-    os::{fd::AsRawFd as _, unix::net::UnixStream},
-};
-
 use gorego_integration::{
     client::in_build,
     cluster::{self, Node},
@@ -14,7 +8,6 @@ use gorego_integration::{
     metrics::Metrics,
 };
 use reapi::v2::execution_stage::Value;
-use rustix::process::Signal;
 use tonic::{Code, IntoRequest as _};
 
 /// One action at a time on each node.
@@ -193,39 +186,6 @@ async fn a_drained_node_has_no_work_and_takes_it_again_when_told() {
     }
 }
 
-/// Begins a drain of a node, and interrupts the command after its first line, which it returns.
-fn begin_drain(node: &Node) -> String {
-    // The path of the socket itself may be too long.
-    let folder = File::open(node.server.data().join("control")).unwrap();
-    let socket = format!("/proc/self/fd/{}/socket", folder.as_raw_fd());
-    let mut command = UnixStream::connect(&socket).unwrap();
-    writeln!(command, "drain").unwrap();
-    let mut line = String::new();
-    BufReader::new(command).read_line(&mut line).unwrap();
-    line
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_node_is_not_drained_until_the_entry_node_received_the_end_of_its_action() {
-    let a = Node::start("a", "", &[ENTRY]).await;
-    let b = join(&a, &[ONE]).await;
-    let mut gate = Gate::new();
-    // It has no outputs, of which the paused node would get copies.
-    let mut action = a.executor.start(&TestAction::script(&gate.pass())).await;
-    gate.wait_for_starts(1);
-    a.server.signal(Signal::STOP);
-    gate.open();
-    Metrics::wait_for(b.server.metrics(), |metrics| {
-        metrics.get("gorego_execution_running") == Some(0)
-    })
-    .await;
-    assert_eq!(begin_drain(&b), "1 actions left\n");
-    a.server.signal(Signal::CONT);
-    succeeded(action.response().await);
-    assert!(b.drain(&[]).wait().success());
-    assert_eq!(gate.starts(), 1);
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn interrupted_drains_leave_room_for_other_commands() {
     let a = Node::start("a", "", &[ONE]).await;
@@ -234,7 +194,7 @@ async fn interrupted_drains_leave_room_for_other_commands() {
     gate.wait_for_starts(1);
     // More than the commands at once.
     for _ in 0..20 {
-        assert_eq!(begin_drain(&a), "1 actions left\n");
+        assert_eq!(a.begin_drain(), "1 actions left\n");
     }
     assert!(a.drain(&["--undo"]).wait().success());
     a.wait_for_readiness(200).await;

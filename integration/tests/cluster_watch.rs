@@ -21,7 +21,6 @@ use reapi::{
     bytestream::{ReadRequest, ReadResponse, byte_stream_client::ByteStreamClient},
     v2::{ExecuteOperationMetadata, RequestMetadata, execution_stage::Value},
 };
-use rustix::process::Signal;
 use serde_json::Value as Json;
 use tonic::{Code, Request, Status, Streaming};
 
@@ -170,7 +169,7 @@ async fn reads_of_a_log_end_when_the_node_that_owns_the_action_stops() {
         assert_eq!(next(&mut out).await.as_deref(), Some("one\n"));
         readers.push(out);
     }
-    a.server.signal(Signal::STOP);
+    a.server.freeze();
     for mut out in readers {
         let broken = out.message().await.unwrap_err();
         assert_eq!(broken.code(), Code::Unavailable, "{broken}");

@@ -47,12 +47,12 @@ async fn merged_clients_get_one_result_whatever_each_wants_inline() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_inputs_of_a_queued_action_outlive_their_leases_in_a_full_cache() {
-    const LEASE: Duration = Duration::from_secs(2);
+    const LEASE: Duration = Duration::from_secs(6);
     let (_server, executor) = start(&[
         "execution.concurrency=1",
         "local_cache.max_size_gb=16MiB",
         "local_cache.min_free=0",
-        "local_cache.lease=2s",
+        "local_cache.lease=6s",
         "local_cache.upload_lease=0s",
     ])
     .await;
@@ -65,7 +65,7 @@ async fn the_inputs_of_a_queued_action_outlive_their_leases_in_a_full_cache() {
     // Each megabyte takes the place of an older one that no lease protects.
     let start = Instant::now();
     let mut other = 2;
-    while start.elapsed() < 3 * LEASE || other < 64 {
+    while start.elapsed() < 2 * LEASE || other < 64 {
         let filler = blob(other, 1 << 20);
         executor.client.upload_whole(&filler).await.unwrap();
         other += 1;

@@ -166,7 +166,7 @@ async fn the_scratch_limit_of_a_persistent_worker_is_that_of_each_action() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_action_in_a_persistent_worker_ends_before_its_server() {
-    let (mut server, executor) = start(&[ENABLED]).await;
+    let (mut server, executor) = start(&[ENABLED, "limits.drain_timeout=1m"]).await;
     let mut gate = Gate::new();
     let mut busy = executor.start(&action(&gate, &gate.pass())).await;
     gate.wait_for_starts(1);

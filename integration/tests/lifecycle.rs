@@ -53,7 +53,7 @@ fn assert_refused((status, log): (ExitStatus, String), cause: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_lets_a_running_upload_complete_and_exits_0() {
-    let mut server = Server::start(&[]);
+    let mut server = Server::start(&["limits.drain_timeout=1m"]);
     let client = Client::connect(server.address()).await;
     let content = blob(1, SIZE);
     let digest = digest_of(&content);
@@ -135,7 +135,7 @@ async fn sigterm_saves_the_state_before_calls_drain() {
             tokio::task::yield_now().await;
         }
     };
-    let saved = tokio::time::timeout(Duration::from_secs(20), saved).await;
+    let saved = tokio::time::timeout(Duration::from_mins(1), saved).await;
     saved.expect("the state is saved during the upload");
     server.kill();
     assert!(read().contains("clean=0"), "{}", read());

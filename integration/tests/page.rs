@@ -224,13 +224,14 @@ async fn a_server_without_a_local_tier_is_ready_again_after_an_outage_without_a_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_shuts_down_is_alive_but_not_ready() {
-    let mut server = Server::start(&[SERVED]);
+    let mut server = Server::start(&[SERVED, "limits.drain_timeout=1m"]);
     let client = Client::connect(server.address()).await;
     // An upload without an end delays the shutdown.
     let content = blob(1, 100_000);
-    let mut upload =
-        client.begin_upload("2c1ff6a8-9f3c-4a51-8d4c-0b1b6f3f6d10", &digest_of(&content));
-    upload.send(&content.slice(..1000)).await;
+    let (name, digest) = ("2c1ff6a8-9f3c-4a51-8d4c-0b1b6f3f6d10", digest_of(&content));
+    let mut upload = client.begin_upload(name, &digest);
+    upload.send(&content.slice(..65_536)).await;
+    client.wait_until_committed(name, &digest, 65_536).await;
     server.ask_to_stop();
     let is_ending = |response: &Response| response.status == 503;
     let ending = wait_for(server.metrics(), "/readyz", is_ending).await;

@@ -2,7 +2,6 @@
 
 use std::{
     future, io,
-    net::SocketAddr,
     sync::{Arc, mpsc as std_mpsc},
     time::Duration,
 };
@@ -11,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{
-        TcpListener, TcpSocket, TcpStream,
+        TcpListener, TcpStream,
         tcp::{ReadHalf, WriteHalf},
     },
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
@@ -20,6 +19,7 @@ use tokio::{
 };
 
 use super::{Direction, Order, Shared};
+use crate::port::Reservation;
 
 /// The most bytes of one read.
 const CHUNK: usize = 64 * 1024;
@@ -43,48 +43,10 @@ pub(super) enum Change {
     Listen,
 }
 
-/// A bound socket that does not listen: it reserves the port while connections are refused.
-#[derive(Debug)]
-pub(super) struct PortReservation {
-    address: SocketAddr,
-    _socket: TcpSocket,
-}
-
-impl PortReservation {
-    pub(super) fn new(address: SocketAddr) -> io::Result<Self> {
-        let socket = bind(address)?;
-        Ok(Self {
-            address: socket.local_addr()?,
-            _socket: socket,
-        })
-    }
-
-    pub(super) fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    fn listen(&self) -> TcpListener {
-        let listener = bind(self.address).and_then(|socket| socket.listen(1024));
-        listener.unwrap_or_else(|e| panic!("listening on {}: {e}", self.address))
-    }
-}
-
-/// Binds a socket that can share its port with another of the same user.
-fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
-    socket.set_reuseport(true)?;
-    socket.bind(address)?;
-    Ok(socket)
-}
-
 /// Forwards connections until the channel of orders is closed.
 pub(super) async fn serve(
     shared: Arc<Shared>,
-    port: PortReservation,
+    port: Reservation,
     mut orders: mpsc::UnboundedReceiver<Order>,
     ready: std_mpsc::Sender<()>,
 ) {

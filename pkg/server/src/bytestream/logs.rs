@@ -1,6 +1,6 @@
 //! The logs of running actions.
 
-use std::{sync::Arc, time::Duration};
+use std::{mem, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{
@@ -23,7 +23,7 @@ pub const READ_LOG: &str = "/gorego.cluster.Mesh/ReadLog";
 /// The largest request of that method, in bytes.
 const MAX_REQUEST: u64 = 4096;
 /// The time that another node has to begin its answer.
-const ANSWER: Duration = Duration::from_secs(5);
+const ANSWER: Duration = Duration::from_secs(10);
 /// The time without a piece after which a reader checks whether the command still runs.
 const SILENCE: Duration = Duration::from_secs(1);
 
@@ -100,6 +100,7 @@ type Elsewhere = (routes::Messages, GuestLog, Option<Arc<Executor>>);
 async fn next_elsewhere(
     (mut messages, log, executor): Elsewhere,
 ) -> Result<Option<(Bytes, Elsewhere)>, Status> {
+    let mut has_ended = false;
     loop {
         let message = match timeout(SILENCE, messages.next()).await {
             Ok(Some(Ok(message))) => message,
@@ -112,10 +113,12 @@ async fn next_elsewhere(
             }
             Err(_) => {
                 let executor = executor.as_deref();
-                if executor.is_some_and(|executor| executor.is_current(&log)) {
-                    continue;
+                let is_current = executor.is_some_and(|executor| executor.is_current(&log));
+                // The end of the log may arrive later than that of the action.
+                if !is_current && mem::replace(&mut has_ended, true) {
+                    return Ok(None);
                 }
-                return Ok(None);
+                continue;
             }
         };
         let piece = LogPiece::decode(message);

@@ -213,7 +213,7 @@ fn malformed_requests_never_fail_as_server_errors() {
 
 #[tokio::test]
 async fn reflection_reports_the_error_of_a_request() {
-    let idle_timeout = std::time::Duration::from_millis(500);
+    let idle_timeout = std::time::Duration::from_secs(2);
     let server =
         Server::limited(|options| options.transport.limits.idle_timeout = idle_timeout).await;
     let mut client = RawClient::connect(&server, 65_535).await;

@@ -71,7 +71,7 @@ async fn a_stalled_download_ends_at_the_deadline_of_its_client() {
     let server = Server::start().await;
     let digest = server.has(&monotony(10_000_000)).await;
     let mut client = RawClient::connect(&server, 65_535).await;
-    let (response, mut request) = client.open_as(READ, "application/grpc", within("50m"));
+    let (response, mut request) = client.open_as(READ, "application/grpc", within("2S"));
     request.send_data(read_request(&digest), true).unwrap();
     let reset = async {
         let mut body = response.await.unwrap().into_body();

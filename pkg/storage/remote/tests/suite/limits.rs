@@ -121,7 +121,7 @@ async fn many_calls_share_the_connections_and_few_use_one() {
 #[tokio::test]
 async fn a_cancelled_upload_releases_its_permit_though_the_peer_stalls() {
     let peer = Peer::start().await;
-    let store = one_at_a_time(&peer, Duration::from_millis(300), 0);
+    let store = one_at_a_time(&peer, Duration::from_secs(1), 0);
     within(store.capabilities()).await.unwrap();
     peer.script("write", [Act::Stall]);
     let stalled = conformance::content(1, 4 * MIB);

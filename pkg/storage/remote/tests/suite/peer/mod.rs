@@ -264,7 +264,7 @@ impl Peer {
     /// A store that does not wait long for this peer.
     pub fn impatient(&self, retries: u32) -> RemoteStore {
         RemoteStore::new(&RemoteOptions {
-            timeout: Duration::from_millis(300),
+            timeout: Duration::from_secs(1),
             retries,
             ..self.options()
         })
