@@ -329,6 +329,11 @@ impl Server {
         self.process.signal(Signal::CONT);
     }
 
+    /// Waits up to `limit` for the server to end by itself. Returns whether it did.
+    pub fn ends_within(&mut self, limit: Duration) -> bool {
+        self.process.ended_within(limit).is_some()
+    }
+
     /// Waits until the server ends by itself.
     pub fn wait(&mut self) -> ExitStatus {
         self.process.wait_within(PATIENCE)

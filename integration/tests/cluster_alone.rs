@@ -1,9 +1,11 @@
 //! Tests of nodes whose answers come late, which other load would make too late: each has the machine for itself.
 #![cfg(test)]
 
+use std::time::Duration;
+
 use gorego_integration::{
     cluster::{self, Crowd, Node},
-    executor::{Gate, TestAction, succeeded},
+    executor::{Gate, Messages, TestAction, succeeded},
     lock::Lock,
     metrics::Metrics,
 };
@@ -69,17 +71,17 @@ async fn nodes_whose_processors_are_all_busy_are_not_suspected() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_node_is_not_drained_until_the_entry_node_received_the_end_of_its_action() {
-    let _lock = Lock::take("alone");
+/// Starts an entry node, and a node with these settings that runs an action of it. Pauses the entry node and waits until
+/// the action has ended.
+async fn end_while_paused(more: &[&str]) -> ([Node; 2], Gate, Messages) {
     let a = Node::start("a", "", &[ENTRY]).await;
-    let b = Node::start("b", &a.mesh.to_string(), &[ONE]).await;
+    let b = Node::start("b", &a.mesh.to_string(), more).await;
     for node in [&a, &b] {
         node.wait_for_members(&["a", "b"]).await;
     }
     let mut gate = Gate::new();
     // It has no outputs, of which the paused node would get copies.
-    let mut action = a.executor.start(&TestAction::script(&gate.pass())).await;
+    let action = a.executor.start(&TestAction::script(&gate.pass())).await;
     gate.wait_for_starts(1);
     a.server.freeze();
     gate.open();
@@ -87,9 +89,29 @@ async fn a_node_is_not_drained_until_the_entry_node_received_the_end_of_its_acti
         metrics.get("gorego_execution_running") == Some(0)
     })
     .await;
+    ([a, b], gate, action)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_not_drained_until_the_entry_node_received_the_end_of_its_action() {
+    let _lock = Lock::take("alone");
+    let ([a, b], gate, mut action) = end_while_paused(&[ONE]).await;
     assert_eq!(b.begin_drain(), "1 actions left\n");
     a.server.thaw();
     succeeded(action.response().await);
     assert!(b.drain(&[]).wait().success());
+    assert_eq!(gate.starts(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_does_not_stop_until_the_entry_node_received_the_end_of_its_action() {
+    let _lock = Lock::take("alone");
+    let settings = [ONE, "limits.drain_timeout=60s"];
+    let ([a, mut b], gate, mut action) = end_while_paused(&settings).await;
+    b.server.ask_to_stop();
+    assert!(!b.server.ends_within(Duration::from_secs(1)));
+    a.server.thaw();
+    succeeded(action.response().await);
+    assert!(b.server.wait().success());
     assert_eq!(gate.starts(), 1);
 }
