@@ -112,7 +112,7 @@ impl Membership {
         let me = self.foca.identity();
         if other.address == me.address {
             // A connection to this node itself, or to a former run of it.
-        } else if (me.node.number(), &me.address) < (other.node.number(), &other.address) {
+        } else if starts_before(me, other) {
             let me = me.clone();
             self.send_holder(other, &me);
         } else {
@@ -144,8 +144,17 @@ impl Membership {
         self.withdraw(self.now + CONFLICT_PAUSE);
     }
 
-    /// Leaves the cluster, which is full, and tries to join later.
-    pub(super) fn find_full(&mut self) {
+    /// Leaves the cluster, which is full as `sender` says, and tries to join later.
+    ///
+    /// A node that is about to be refused may have joined one member already, and refuse the others. So of two nodes
+    /// that are no members of each other's cluster, the one that started first stays.
+    pub(super) fn find_full(&mut self, sender: &Identity) {
+        let me = self.foca.identity();
+        let node = self.nodes.get(&sender.key());
+        let is_member = node.is_some_and(|node| node.active);
+        if self.foca.num_members() > 0 && starts_before(me, sender) && !is_member {
+            return;
+        }
         if !self.retreats() {
             self.effects.push(Effect::Full);
             // The random pause spreads nodes that started at once.
@@ -186,4 +195,9 @@ impl Membership {
         self.broadcast_record();
         self.resize();
     }
+}
+
+/// Returns whether a node started before another one. Of two that started at once, one counts as the first.
+fn starts_before(one: &Identity, other: &Identity) -> bool {
+    (one.node.number(), &one.address) < (other.node.number(), &other.address)
 }

@@ -32,7 +32,7 @@ impl Membership {
             self.step_back(holder);
         }
         if envelope.full {
-            self.find_full();
+            self.find_full(sender);
         }
         if self.left || self.retreats() {
             return Ok(());

@@ -235,6 +235,26 @@ fn nodes_beyond_the_limit_are_turned_away_until_there_is_room() {
 }
 
 #[test]
+fn node_beyond_the_limit_turns_no_member_away() {
+    let options = MembershipOptions {
+        max_nodes: 2,
+        ..MembershipOptions::default()
+    };
+    for seed in 0..100 {
+        let mut network = Network::new(2, 0.0, seed, options.clone());
+        agree(&mut network, 10);
+        // One of the members may admit it before it knows the other one again.
+        let third = network.start("node-2", 2, "10.0.0.2:7946");
+        network.introduce(third, 0);
+        network.introduce(third, 1);
+        network.run(seconds(12));
+        let members = [0, 1, third].map(|node| network.members_of(node).len());
+        assert_eq!(members, [1, 1, 0], "seed {seed}");
+        assert_eq!(network.false_downs, 0, "seed {seed}");
+    }
+}
+
+#[test]
 fn cluster_that_starts_with_too_many_nodes_settles() {
     let options = MembershipOptions {
         max_nodes: 8,
