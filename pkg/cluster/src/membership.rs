@@ -203,8 +203,20 @@ impl Membership {
             announcements: 0,
         };
         self.candidates.insert(id.key(), candidate);
-        self.announce_to(id);
+        if !self.retreats() {
+            self.announce_to(id);
+        }
         self.settle();
+    }
+
+    /// Greets the `peers` to which links are open, if this node is alone. The caller calls it whenever it looks for
+    /// nodes, since a node that was refused, or refused others, may have links to nodes that it has not joined.
+    pub fn greet_if_alone(&mut self, peers: &[Arc<Record>], now: Time) {
+        if self.foca.num_members() == 0 {
+            for peer in peers {
+                self.greet(peer, now);
+            }
+        }
     }
 
     /// Handles a packet that came over the link to `from`.

@@ -20,7 +20,7 @@ const CONTEST_TIME: Duration = Duration::from_secs(10);
 /// The time that a node stays out of a cluster where an older node has its name.
 const CONFLICT_PAUSE: Duration = Duration::from_secs(5);
 /// The average time that a node stays out of a cluster that is full.
-const FULL_PAUSE: Duration = Duration::from_secs(30);
+const FULL_PAUSE: Duration = Duration::from_secs(20);
 
 /// A second node that wants the name of a member.
 pub(super) struct Contest {

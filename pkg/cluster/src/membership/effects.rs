@@ -38,7 +38,7 @@ pub enum Effect {
         /// The address of the other node.
         address: String,
     },
-    /// The cluster is full. This node has no peers. Repeated about every half minute while that is so.
+    /// The cluster is full. This node has no peers. Repeated about every 20 s while that is so.
     Full,
     /// This node joined again, after others declared it down, or after [`Conflict`](Self::Conflict) or
     /// [`Full`](Self::Full).

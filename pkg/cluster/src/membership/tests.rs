@@ -251,6 +251,9 @@ fn node_beyond_the_limit_turns_no_member_away() {
         let members = [0, 1, third].map(|node| network.members_of(node).len());
         assert_eq!(members, [1, 1, 0], "seed {seed}");
         assert_eq!(network.false_downs, 0, "seed {seed}");
+        // The link to the node that it did not join stayed open.
+        network.kill(1, true);
+        agree(&mut network, 60);
     }
 }
 

@@ -136,6 +136,12 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
         Some(Arc::clone(&linked.record))
     }
 
+    /// Returns the records of all peers with links.
+    pub(super) fn all_linked(&self) -> Vec<Arc<Record>> {
+        let linked = self.linked.values();
+        linked.map(|it| Arc::clone(&it.record)).collect()
+    }
+
     pub(super) fn set_load(&mut self, peer: &Generation, load: Load) {
         if let Some(linked) = self.linked.get_mut(peer) {
             linked.load = Some(load);

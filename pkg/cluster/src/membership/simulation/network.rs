@@ -71,6 +71,7 @@ pub struct Network {
     options: MembershipOptions,
     /// Pairs of processes that packets do not reach, in this direction.
     pub cut: Box<dyn Fn(usize, usize) -> bool + Send>,
+    /// The open links, from both sides.
     links: BTreeSet<(usize, usize)>,
     /// The bytes of all packets so far.
     pub sent: u64,
@@ -166,25 +167,21 @@ impl Network {
         process.refuses = refuses;
         process.up.clear();
         let peer = process.record.node.clone();
-        if refuses {
-            let links: Vec<_> = self
-                .links
-                .iter()
-                .filter(|(a, _)| *a == index)
-                .map(|(_, b)| *b)
-                .collect();
-            for at in links {
-                let loss = Loss::Refused;
-                self.after(
-                    Duration::from_millis(1),
-                    Event::Lost {
-                        at,
-                        peer: peer.clone(),
-                        loss,
-                    },
-                );
+        let links = self.links.iter().filter(|(a, _)| *a == index);
+        let links: Vec<_> = links.map(|(_, b)| *b).collect();
+        for at in links {
+            self.cut_link(index, at);
+            if refuses {
+                let (peer, loss) = (peer.clone(), Loss::Refused);
+                let lost = Event::Lost { at, peer, loss };
+                self.after(Duration::from_millis(1), lost);
             }
         }
+    }
+
+    fn cut_link(&mut self, a: usize, b: usize) {
+        self.links.remove(&(a, b));
+        self.links.remove(&(b, a));
     }
 
     /// Stops a process, or continues it.
@@ -205,8 +202,16 @@ impl Network {
         self.act(index, Membership::tick);
     }
 
-    /// Opens a link between two processes.
+    /// Opens a link between two processes, unless there is one. Two nodes with one name meet each time: they refuse the
+    /// link.
     pub fn introduce(&mut self, a: usize, b: usize) {
+        let name = |index: usize| self.processes[index].record.node.node();
+        if name(a) != name(b) {
+            if !self.links.insert((a, b)) {
+                return;
+            }
+            self.links.insert((b, a));
+        }
         let mut latency = self.latency();
         // A lost packet of the handshake is sent again.
         if self.random.f64() < self.loss {

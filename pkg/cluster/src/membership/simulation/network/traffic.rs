@@ -64,7 +64,7 @@ impl Network {
         self.refused.extend(result.and_then(Result::err));
     }
 
-    /// Opens links to the nodes that all others discover first, unless they are known.
+    /// Opens links to the nodes that all others discover first, unless they are known, and greets the linked nodes.
     fn discover(&mut self, index: usize) {
         let Some(membership) = &self.processes[index].membership else {
             return;
@@ -87,6 +87,13 @@ impl Network {
             }
             self.introduce(index, seed);
         }
+        let linked = self.links.range((index, 0)..=(index, usize::MAX));
+        let linked: Vec<_> = linked
+            .map(|(_, peer)| Arc::new(self.processes[*peer].record.clone()))
+            .collect();
+        self.act(index, |membership, now| {
+            membership.greet_if_alone(&linked, now);
+        });
         self.after(period, Event::Discover(index));
     }
 
@@ -125,7 +132,11 @@ impl Network {
         let Some(&to) = self.addresses.get(address) else {
             return;
         };
-        if (self.cut)(from, to) || self.random.f64() < self.loss {
+        if (self.cut)(from, to) {
+            self.cut_link(from, to);
+            return;
+        }
+        if self.random.f64() < self.loss {
             return;
         }
         let latency = self.latency();
