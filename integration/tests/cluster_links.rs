@@ -90,7 +90,7 @@ async fn a_node_beyond_the_limit_works_alone_until_another_one_stops() {
     for node in [&a, &b] {
         node.wait_for_members(&["a", "b"]).await;
     }
-    let c = Node::start("c", &format!("{},{}", a.mesh, b.mesh), &two).await;
+    let c = Node::start("c", &a.mesh.to_string(), &two).await;
     c.server
         .wait_for_log("the cluster already has cluster.max_nodes and refuses this node");
     let refusal = "a node is refused, since the cluster already has cluster.max_nodes";
