@@ -55,7 +55,8 @@ const MAX_ANNOUNCEMENTS: u32 = 60;
 /// The time after news at which a node asks a partner for all nodes, in case some news was missed. It doubles each
 /// time.
 const FIRST_SYNC: Duration = Duration::from_millis(500);
-/// The nodes that a node announces itself to each second after it was refused.
+/// The nodes that a node announces itself to each second after it was refused, and whenever it looks for nodes while it is
+/// alone.
 const RETURN_ATTEMPTS: usize = 3;
 /// The period of work that no event starts.
 const UPKEEP_PERIOD: Duration = Duration::from_secs(1);
@@ -142,7 +143,8 @@ impl Membership {
     ) -> Result<Self, RecordError> {
         let first = item(&me, 1)?;
         let id = Identity::of(&me);
-        let max = options.max_nodes.saturating_mul(2);
+        // Those of nodes that are down count, too.
+        let max = options.max_nodes.saturating_mul(5);
         let records = SharedRecords(Arc::new(Mutex::new(Records::new(max))));
         let mut foca = new_foca(id, &options, &records, seed);
         // foca refuses only records that are too long or old.
@@ -209,13 +211,24 @@ impl Membership {
         self.settle();
     }
 
-    /// Greets the `peers` to which links are open, if this node is alone. The caller calls it whenever it looks for
-    /// nodes, since a node that was refused, or refused others, may have links to nodes that it has not joined.
-    pub fn greet_if_alone(&mut self, peers: &[Arc<Record>], now: Time) {
-        if self.foca.num_members() == 0 {
-            for peer in peers {
-                self.greet(peer, now);
+    /// Greets the `peers` to which links are open, and a few nodes that were members, if this node is alone. The caller
+    /// calls it whenever it looks for nodes.
+    ///
+    /// A node that was refused, or refused others, may have links to nodes that it has not joined. After a cut, the
+    /// nodes that are looked for may be gone, while other members are back.
+    pub fn seek_if_alone(&mut self, peers: &[Arc<Record>], now: Time) {
+        self.advance(now);
+        if !self.is_alone() {
+            return;
+        }
+        if !self.retreats() {
+            let down = self.nodes.values().map(|node| node.id.clone());
+            for id in self.random.choose_multiple(down, RETURN_ATTEMPTS) {
+                self.announce_to(id);
             }
+        }
+        for peer in peers {
+            self.greet(peer, now);
         }
     }
 
@@ -246,7 +259,11 @@ impl Membership {
                 break;
             }
             let timer = entry.remove();
-            self.fire(timer);
+            if self.is_alone() && matches!(timer, Timer::RemoveDown(_)) {
+                self.schedule(timer, self.options.forget_after);
+            } else {
+                self.fire(timer);
+            }
         }
         if self.now >= self.next_sync {
             self.sync();

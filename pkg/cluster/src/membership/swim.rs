@@ -305,7 +305,7 @@ impl Membership {
         }
     }
 
-    fn schedule(&mut self, timer: Timer<Identity>, after: Duration) {
+    pub(super) fn schedule(&mut self, timer: Timer<Identity>, after: Duration) {
         let at = self.now.saturating_sub(self.stood_still) + after;
         self.timer_count += 1;
         self.timers.insert((at, self.timer_count), timer);

@@ -156,6 +156,22 @@ fn nodes_of_a_partition_find_each_other_again() {
 }
 
 #[test]
+fn nodes_that_were_all_cut_off_find_each_other_without_those_that_they_look_for() {
+    for time in [30, 1000] {
+        let mut network = network(6, 0.0, time);
+        for seed in 0..3 {
+            network.kill(seed, true);
+        }
+        agree(&mut network, 10);
+        network.cut = Box::new(|_, _| true);
+        network.run(seconds(time));
+        assert!((3..6).all(|node| network.members_of(node).is_empty()));
+        network.cut = Box::new(|_, _| false);
+        agree(&mut network, 60);
+    }
+}
+
+#[test]
 fn node_that_sees_both_sides_keeps_them_together() {
     for seed in 0..4 {
         let mut network = network(10, 0.0, seed);

@@ -54,6 +54,11 @@ impl Membership {
         self.sync_wait = (wait * 2).min(self.options.sync_period);
     }
 
+    /// Returns whether this node has no member to rely on. Then it forgets no node that was one.
+    pub(super) fn is_alone(&self) -> bool {
+        !self.left && self.foca.num_members() == 0
+    }
+
     /// Spreads this node's record again.
     pub(super) fn broadcast_record(&mut self) {
         self.counter += 1;

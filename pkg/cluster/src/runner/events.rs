@@ -111,7 +111,7 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
                     .map(|(record, _)| &**record);
                 let alive = alive.chain(iter::once(self.membership.me()));
                 parts.visit(&addresses, &alive.collect::<Vec<_>>());
-                self.membership.greet_if_alone(&parts.all_linked(), now);
+                self.membership.seek_if_alone(&parts.all_linked(), now);
             }
             Told::Visited { address, result } => {
                 // Nodes that start together are not there yet.

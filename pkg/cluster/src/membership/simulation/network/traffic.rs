@@ -64,7 +64,7 @@ impl Network {
         self.refused.extend(result.and_then(Result::err));
     }
 
-    /// Opens links to the nodes that all others discover first, unless they are known, and greets the linked nodes.
+    /// Opens links to the nodes that all others discover first, unless they are known. A node that is alone seeks others.
     fn discover(&mut self, index: usize) {
         let Some(membership) = &self.processes[index].membership else {
             return;
@@ -92,7 +92,7 @@ impl Network {
             .map(|(_, peer)| Arc::new(self.processes[*peer].record.clone()))
             .collect();
         self.act(index, |membership, now| {
-            membership.greet_if_alone(&linked, now);
+            membership.seek_if_alone(&linked, now);
         });
         self.after(period, Event::Discover(index));
     }
