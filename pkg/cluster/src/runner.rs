@@ -317,6 +317,8 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
                 } => self.parts.gossip(&to, &address, packet),
                 Effect::Up(record) => {
                     tracing::info!(node = %record.node, address = record.address, "a node joined");
+                    let load = self.parts.own_load();
+                    self.parts.send_content(&record.node, Content::Load(load));
                     if record.backing != self.membership.me().backing {
                         tracing::warn!(
                             node = %record.node,
@@ -381,13 +383,16 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Task<J, O> {
         self.refresh();
     }
 
-    /// Sends this node's load to its peers, if it changed.
+    /// Sends this node's load to the members with links, if it changed. It would keep links to others open, over which
+    /// the two nodes do not greet each other again.
     fn send_load(&mut self) {
         let load = self.parts.own_load();
         if load != self.load {
             self.load = load;
             for peer in self.parts.links.peers() {
-                self.parts.send_content(&peer, Content::Load(load));
+                if self.parts.is_member(&peer) {
+                    self.parts.send_content(&peer, Content::Load(load));
+                }
             }
         }
     }

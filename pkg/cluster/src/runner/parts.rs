@@ -155,6 +155,10 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
             .collect();
     }
 
+    pub(super) fn is_member(&self, peer: &Generation) -> bool {
+        self.records.contains_key(peer)
+    }
+
     pub(super) fn own_load(&self) -> Load {
         let totals = self.scheduler.totals();
         let number = |of: usize| u32::try_from(of).unwrap_or(u32::MAX);
