@@ -52,7 +52,7 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 /// The time in which frames that wait and `Bye` are sent, and the peer ends its side.
 const GOODBYE: Duration = Duration::from_secs(2);
 /// The most peers whose first frame is awaited, and the most connections that are being opened.
-const MAX_HANDSHAKES: usize = 64;
+pub(crate) const MAX_HANDSHAKES: usize = 64;
 /// The most events that wait. Beyond it, nothing is read from the links.
 const MAX_EVENTS: usize = 256;
 

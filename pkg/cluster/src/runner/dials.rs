@@ -20,7 +20,7 @@ use tokio::{
 use super::{Told, View, parts::Parts};
 use crate::{
     discovery::{Discovery, Schedule},
-    link::DialError,
+    link::{DialError, MAX_HANDSHAKES},
     record::Record,
 };
 
@@ -33,6 +33,9 @@ const MAX_WAITING: usize = 64;
 const VISIT_AGAIN: Duration = Duration::from_mins(10);
 /// The most addresses in [`Dials::visited`].
 const MAX_VISITED: usize = 4096;
+/// The most visits for one lookup, which leave room for links to members.
+const MAX_VISITS: usize = MAX_HANDSHAKES / 2;
+
 /// The interval in which it is checked whether the node is alone.
 const CHECK: Duration = Duration::from_secs(10);
 
@@ -117,7 +120,8 @@ impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Parts<J, O> {
         let known: HashSet<_> = alive.iter().map(|record| &record.address).collect();
         let visited = &self.dials.visited;
         let new = |address: &&String| !known.contains(address) && !visited.contains_key(*address);
-        for address in addresses.iter().filter(new) {
+        // In random order, so that many addresses without a node do not keep this one from the others.
+        for address in fastrand::choose_multiple(addresses.iter().filter(new), MAX_VISITS) {
             let (links, told) = (Arc::clone(&self.links), self.told.clone());
             let address = address.clone();
             self.tasks.spawn(async move {
