@@ -194,6 +194,17 @@ impl Node {
         Metrics::wait_for(self.server.metrics(), is_met).await;
     }
 
+    /// Returns how many actions of this node were queued again because the node that ran them did not answer for seconds,
+    /// as may happen on a busy machine. They may have started twice.
+    pub async fn lost_actions(&self) -> usize {
+        let metrics = Metrics::of(self.server.metrics()).await;
+        let lost = ["lease", "node_lost"].map(|cause| {
+            let name = format!(r#"gorego_cluster_requeued_actions_total{{cause="{cause}"}}"#);
+            usize::try_from(metrics.get(&name).expect("a count")).expect("a small count")
+        });
+        lost.into_iter().sum()
+    }
+
     /// Waits until the metrics of the cluster have these values. Their names are without `gorego_cluster_`.
     pub async fn wait_for_metrics(&self, values: &[(&str, u64)]) {
         let has = |metrics: &Metrics, name: &str| metrics.get(&format!("gorego_cluster_{name}"));

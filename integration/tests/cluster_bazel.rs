@@ -78,7 +78,7 @@ async fn change([mut killed, mut drained]: [Node; 2], join: &str, slots: &[&str]
     ask_to_stop(&restarted.server);
     assert!(restarted.server.wait().success());
     let joined = Node::start_in_root("d", join, slots).await;
-    joined.wait_for_taken(10).await;
+    joined.wait_for_taken(1).await;
     let mut drain = drained.drain(&[]);
     assert!(drain.wait().success());
     ask_to_stop(&drained.server);
@@ -94,6 +94,8 @@ fn a_build_is_the_same_though_nodes_are_killed_restarted_stopped_added_and_drain
     let [entry, killed, drained] = runtime.block_on(cluster::start_in_root::<3>(&slots));
     let join = entry.mesh.to_string();
     let mut bazel = BazelServer::new(write_slow);
+    // Starts it, which may take long.
+    bazel.clean();
     let url = entry.server.grpc_url();
     let executor = format!("--remote_executor={url}");
     let broken = thread::scope(|scope| {
@@ -113,6 +115,7 @@ fn a_build_goes_on_at_another_node_when_its_own_is_killed() {
     let slots = ["execution.concurrency=2"];
     let [mut entry, other, third] = runtime.block_on(cluster::start_in_root::<3>(&slots));
     let mut bazel = BazelServer::new(workspace::write_large);
+    bazel.clean();
     // Like a name that resolves to the nodes that are up.
     let name = Link::to(entry.server.address());
     let url = name.grpc_url();

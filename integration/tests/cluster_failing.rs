@@ -67,7 +67,8 @@ async fn actions_that_fail_for_a_reason_of_one_node_succeed_at_others() {
         break_build_root(bad);
         let gate = Gate::new();
         let actions = run_until_failing(&a, &gate, &c).await;
-        assert_eq!(gate.starts(), actions);
+        let expected = actions..=actions + a.lost_actions().await;
+        assert!(expected.contains(&gate.starts()), "{expected:?}");
         wait_for_warning(&a, &bad.name);
         if bad.name == "b" {
             a.wait_for_state("b", "failing").await;

@@ -12,7 +12,6 @@ use std::{
 use gorego_integration::{
     cluster::{self, Crowd, Node},
     executor::{Details, Executor, Gate, TestAction, succeeded},
-    metrics::Metrics,
     web::{self, PATIENCE},
 };
 use tokio::{
@@ -104,7 +103,7 @@ async fn a_node_that_is_asked_to_stop_hands_its_queue_over() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_asked_to_stop_fails_what_others_do_not_end_in_time() {
-    let mut a = Node::start("a", "", &[ENTRY, "limits.drain_timeout=10s"]).await;
+    let mut a = Node::start("a", "", &[ENTRY, "limits.drain_timeout=20s"]).await;
     let b = Node::start("b", &a.mesh.to_string(), &[ONE]).await;
     a.wait_for_members(&["a", "b"]).await;
     let gate = Gate::new();
@@ -244,14 +243,6 @@ async fn load(at: Executor, report: String, name: String, stop: Arc<AtomicBool>)
     number
 }
 
-/// Returns how many actions of a node were queued again because the node that ran them did not answer for seconds, as
-/// may happen on a busy machine.
-async fn ended_leases(of: &Node) -> usize {
-    let metrics = Metrics::of(of.server.metrics()).await;
-    let ended = metrics.get(r#"gorego_cluster_requeued_actions_total{cause="lease"}"#);
-    usize::try_from(ended.expect("a count")).expect("a small count")
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_are_drained_and_restarted_one_by_one_under_load_and_no_action_runs_twice() {
     const OWN: usize = 8;
@@ -279,7 +270,7 @@ async fn nodes_are_drained_and_restarted_one_by_one_under_load_and_no_action_run
         own_gate.open();
         assert!(drained.await.unwrap().success());
         own.finish(&leaving).await;
-        repeated += ended_leases(&leaving).await;
+        repeated += leaving.lost_actions().await;
         // Kills it, since it has nothing to lose.
         nodes.push_back(leaving.restart().await);
         for node in &nodes {
@@ -290,8 +281,10 @@ async fn nodes_are_drained_and_restarted_one_by_one_under_load_and_no_action_run
         ended += loads.join_all().await.into_iter().sum::<usize>();
     }
     for node in &nodes {
-        repeated += ended_leases(node).await;
+        repeated += node.lost_actions().await;
     }
     let own = OWN * nodes.len();
-    assert_eq!(own_gate.starts() + gate.starts(), own + ended + repeated);
+    let starts = own_gate.starts() + gate.starts();
+    let expected = own + ended..=own + ended + repeated;
+    assert!(expected.contains(&starts), "{starts} of {expected:?}");
 }

@@ -221,7 +221,7 @@ async fn a_timeout_returns_the_partial_log_and_is_not_cached() {
             gate.path("never")
         );
         // Long enough for the command to start on a busy machine.
-        let action = TestAction::script(&script).timeout(3);
+        let action = TestAction::script(&script).timeout(6);
         let digest = executor.upload(&action).await;
         let response = executor
             .begin(request(&digest))

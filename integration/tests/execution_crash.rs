@@ -271,7 +271,7 @@ async fn sigterm_lets_a_running_action_end_and_refuses_queued_and_new_ones() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_action_that_does_not_end_within_the_drain_time_is_killed_with_unavailable() {
     for level in Level::all() {
-        let (mut server, executor) = level.start(&["limits.drain_timeout=10s"]).await;
+        let (mut server, executor) = level.start(&["limits.drain_timeout=20s"]).await;
         let gate = Gate::new();
         let mut messages = executor.start(&endless(&gate)).await;
         messages.reach(Value::Executing).await;

@@ -47,12 +47,12 @@ async fn merged_clients_get_one_result_whatever_each_wants_inline() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_inputs_of_a_queued_action_outlive_their_leases_in_a_full_cache() {
-    const LEASE: Duration = Duration::from_secs(6);
+    const LEASE: Duration = Duration::from_secs(12);
     let (_server, executor) = start(&[
         "execution.concurrency=1",
         "local_cache.max_size_gb=16MiB",
         "local_cache.min_free=0",
-        "local_cache.lease=6s",
+        "local_cache.lease=12s",
         "local_cache.upload_lease=0s",
     ])
     .await;

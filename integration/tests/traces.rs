@@ -267,33 +267,37 @@ async fn a_collector_over_http_gets_headers_and_the_last_spans_before_the_end() 
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("headers");
     fs::write(&file, "x-tenant=build\n").unwrap();
-    let mut server = Server::start(&[
-        &format!(
-            "telemetry.tracing_endpoint=http://{}/otlp",
-            collector.address()
-        ),
-        "telemetry.tracing_protocol=http",
-        "telemetry.tracing_headers=x-token=s3cret",
-        &format!("telemetry.tracing_headers_file={}", file.display()),
-        ALWAYS,
-    ]);
-    let content = blob(1, 100);
-    let digest = store(&server, &content).await;
-    server.ask_to_stop();
-    server.wait();
-    let arrived = collector.arrived();
-    assert!(
-        arrived
-            .spans
-            .iter()
-            .any(|span| span.get("rpc.method") == "Write"),
-        "{arrived:#?}"
+    let endpoint = format!(
+        "telemetry.tracing_endpoint=http://{}/otlp",
+        collector.address()
     );
+    let headers_file = format!("telemetry.tracing_headers_file={}", file.display());
+    let has_arrived = || {
+        let spans = collector.arrived().spans;
+        spans.iter().any(|span| span.get("rpc.method") == "Write")
+    };
+    // A server has two seconds for its last spans, which may be too few on a busy machine.
+    for _ in 0..3 {
+        let mut server = Server::start(&[
+            &endpoint,
+            "telemetry.tracing_protocol=http",
+            "telemetry.tracing_headers=x-token=s3cret",
+            &headers_file,
+            ALWAYS,
+        ]);
+        store(&server, &blob(1, 100)).await;
+        server.ask_to_stop();
+        server.wait();
+        assert!(!server.log().contains("s3cret"), "{}", server.log());
+        if has_arrived() {
+            break;
+        }
+    }
+    let arrived = collector.arrived();
+    assert!(has_arrived(), "{arrived:#?}");
     assert_eq!(arrived.path, "/otlp/v1/traces");
     assert_eq!(arrived.headers["x-token"], "s3cret");
     assert_eq!(arrived.headers["x-tenant"], "build");
-    assert!(!server.log().contains("s3cret"), "{}", server.log());
-    drop(digest);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -359,7 +359,7 @@ fn timeout(fixture: &Fixture) {
         let first = who(&node, &action(WHO)).await.0;
         let mut slow = action("echo partial >out; cat /dev/zero >/dev/null").outputs(&["out"]);
         // Long enough for the worker to begin on a busy machine.
-        slow.timeout = Duration::from_secs(3);
+        slow.timeout = Duration::from_secs(6);
         let response = node.execute(&slow).await;
         assert_eq!(code(&response), 4, "{response:?}");
         let result = response.result.unwrap();

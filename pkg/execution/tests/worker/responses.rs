@@ -89,7 +89,7 @@ fn timeout(fixture: &Fixture) {
         let node = fixture.node().await;
         let mut action = Action::script("echo log; echo x > out; sleep 1000").outputs(&["out"]);
         // Long enough for the command to start on a busy machine.
-        action.timeout = Duration::from_secs(3);
+        action.timeout = Duration::from_secs(6);
         let response = node.execute(&action).await;
         assert_eq!(code(&response), 4);
         let result = response.result.unwrap();

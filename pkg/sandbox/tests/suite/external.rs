@@ -131,7 +131,7 @@ fn external_sandbox_leaves_the_timeout_to_the_supervisor(fixture: &Fixture) {
     let script = format!("{LEAVE_PROCESSES} trap 'exit 7' TERM; while :; do sleep 0.01; done");
     let mut launch = program.script(&action, &script);
     launch.stdout = writer;
-    launch.timeout = Duration::from_secs(2);
+    launch.timeout = Duration::from_secs(5);
     launch.kill_delay = Duration::from_mins(10);
     let ended = fixture.run(launch).unwrap();
     watch.gone();

@@ -284,7 +284,7 @@ fn isolated_timeout_lets_a_command_clean_up(fixture: &Fixture) {
     let action = Action::new();
     let run = |script, kill_delay| {
         let mut launch = action.script(script);
-        launch.timeout = Duration::from_secs(2);
+        launch.timeout = Duration::from_secs(5);
         launch.kill_delay = kill_delay;
         let ended: Ended = fixture.run(launch).unwrap();
         assert!(ended.timed_out && !ended.stopped);

@@ -154,7 +154,8 @@ fn assert_too_large(ended: &Ended) {
         panic!("{ended:?}");
     };
     assert_eq!(limit, 16 * MIB);
-    assert!((20 * MIB..21 * MIB).contains(&used), "{used}");
+    // It may be measured while the command writes. A file that counts twice would exceed this.
+    assert!((16 * MIB..21 * MIB).contains(&used), "{used}");
 }
 
 fn a_file_that_is_too_large_ends_the_command(fixture: &Fixture) {

@@ -136,7 +136,7 @@ fn namespaces_end_with_the_timeout(fixture: &Fixture) {
         let (watch, writer) = Watch::new();
         let mut launch = script(&action, text);
         launch.stderr = writer;
-        launch.timeout = Duration::from_secs(2);
+        launch.timeout = Duration::from_secs(5);
         launch.kill_delay = kill_delay;
         let ended = fixture.run(launch).unwrap();
         watch.gone();

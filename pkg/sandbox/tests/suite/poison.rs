@@ -201,7 +201,7 @@ fn isolated_outputs_outlive_a_timeout(fixture: &Fixture) {
         let poison = Poison::new(has_overlay);
         let script = "trap '' TERM; echo partial > output; while :; do sleep 1; done";
         let mut launch = poison.action.script(script);
-        launch.timeout = Duration::from_secs(2);
+        launch.timeout = Duration::from_secs(5);
         launch.kill_delay = Duration::from_millis(1);
         let ended = fixture.run(launch).unwrap();
         assert!(ended.timed_out);

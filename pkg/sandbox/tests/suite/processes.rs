@@ -90,7 +90,7 @@ fn deep_tree_is_killed(fixture: &Fixture) {
     let root = Root::new();
     root.executable(
         "deep",
-        "#!/bin/sh\n[ $1 -eq 0 ] && { echo > bottom; sleep 1000; }; ./deep $(($1 - 1)); exit",
+        "#!/bin/sh\n[ $1 -eq 0 ] && { sleep 1000 & echo > bottom; wait; }; ./deep $(($1 - 1)); exit",
     );
     let (watch, writer) = Watch::new();
     let mut launch = root.script("./deep 50 & until [ -e bottom ]; do sleep 0.01; done");
@@ -108,7 +108,7 @@ fn timeout_lets_a_command_clean_up(fixture: &Fixture) {
          echo begun
          while :; do sleep 0.01; done",
     );
-    launch.timeout = Duration::from_secs(2);
+    launch.timeout = Duration::from_secs(5);
     let ended = fixture.run(launch).unwrap();
     assert!(ended.timed_out && !ended.stopped);
     assert_eq!(ended.exit, Exit::Code(7));
@@ -118,7 +118,7 @@ fn timeout_lets_a_command_clean_up(fixture: &Fixture) {
 fn timeout_kills_what_ignores_sigterm(fixture: &Fixture) {
     let (mut watch, mut launch) =
         watched(&format!("{LEAVE_PROCESSES} while :; do sleep 1000; done"));
-    launch.timeout = Duration::from_secs(2);
+    launch.timeout = Duration::from_secs(5);
     launch.kill_delay = Duration::from_millis(1);
     let ended = fixture.run(launch).unwrap();
     watch.ready();
