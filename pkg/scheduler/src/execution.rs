@@ -110,7 +110,15 @@ impl<J> Execution<J> {
     /// Updates the class of an execution that is not queued to the workers that failed or were lost.
     pub(crate) fn update_tried(&mut self) {
         let lost = self.lost.iter().map(|(_, worker)| worker);
-        let tried: BTreeSet<_> = lost.chain(&self.failed).cloned().collect();
+        self.set_tried(lost.chain(&self.failed).cloned().collect());
+    }
+
+    /// Updates the class of an execution that is not queued to the workers that failed. The lost ones may be back.
+    pub(crate) fn readmit_lost(&mut self) {
+        self.set_tried(self.failed.iter().cloned().collect());
+    }
+
+    fn set_tried(&mut self, tried: BTreeSet<WorkerId>) {
         self.class.tried = (!tried.is_empty()).then(|| tried.into_iter().collect());
     }
 

@@ -211,6 +211,7 @@ impl<J, O> Scheduler<J, O> {
         }
         self.operations.expire(&self.options, now);
         self.end_rests(now);
+        self.readmit_lost(now);
     }
 
     /// Returns the time of the next [`Self::tick`]; `None` if nothing is due without another event.

@@ -156,9 +156,22 @@ impl<J, O> Scheduler<J, O> {
         };
         self.ends.retries += 1;
         execution.queued = now;
+        if !execution.lost.is_empty() {
+            self.takers.avoid_lost(number, now);
+        }
         if execution.running.take().is_some() {
             self.executing -= 1;
         }
+        self.enter_queue(number);
+        self.notify(number);
+        self.wake();
+    }
+
+    /// Adds the entries of an execution that ran before to the queue.
+    pub(super) fn enter_queue(&mut self, number: u64) {
+        let Some(execution) = self.executions.get(&number) else {
+            return;
+        };
         for id in &execution.operations {
             if let Some(live) = self.operations.live_mut(*id) {
                 live.rank.first_run = false;
@@ -168,8 +181,6 @@ impl<J, O> Scheduler<J, O> {
             }
         }
         self.queue.count_execution(&execution.class);
-        self.notify(number);
-        self.wake();
     }
 }
 

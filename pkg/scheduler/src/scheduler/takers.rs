@@ -2,7 +2,7 @@
 
 use std::{
     cell::LazyCell,
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
     sync::Arc,
     time::Duration,
@@ -20,6 +20,10 @@ const FAILURES: u32 = 3;
 /// The first rest, which doubles with each further failure, and the longest one.
 const REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(30);
+
+/// The time for which a lost execution is left to other workers than those that lost it. They may be back then, while the
+/// others run long actions.
+const RETURN: Duration = Duration::from_secs(10);
 
 /// A worker that takes queued actions when it has a slot.
 #[derive(Clone)]
@@ -74,9 +78,17 @@ pub(super) struct Takers {
     /// There may be a thousand peers and hundreds of classes, but the peers have few different platforms.
     peers: Vec<Group>,
     failing: BTreeMap<WorkerId, Failing>,
+    /// The executions that are left to others than the workers that lost them, with the end of that time.
+    avoiding: VecDeque<(Time, u64)>,
 }
 
 impl Takers {
+    /// Leaves an execution to other workers than those that lost it, for a while.
+    pub(super) fn avoid_lost(&mut self, execution: u64, now: Time) {
+        self.avoiding
+            .push_back((now.saturating_add(RETURN), execution));
+    }
+
     fn rests(&self, worker: &WorkerId) -> bool {
         let failing = self.failing.get(worker);
         failing.is_some_and(|failing| failing.until.is_some())
@@ -93,10 +105,12 @@ impl Takers {
         self.own.retain(|taker| taker.worker != *worker);
     }
 
-    /// Returns the end of the next rest.
+    /// Returns the end of the next rest, or of the next time in which an execution is left to others.
     pub(super) fn deadline(&self) -> Option<Time> {
         let rests = self.failing.values();
-        rests.filter_map(|failing| failing.until).min()
+        let rests = rests.filter_map(|failing| failing.until);
+        let returns = self.avoiding.front().map(|(until, _)| *until);
+        rests.chain(returns).min()
     }
 }
 
@@ -285,6 +299,26 @@ impl<J, O> Scheduler<J, O> {
             let rest = REST.saturating_mul(factor).min(LONGEST_REST);
             failing.until = Some(now.saturating_add(rest));
             self.takers_changed();
+        }
+    }
+
+    /// Lets workers run the queued executions that they lost a while ago.
+    pub(super) fn readmit_lost(&mut self, now: Time) {
+        while let Some((until, number)) = self.takers.avoiding.front().copied()
+            && until <= now
+        {
+            self.takers.avoiding.pop_front();
+            let execution = self.executions.get(&number);
+            // An execution that was queued again since waits for its own time.
+            let is_due = |queued: Time| queued.saturating_add(RETURN) <= now;
+            if execution.is_some_and(|it| it.running.is_none() && is_due(it.queued)) {
+                self.leave_queue(number);
+                if let Some(execution) = self.executions.get_mut(&number) {
+                    execution.readmit_lost();
+                }
+                self.enter_queue(number);
+                self.wake();
+            }
         }
     }
 

@@ -268,6 +268,31 @@ fn actions_that_a_worker_lacks_the_inputs_of_are_retried_elsewhere_and_do_not_ma
 }
 
 #[test]
+fn a_lost_action_may_return_to_its_worker_after_a_while_and_a_failed_one_may_not() {
+    let mut bench = bench(1, &["p"]);
+    bench.submit(&request(0));
+    bench.claims(0);
+    bench.submit(&request(1));
+    for _ in 0..2 {
+        let lost = bench.claim_at("p").unwrap().attempt;
+        bench.scheduler.lose(lost, bench.now);
+        assert_eq!(bench.counts_for("p"), 0);
+        let due = bench.scheduler.deadline();
+        assert_eq!(due, Some(bench.now + Duration::from_secs(10)));
+        bench.pass(Duration::from_secs(9));
+        assert!(bench.claim_at("p").is_none());
+        bench.pass(Duration::from_secs(1));
+        assert_eq!(
+            (bench.counts_for("p"), bench.scheduler.deadline()),
+            (1, None)
+        );
+    }
+    bench.fails_at("p");
+    bench.pass(Duration::from_mins(1));
+    assert_eq!(bench.counts_for("p"), 0);
+}
+
+#[test]
 fn no_worker_rests_without_another_for_its_actions() {
     let mut bench = bench(1, &["p"]);
     bench.join(&["p", "q"]);
