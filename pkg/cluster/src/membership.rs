@@ -211,27 +211,6 @@ impl Membership {
         self.settle();
     }
 
-    /// Greets the `peers` to which links are open, and a few nodes that were members, if this node is alone. The caller
-    /// calls it whenever it looks for nodes.
-    ///
-    /// A node that was refused, or refused others, may have links to nodes that it has not joined. After a cut, the
-    /// nodes that are looked for may be gone, while other members are back.
-    pub fn seek_if_alone(&mut self, peers: &[Arc<Record>], now: Time) {
-        self.advance(now);
-        if !self.is_alone() {
-            return;
-        }
-        if !self.retreats() {
-            let down = self.nodes.values().map(|node| node.id.clone());
-            for id in self.random.choose_multiple(down, RETURN_ATTEMPTS) {
-                self.announce_to(id);
-            }
-        }
-        for peer in peers {
-            self.greet(peer, now);
-        }
-    }
-
     /// Handles a packet that came over the link to `from`.
     pub fn receive(&mut self, from: &Record, packet: &[u8], now: Time) -> Result<(), PacketError> {
         self.advance(now);

@@ -2,11 +2,15 @@
 //! and clean-up.
 
 use std::mem;
+use std::sync::Arc;
+
+use gorego_scheduler::Time;
 
 use super::identity::{Identity, key};
 use super::partners::partners;
 use super::records::item;
 use super::{Effect, FIRST_SYNC, MAX_ANNOUNCEMENTS, Membership, RETURN_ATTEMPTS};
+use crate::record::Record;
 
 impl Membership {
     pub(super) fn announce_to(&mut self, id: Identity) {
@@ -52,6 +56,27 @@ impl Membership {
         let wait = self.sync_wait;
         self.next_sync = self.now + wait.mul_f64(0.75 + self.random.f64() / 2.0);
         self.sync_wait = (wait * 2).min(self.options.sync_period);
+    }
+
+    /// Greets the `peers` to which links are open, and a few nodes that were members, if this node is alone. The caller
+    /// calls it whenever it looks for nodes.
+    ///
+    /// A node that was refused, or refused others, may have links to nodes that it has not joined. After a cut, the
+    /// nodes that are looked for may be gone, while other members are back.
+    pub fn seek_if_alone(&mut self, peers: &[Arc<Record>], now: Time) {
+        self.advance(now);
+        if !self.is_alone() {
+            return;
+        }
+        if !self.retreats() {
+            let down = self.nodes.values().map(|node| node.id.clone());
+            for id in self.random.choose_multiple(down, RETURN_ATTEMPTS) {
+                self.announce_to(id);
+            }
+        }
+        for peer in peers {
+            self.greet(peer, now);
+        }
     }
 
     /// Returns whether this node has no member to rely on. Then it forgets no node that was one.
