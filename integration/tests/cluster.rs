@@ -33,6 +33,15 @@ fn requeued(counts: &[(&str, u64)]) -> Vec<(&'static str, u64)> {
     causes.map(|(cause, metric)| (metric, count(cause))).into()
 }
 
+/// Waits until a node has queued one action again, for this cause or because it lost the node that ran the action.
+async fn wait_for_requeued(node: &Node, cause: &str) {
+    let is_counted = |metrics: &Metrics| {
+        let count = |cause| metrics.get(&format!(r#"{REQUEUED}{{cause="{cause}"}}"#));
+        metrics.sum(REQUEUED) == 1 && count(cause).max(count("node_lost")) == Some(1)
+    };
+    Metrics::wait_for(node.server.metrics(), is_counted).await;
+}
+
 /// Starts as many actions at a node as wait at the gate at once; each prints its number.
 async fn crowd(node: &Node, gate: &Gate, count: usize) -> Vec<Messages> {
     let mut crowd = Vec::new();
@@ -110,11 +119,7 @@ async fn the_actions_of_a_silent_node_run_elsewhere() {
     gate.wait_for_starts(3);
     finish(&a, &mut gate, crowd).await;
     // The lease ends before the link breaks, except if this machine is busy.
-    let is_counted = |metrics: &Metrics| {
-        let cause = |cause| metrics.get(&format!(r#"{REQUEUED}{{cause="{cause}"}}"#));
-        metrics.sum(REQUEUED) == 1 && cause("lease").max(cause("node_lost")) == Some(1)
-    };
-    Metrics::wait_for(a.server.metrics(), is_counted).await;
+    wait_for_requeued(&a, "lease").await;
     b.server.thaw();
     a.wait_for_members(&["a", "b"]).await;
 }
@@ -145,11 +150,7 @@ async fn actions_that_outlast_the_drain_timeout_of_their_node_run_elsewhere() {
     finish(&a, &mut gate, crowd).await;
     assert_eq!(gate.starts(), 3);
     // On a busy machine, the node may be gone before it can say that it stopped the action.
-    let is_counted = |metrics: &Metrics| {
-        let cause = |cause| metrics.get(&format!(r#"{REQUEUED}{{cause="{cause}"}}"#));
-        metrics.sum(REQUEUED) == 1 && cause("stopped").max(cause("node_lost")) == Some(1)
-    };
-    Metrics::wait_for(a.server.metrics(), is_counted).await;
+    wait_for_requeued(&a, "stopped").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,6 +17,13 @@ fn network(nodes: usize, loss: f64, seed: u64) -> Network {
     simulation::network(nodes, loss, seed).unwrap()
 }
 
+fn limited_to(max_nodes: usize) -> MembershipOptions {
+    MembershipOptions {
+        max_nodes,
+        ..MembershipOptions::default()
+    }
+}
+
 /// Waits until all nodes know all others.
 fn agree(network: &mut Network, limit: u64) -> Duration {
     simulation::agree(network, limit).unwrap()
@@ -223,10 +230,7 @@ fn older_node_regains_a_name_that_it_lost_in_a_partition() {
 
 #[test]
 fn nodes_beyond_the_limit_are_turned_away_until_there_is_room() {
-    let options = MembershipOptions {
-        max_nodes: 8,
-        ..MembershipOptions::default()
-    };
+    let options = limited_to(8);
     for seed in 0..5 {
         let mut network = Network::new(8, 0.01, seed, options.clone());
         agree(&mut network, 10);
@@ -252,10 +256,7 @@ fn nodes_beyond_the_limit_are_turned_away_until_there_is_room() {
 
 #[test]
 fn node_beyond_the_limit_turns_no_member_away() {
-    let options = MembershipOptions {
-        max_nodes: 2,
-        ..MembershipOptions::default()
-    };
+    let options = limited_to(2);
     for seed in 0..100 {
         let mut network = Network::new(2, 0.0, seed, options.clone());
         agree(&mut network, 10);
@@ -275,10 +276,7 @@ fn node_beyond_the_limit_turns_no_member_away() {
 
 #[test]
 fn cluster_that_starts_with_too_many_nodes_settles() {
-    let options = MembershipOptions {
-        max_nodes: 8,
-        ..MembershipOptions::default()
-    };
+    let options = limited_to(8);
     for seed in 0..5 {
         let mut network = Network::new(12, 0.0, seed, options.clone());
         network.run(seconds(300));
@@ -361,10 +359,7 @@ fn node_that_refuses_one_other_only_stays_a_member() {
 
 #[test]
 fn thousand_members_fit() {
-    let options = MembershipOptions {
-        max_nodes: 2000,
-        ..MembershipOptions::default()
-    };
+    let options = limited_to(2000);
     let mut network = Network::new(2, 0.0, 1, options);
     agree(&mut network, 5);
     let updates = (0..1000).map(|number| {
